@@ -1,0 +1,68 @@
+"""Boundary checks shared by the package: shapes, dtypes and options, never values on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+
+def check_tensor(
+    name: str, value: object, *, ndim: int | None = None, layout: str = "", channels: int | None = None
+) -> None:
+    """Raise TypeError/ValueError unless ``value`` is a floating tensor of ``ndim`` axes.
+
+    Args:
+        name: the argument's name as the caller knows it.
+        value: what the caller passed.
+        ndim: how many axes it must have; any number when None.
+        layout: the expected axes for the message, such as ``"(B, C, H, W)"``.
+        channels: the size that axis -3 must have.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor {layout}, got {type(value).__name__}".replace("  ", " "))
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+    if ndim is not None and value.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} axes {layout}, got shape {tuple(value.shape)}")
+    if channels is not None and value.shape[-3] != channels:
+        raise ValueError(f"{name} must have {channels} channels {layout}, got shape {tuple(value.shape)}")
+
+
+def check_same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
+    """Raise ValueError unless the two tensors have the same shape and device."""
+    if a.shape != b.shape:
+        raise ValueError(
+            f"{name_a} and {name_b} must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    if a.device != b.device:
+        raise ValueError(f"{name_a} and {name_b} must be on one device, got {a.device} and {b.device}")
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {sorted(map(str, choices))}, got {value!r}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is a finite number above zero."""
+    if isinstance(value, Tensor) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+
+
+def check_range(name: str, value: tuple[float, float]) -> tuple[float, float]:
+    """Return ``value`` as two floats (low, high); raise ValueError unless low < high, both finite."""
+    try:
+        low, high = (float(v) for v in value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a pair (low, high), got {value!r}") from None
+    if not (low < high and abs(low) < float("inf") and abs(high) < float("inf")):
+        raise ValueError(f"{name} must be finite with low < high, got {value!r}")
+    return low, high
+
+
+def float_dtype(value: Tensor) -> torch.dtype:
+    """Return the dtype to compute in: float64 stays, everything else is float32."""
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
