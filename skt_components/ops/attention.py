@@ -1,0 +1,72 @@
+"""Transposed (channel-wise) attention."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from skt_components.ops._checks import check_same_shape, check_tensor, float_dtype
+
+
+def transposed_attention(
+    query: Float[Tensor, "b c h w"],
+    key: Float[Tensor, "b c h w"],
+    value: Float[Tensor, "b c h w"],
+    *,
+    temperature: Float[Tensor, "..."] | float = 1.0,
+    num_heads: int = 1,
+    normalize: bool = True,
+) -> Float[Tensor, "b c h w"]:
+    """Attend over channels: the ``V . Softmax(K . Q / temperature)`` of eq. 4.
+
+    Every output channel is a convex combination of the value's channels, weighted by how alike, over all pixels,
+    the query channel and the key channels are. The attention matrix is (C/heads)^2 whatever the picture's size,
+    and the cost is linear in the number of pixels.
+
+    Args:
+        query: from the semantic prior.
+        key: from the image features.
+        value: from the image features.
+        temperature: divisor of the logits (eq. 4's gamma), a number or a tensor that broadcasts to
+            ``(num_heads, 1, 1)``.
+        num_heads: groups of channels that attend among themselves; divides C.
+        normalize: L2-normalise each query and key channel over the pixels first, as Restormer does, so that the
+            logits are cosines whatever the size. False is eq. 4 literally.
+
+    Returns:
+        Attended features, same shape and dtype as ``value``.
+
+    Raises:
+        TypeError: query, key or value is not a floating-point tensor.
+        ValueError: their shapes differ, or ``num_heads`` does not divide C.
+
+    Example:
+        >>> x = torch.randn(1, 4, 8, 8)
+        >>> transposed_attention(x, x, x, num_heads=2).shape
+        torch.Size([1, 4, 8, 8])
+
+    Reference:
+        Eq. 4 of the paper; S. W. Zamir et al., "Restormer", CVPR 2022 (multi-Dconv head transposed attention).
+    """
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        check_tensor(name, tensor, ndim=4, layout="(B, C, H, W)")
+    check_same_shape("query", query, "key", key)
+    check_same_shape("key", key, "value", value)
+    batch, channels, height, width = value.shape
+    if num_heads < 1 or channels % num_heads:
+        raise ValueError(f"num_heads must divide the {channels} channels, got {num_heads}")
+    heads = (batch, num_heads, channels // num_heads, height * width)
+    q, k, v = query.reshape(heads), key.reshape(heads), value.reshape(heads)
+    logits = q @ k.transpose(-2, -1)
+    if normalize:
+        # Dividing the small (C/heads)^2 matrix by the norms spares two normalised copies of the feature maps.
+        norms = _channel_norms(q).unsqueeze(-1) * _channel_norms(k).unsqueeze(-2)
+        logits = logits / norms.clamp_min(1e-12)
+    # Softmax in float32 at least: half-precision logits would blur the weights.
+    weights = torch.softmax(logits.to(float_dtype(logits)) / temperature, dim=-1)
+    return (weights.to(v.dtype) @ v).reshape(batch, channels, height, width)
+
+
+def _channel_norms(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1)

@@ -1,0 +1,77 @@
+"""Complementary random masks and the mixing of two feature maps (eq. 11)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from skt_components.ops._checks import check_same_shape, check_tensor
+
+
+def complementary_masks(
+    shape: Sequence[int],
+    mask_ratio: float = 0.5,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+    """Draw an element-wise random mask and its complement, ``I`` and ``1 - I`` of eq. 11.
+
+    Args:
+        shape: shape of the masks, such as ``(B, C, H, W)``; every element is drawn alone.
+        mask_ratio: probability of a 1 in the first mask, in [0, 1].
+        generator: source of randomness; the default one of ``device`` when None. A generator on another device
+            draws there and the result is copied.
+        device: where the masks are wanted; the generator's device when None.
+        dtype: floating-point dtype of the masks.
+
+    Returns:
+        ``(mask, complement)``: binary, and their sum is 1 everywhere.
+
+    Raises:
+        ValueError: ``mask_ratio`` is outside [0, 1].
+
+    Example:
+        >>> mask, complement = complementary_masks((2, 3), generator=torch.Generator().manual_seed(0))
+        >>> bool((mask + complement == 1).all())
+        True
+    """
+    if not 0.0 <= mask_ratio <= 1.0:
+        raise ValueError(f"mask_ratio must be in [0, 1], got {mask_ratio!r}")
+    source = generator.device if generator is not None else torch.device(device or "cpu")
+    target = torch.device(device) if device is not None else source
+    mask = (torch.rand(tuple(shape), generator=generator, device=source) < mask_ratio).to(target, dtype)
+    return mask, 1 - mask
+
+
+def mix_features(
+    student: Float[Tensor, "b c h w"], teacher: Float[Tensor, "b c h w"], mask: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b c h w"]:
+    """Take the teacher where ``mask`` is 1 and the student where it is 0 (the argument of eq. 11's decoder).
+
+    Args:
+        student: latent features of the student.
+        teacher: latent features of the teacher, same shape.
+        mask: binary, same shape (or broadcastable to it).
+
+    Returns:
+        ``student * (1 - mask) + teacher * mask``.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: the shapes differ.
+
+    Example:
+        >>> one = torch.ones(1, 1, 2, 2)
+        >>> mix_features(0 * one, one, one).mean()
+        tensor(1.)
+    """
+    check_tensor("student", student)
+    check_tensor("teacher", teacher)
+    check_tensor("mask", mask)
+    check_same_shape("student", student, "teacher", teacher)
+    return student * (1 - mask) + teacher * mask

@@ -1,0 +1,138 @@
+"""Range and domain transfer: mu-law, LDR linearisation, sRGB."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from skt_components.ops._checks import check_positive, check_tensor
+
+
+def mu_law(x: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor, "..."]:
+    """Compress linear radiance: ``T(x) = log(1 + mu x) / log(1 + mu)`` (the T of eq. 1).
+
+    Below zero, where the formula soon has no value, T continues as an odd function, ``T(-x) = -T(x)``: it stays
+    finite, strictly increasing and invertible, and a network with a linear output is pulled back from negative
+    values instead of meeting the zero gradient of a clamp. The slope at 0 is ``mu / log(1 + mu)`` from both sides.
+
+    Args:
+        x: linear radiance relative to its peak, nominally [0, 1]; any shape.
+        mu: amount of compression, > 0.
+
+    Returns:
+        The tone-mapped picture, same shape and dtype; 0 at 0 and 1 at 1.
+
+    Raises:
+        TypeError: ``x`` is not a floating-point tensor.
+        ValueError: ``mu`` is not a finite number above zero.
+
+    Example:
+        >>> mu_law(torch.tensor([0.0, 1.0]))
+        tensor([0., 1.])
+    """
+    check_tensor("x", x)
+    check_positive("mu", mu)
+    compressed = torch.where(x >= 0, torch.log1p(mu * x.clamp(min=0)), -torch.log1p(-mu * x.clamp(max=0)))
+    return compressed / math.log1p(mu)
+
+
+def mu_law_inverse(y: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor, "..."]:
+    """Undo :func:`mu_law`, its odd continuation below zero included.
+
+    Args:
+        y: tone-mapped values; any shape.
+        mu: amount of compression, > 0.
+
+    Returns:
+        Linear radiance relative to its peak, same shape and dtype.
+
+    Raises:
+        TypeError: ``y`` is not a floating-point tensor.
+        ValueError: ``mu`` is not a finite number above zero.
+
+    Example:
+        >>> mu_law_inverse(mu_law(torch.tensor([0.25])))
+        tensor([0.2500])
+    """
+    check_tensor("y", y)
+    check_positive("mu", mu)
+    scaled = y * math.log1p(mu)
+    return torch.where(y >= 0, torch.expm1(scaled.clamp(min=0)), -torch.expm1(-scaled.clamp(max=0))) / mu
+
+
+def linearize_ldr(
+    ldr: Float[Tensor, "*batch n c h w"], exposure_times: Float[Tensor, "*batch n"], gamma: float = 2.2
+) -> Float[Tensor, "*batch n c h w"]:
+    """Bring LDR exposures to one radiance scale: ``ldr ** gamma / exposure_time``.
+
+    Args:
+        ldr: gamma-encoded exposures in [0, 1]; values below 0 count as 0.
+        exposure_times: positive, relative (1 for the exposure whose scale the target has).
+        gamma: exponent of the camera response, > 0; 2.2 in the Kalantari and Tel protocols.
+
+    Returns:
+        Linear radiance, same shape as ``ldr``.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: ``exposure_times`` is not ``ldr.shape[:-3]``, or ``gamma`` is not above zero.
+
+    Example:
+        >>> linearize_ldr(torch.ones(2, 3, 4, 4), torch.tensor([1.0, 4.0]))[1, 0, 0, 0]
+        tensor(0.2500)
+    """
+    check_tensor("ldr", ldr)
+    check_tensor("exposure_times", exposure_times)
+    check_positive("gamma", gamma)
+    if ldr.ndim < 4 or exposure_times.shape != ldr.shape[:-3]:
+        raise ValueError(
+            f"exposure_times must have the leading axes of ldr (..., N, C, H, W), got shapes "
+            f"{tuple(exposure_times.shape)} and {tuple(ldr.shape)}"
+        )
+    return ldr.clamp(min=0) ** gamma / exposure_times[..., None, None, None]
+
+
+def srgb_encode(linear: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Apply the sRGB transfer function (IEC 61966-2-1) to linear light.
+
+    Args:
+        linear: linear light, nominally [0, 1]; the linear segment continues below 0, the power law above 1.
+
+    Returns:
+        Display values, same shape and dtype.
+
+    Raises:
+        TypeError: ``linear`` is not a floating-point tensor.
+
+    Example:
+        >>> srgb_encode(torch.tensor([0.0, 1.0]))
+        tensor([0., 1.])
+    """
+    check_tensor("linear", linear)
+    # The clamp keeps the power law's infinite slope at 0 out of the gradient of the branch not taken.
+    curved = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
+    return torch.where(linear <= 0.0031308, 12.92 * linear, curved)
+
+
+def srgb_decode(encoded: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Undo :func:`srgb_encode`.
+
+    Args:
+        encoded: display values, nominally [0, 1].
+
+    Returns:
+        Linear light, same shape and dtype.
+
+    Raises:
+        TypeError: ``encoded`` is not a floating-point tensor.
+
+    Example:
+        >>> srgb_decode(torch.tensor([0.0, 1.0]))
+        tensor([0., 1.])
+    """
+    check_tensor("encoded", encoded)
+    curved = ((encoded.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4
+    return torch.where(encoded <= 0.04045, encoded / 12.92, curved)
