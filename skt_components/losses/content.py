@@ -1,0 +1,72 @@
+"""Content loss: pixels and, optionally, perceptual features (eq. 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from skt_components.ops._checks import check_same_shape, check_tensor
+
+
+def content_loss(
+    student: Float[Tensor, "b c h w"],
+    teacher: Float[Tensor, "b c h w"],
+    *,
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+    perceptual_weight: float = 1e-2,
+) -> Float[Tensor, ""]:
+    """``mean|student - teacher| + perceptual_weight * perceptual(student, teacher)`` (eq. 5, norms as means).
+
+    Args:
+        student: tone-mapped picture T(H_in) of the reconstruction network.
+        teacher: refined picture of the SPGRM, same shape.
+        perceptual: the feature term, such as a :class:`PerceptualLoss`; left out when None.
+        perceptual_weight: lambda of eq. 5, >= 0.
+
+    Returns:
+        The loss, a scalar.
+
+    Raises:
+        TypeError: a picture is not a floating-point tensor.
+        ValueError: shapes differ, or the weight is negative.
+
+    Example:
+        >>> content_loss(torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))
+        tensor(1.)
+    """
+    check_tensor("student", student)
+    check_tensor("teacher", teacher)
+    check_same_shape("student", student, "teacher", teacher)
+    if perceptual_weight < 0:
+        raise ValueError(f"perceptual_weight must be >= 0, got {perceptual_weight!r}")
+    pixels = (student - teacher).abs().mean()
+    if perceptual is None or perceptual_weight == 0:
+        return pixels
+    return pixels + perceptual_weight * perceptual(student, teacher)
+
+
+class ContentLoss(nn.Module):
+    """Pixel and perceptual distance of two tone-mapped pictures (eq. 5); options of :func:`content_loss`.
+
+    Example:
+        >>> ContentLoss()(torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))
+        tensor(1.)
+    """
+
+    def __init__(self, perceptual: nn.Module | None = None, perceptual_weight: float = 1e-2) -> None:
+        super().__init__()
+        if perceptual_weight < 0:
+            raise ValueError(f"perceptual_weight must be >= 0, got {perceptual_weight!r}")
+        self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the loss of ``student`` against ``teacher``, both ``(B, C, H, W)``."""
+        return content_loss(
+            student, teacher, perceptual=self.perceptual, perceptual_weight=self.perceptual_weight
+        )
+
+    def extra_repr(self) -> str:
+        """Show the options in ``print(module)``."""
+        return f"perceptual_weight={self.perceptual_weight}"

@@ -1,0 +1,292 @@
+"""Histogram losses: global (eq. 9) and per semantic region (eq. 10, the color loss)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from skt_components.ops._checks import check_choice, check_same_shape, check_tensor, float_dtype
+from skt_components.ops.histogram import BACKENDS, histogram_difference
+
+NORMALIZATIONS = ("pixels", "area", "none")
+REDUCTIONS = ("mean", "sum", "none")
+SOFT_MASKS = (None, "weighted", "literal")
+
+
+def semantic_histogram_loss(
+    student: Float[Tensor, "b c h w"],
+    teacher: Float[Tensor, "b c h w"],
+    masks: Float[Tensor, "b r h w"] | Bool[Tensor, "b r h w"] | Int[Tensor, "b r h w"] | None = None,
+    *,
+    labels: Int[Tensor, "b h w"] | None = None,
+    num_regions: int | None = None,
+    valid: Bool[Tensor, "b r"] | None = None,
+    num_bins: int = 256,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    bandwidth: float = 1 / 400,
+    normalization: str = "pixels",
+    soft_masks: str | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Float[Tensor, ""] | Float[Tensor, "b"]:
+    """Squared distance of the soft histograms of two pictures, region by region (eq. 10).
+
+    Per picture ``1/R sum_r 1/C sum_c sum_i (H^S - H^T)^2``. The pixels outside a region, which eq. 10 sets to
+    zero, add the same count to both histograms and cancel; they are therefore never computed.
+
+    Args:
+        student: picture that learns, nominally in ``value_range``.
+        teacher: picture it is compared with, same shape. It receives a gradient too unless detached.
+        masks: regions, bool or binary. Floating masks must say ``soft_masks``; without it they have to be 0 or 1,
+            which is verified on the CPU only, since looking would stall an accelerator.
+        labels: regions as an integer map in [0, num_regions), -1 for none. Give masks or labels.
+        num_regions: number of regions in ``labels``; None reads it off the map, waiting for the device.
+        valid: which of the regions count in the average 1/R; all of them when None, the empty ones too.
+        num_bins: bins N of eq. 6.
+        value_range: outer edges of the bins.
+        bandwidth: kernel width in the unit of the pictures (sigma of eq. 7).
+        normalization: "pixels" divides histograms by the picture's pixel count, "area" by the region's, "none"
+            leaves the counts of eq. 8.
+        soft_masks: None for binary masks. For others the two possible readings are different losses: "weighted"
+            counts a pixel in proportion to its mask, "literal" multiplies the picture by the mask as eq. 10 does.
+        reduction: over the batch: "mean", "sum" or "none".
+        backend: "auto" or "torch".
+
+    Returns:
+        The loss, float32 (float64 for float64 pictures); shape ``(B,)`` with ``reduction="none"``. Empty regions
+        add zero and stay connected to the graph.
+
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes do not fit, no regions are given, masks are not binary, or an option is unknown.
+
+    Example:
+        >>> student, teacher = torch.rand(2, 1, 3, 16, 16).unbind(0)
+        >>> semantic_histogram_loss(student, student, labels=torch.zeros(1, 16, 16, dtype=torch.long))
+        tensor(0.)
+
+    Reference:
+        Eqs. 6-10 of the paper.
+    """
+    if masks is None and labels is None:
+        raise ValueError("semantic_histogram_loss needs masks or labels; histogram_loss has no regions")
+    check_choice("normalization", normalization, NORMALIZATIONS)
+    check_choice("soft_masks", soft_masks, SOFT_MASKS)
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_tensor("student", student, ndim=4, layout="(B, C, H, W)")
+    check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
+    check_same_shape("student", student, "teacher", teacher)
+    options = {
+        "num_bins": num_bins,
+        "value_range": value_range,
+        "bandwidth": bandwidth,
+        "backend": backend,
+    }
+    if masks is not None and labels is None:
+        masks = _prepare_masks(masks, soft_masks)
+    if soft_masks == "literal" and masks is not None:
+        difference = _literal_difference(student, teacher, masks, options)
+    else:
+        regions = {"masks": masks, "labels": labels, "num_regions": num_regions}
+        difference = histogram_difference(student, teacher, **regions, **options)
+    regions_found = difference.shape[1]
+    difference = _normalize(difference, student, masks, labels, normalization)
+    per_region = difference.square().sum(dim=-1).mean(dim=-1)
+    if valid is None:
+        per_picture = per_region.sum(dim=1) / max(regions_found, 1)
+    else:
+        if tuple(valid.shape) != tuple(per_region.shape):
+            raise ValueError(f"valid must be (B, R) = {tuple(per_region.shape)}, got {tuple(valid.shape)}")
+        weights = valid.to(per_region.dtype)
+        per_picture = (per_region * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
+    return _reduce(per_picture, reduction).to(float_dtype(student))
+
+
+def histogram_loss(
+    student: Float[Tensor, "b c h w"],
+    teacher: Float[Tensor, "b c h w"],
+    *,
+    num_bins: int = 256,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    bandwidth: float = 1 / 400,
+    normalization: str = "pixels",
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Float[Tensor, ""] | Float[Tensor, "b"]:
+    """Squared distance of the soft histograms of two pictures, ``1/C sum_c sum_i (H^S - H^T)^2`` (eq. 9).
+
+    Args:
+        student: picture that learns, nominally in ``value_range``.
+        teacher: picture it is compared with, same shape.
+        num_bins: bins N of eq. 6.
+        value_range: outer edges of the bins.
+        bandwidth: kernel width in the unit of the pictures (sigma of eq. 7).
+        normalization: "pixels" or "area" divides histograms by the pixel count, "none" leaves counts.
+        reduction: over the batch: "mean", "sum" or "none".
+        backend: "auto" or "torch".
+
+    Returns:
+        The loss, float32 (float64 for float64 pictures); shape ``(B,)`` with ``reduction="none"``.
+
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes differ or an option is unknown.
+
+    Example:
+        >>> x = torch.rand(1, 3, 16, 16)
+        >>> histogram_loss(x, x.flip(-1))  # the same pixels elsewhere
+        tensor(0.)
+
+    Reference:
+        Eqs. 6-9 of the paper.
+    """
+    check_choice("normalization", normalization, NORMALIZATIONS)
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_tensor("student", student, ndim=4, layout="(B, C, H, W)")
+    check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
+    check_same_shape("student", student, "teacher", teacher)
+    difference = histogram_difference(
+        student, teacher, num_bins=num_bins, value_range=value_range, bandwidth=bandwidth, backend=backend
+    )
+    difference = _normalize(difference, student, None, None, normalization)
+    per_picture = difference.square().sum(dim=-1).mean(dim=-1).squeeze(1)
+    return _reduce(per_picture, reduction).to(float_dtype(student))
+
+
+def _prepare_masks(masks: Tensor, soft_masks: str | None) -> Tensor:
+    if not isinstance(masks, Tensor):
+        raise TypeError(f"masks must be a tensor (B, R, H, W), got {type(masks).__name__}")
+    if not masks.is_floating_point():
+        return masks.bool()
+    if soft_masks is None and masks.device.type == "cpu" and bool(((masks != 0) & (masks != 1)).any()):
+        raise ValueError(
+            "masks hold values other than 0 and 1. Pass masks > 0.5, or say which loss is meant with "
+            'soft_masks="weighted" (pixels counted in proportion) or "literal" (the picture multiplied, eq. 10)'
+        )
+    return masks if soft_masks is not None else masks.bool()
+
+
+def _literal_difference(student: Tensor, teacher: Tensor, masks: Tensor, options: dict) -> Tensor:
+    if masks.ndim != 4 or masks.shape[0] != student.shape[0] or masks.shape[2:] != student.shape[2:]:
+        raise ValueError(f"masks must be (B, R, H, W) for pictures {tuple(student.shape)}, got {tuple(masks.shape)}")
+    batch, regions = masks.shape[:2]
+    weights = masks.to(student.dtype)[:, :, None]
+    masked = [(x[:, None] * weights).flatten(0, 1) for x in (student, teacher)]
+    difference = histogram_difference(*masked, **options)
+    return difference.reshape(batch, regions, student.shape[1], -1)
+
+
+def _normalize(
+    difference: Tensor, student: Tensor, masks: Tensor | None, labels: Tensor | None, normalization: str
+) -> Tensor:
+    if normalization == "none":
+        return difference
+    pixels = student.shape[-2] * student.shape[-1]
+    if normalization == "pixels" or (masks is None and labels is None):
+        return difference / max(pixels, 1)
+    if masks is not None:
+        area = masks.sum(dim=(-2, -1), dtype=difference.dtype)
+    else:
+        assert labels is not None
+        batch, regions = difference.shape[:2]
+        index = torch.where((labels >= 0) & (labels < regions), labels, regions).long().flatten(1)
+        area = difference.new_zeros(batch, regions + 1)
+        area = area.scatter_add(1, index, area.new_ones(()).expand_as(index))[:, :regions]
+    return difference / area.clamp_min(1)[:, :, None, None]
+
+
+def _reduce(per_picture: Tensor, reduction: str) -> Tensor:
+    if reduction == "mean":
+        return per_picture.sum() / max(per_picture.numel(), 1)
+    return per_picture.sum() if reduction == "sum" else per_picture
+
+
+class HistogramLoss(nn.Module):
+    """Squared distance of the soft histograms of two pictures (eq. 9); options of :func:`histogram_loss`.
+
+    Example:
+        >>> loss = HistogramLoss(num_bins=64, bandwidth=1 / 64)
+        >>> loss(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16)).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        num_bins: int = 256,
+        value_range: tuple[float, float] = (0.0, 1.0),
+        bandwidth: float = 1 / 400,
+        normalization: str = "pixels",
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_choice("normalization", normalization, NORMALIZATIONS)
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("backend", backend, BACKENDS)
+        self.num_bins, self.value_range, self.bandwidth = num_bins, value_range, bandwidth
+        self.normalization, self.reduction, self.backend = normalization, reduction, backend
+
+    def _options(self) -> dict:
+        return {
+            "num_bins": self.num_bins,
+            "value_range": self.value_range,
+            "bandwidth": self.bandwidth,
+            "normalization": self.normalization,
+            "reduction": self.reduction,
+            "backend": self.backend,
+        }
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the loss of ``student`` against ``teacher``, both ``(B, C, H, W)``."""
+        return histogram_loss(student, teacher, **self._options())
+
+    def extra_repr(self) -> str:
+        """Show the options in ``print(module)``."""
+        return ", ".join(f"{name}={value!r}" for name, value in self._options().items())
+
+
+class SemanticHistogramLoss(HistogramLoss):
+    """Semantic-guided color loss (eq. 10); options of :func:`semantic_histogram_loss`.
+
+    Called as ``loss(student, teacher, masks)`` or ``loss(student, teacher, labels=labels)``.
+
+    Example:
+        >>> loss = SemanticHistogramLoss()
+        >>> student, teacher = torch.rand(1, 3, 32, 32, requires_grad=True), torch.rand(1, 3, 32, 32)
+        >>> loss(student, teacher, torch.rand(1, 4, 32, 32) > 0.5).backward()
+        >>> student.grad.abs().max() > 0
+        tensor(True)
+    """
+
+    def __init__(
+        self,
+        num_bins: int = 256,
+        value_range: tuple[float, float] = (0.0, 1.0),
+        bandwidth: float = 1 / 400,
+        normalization: str = "pixels",
+        soft_masks: str | None = None,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(num_bins, value_range, bandwidth, normalization, reduction, backend)
+        check_choice("soft_masks", soft_masks, SOFT_MASKS)
+        self.soft_masks = soft_masks
+
+    def _options(self) -> dict:
+        return {**super()._options(), "soft_masks": self.soft_masks}
+
+    def forward(  # type: ignore[override]
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        masks: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        num_regions: int | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of ``student`` against ``teacher`` over the regions ``masks`` or ``labels``."""
+        return semantic_histogram_loss(
+            student, teacher, masks, labels=labels, num_regions=num_regions, valid=valid, **self._options()
+        )
