@@ -33,6 +33,7 @@ def content_loss(
         ValueError: shapes differ, or the weight is negative.
 
     Example:
+        >>> import torch
         >>> content_loss(torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))
         tensor(1.)
     """
@@ -51,6 +52,7 @@ class ContentLoss(nn.Module):
     """Pixel and perceptual distance of two tone-mapped pictures (eq. 5); options of :func:`content_loss`.
 
     Example:
+        >>> import torch
         >>> ContentLoss()(torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))
         tensor(1.)
     """
@@ -63,9 +65,7 @@ class ContentLoss(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the loss of ``student`` against ``teacher``, both ``(B, C, H, W)``."""
-        return content_loss(
-            student, teacher, perceptual=self.perceptual, perceptual_weight=self.perceptual_weight
-        )
+        return content_loss(student, teacher, perceptual=self.perceptual, perceptual_weight=self.perceptual_weight)
 
     def extra_repr(self) -> str:
         """Show the options in ``print(module)``."""

@@ -36,6 +36,7 @@ def perceptual_loss(
         ValueError: shapes differ, or ``layer_weights`` has another length than the features.
 
     Example:
+        >>> import torch
         >>> x = torch.rand(1, 3, 8, 8)
         >>> perceptual_loss(x, x, lambda picture: [picture, picture[:, :, ::2, ::2]])
         tensor(0.)
@@ -63,6 +64,7 @@ class PerceptualLoss(nn.Module):
         layer_weights: one weight per feature map; equal weights that sum to 1 when None.
 
     Example:
+        >>> import torch
         >>> loss = PerceptualLoss(lambda picture: [picture])
         >>> loss(torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))
         tensor(1.)

@@ -28,6 +28,7 @@ def mu_l1_loss(
         ValueError: shapes differ, or ``mu`` or ``peak`` is not above zero.
 
     Example:
+        >>> import torch
         >>> mu_l1_loss(torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))
         tensor(1.)
     """

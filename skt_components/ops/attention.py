@@ -42,6 +42,7 @@ def transposed_attention(
         ValueError: their shapes differ, or ``num_heads`` does not divide C.
 
     Example:
+        >>> import torch
         >>> x = torch.randn(1, 4, 8, 8)
         >>> transposed_attention(x, x, x, num_heads=2).shape
         torch.Size([1, 4, 8, 8])

@@ -62,6 +62,7 @@ def soft_histogram(
             out of range.
 
     Example:
+        >>> import torch
         >>> h = soft_histogram(torch.rand(1, 3, 16, 16), num_bins=64, bandwidth=1 / 64)
         >>> h.shape
         torch.Size([1, 1, 3, 64])
@@ -157,9 +158,7 @@ def _full_precision(x: Tensor) -> Tensor:
     return x.to(dtype)
 
 
-def _region_count(
-    values: Tensor, masks: Tensor | None, labels: Tensor | None, num_regions: int | None
-) -> int:
+def _region_count(values: Tensor, masks: Tensor | None, labels: Tensor | None, num_regions: int | None) -> int:
     batch, _, height, width = values.shape
     if masks is not None and labels is not None:
         raise ValueError("give masks or labels, not both")

@@ -36,6 +36,7 @@ def complementary_masks(
         ValueError: ``mask_ratio`` is outside [0, 1].
 
     Example:
+        >>> import torch
         >>> mask, complement = complementary_masks((2, 3), generator=torch.Generator().manual_seed(0))
         >>> bool((mask + complement == 1).all())
         True
@@ -66,6 +67,7 @@ def mix_features(
         ValueError: the shapes differ.
 
     Example:
+        >>> import torch
         >>> one = torch.ones(1, 1, 2, 2)
         >>> mix_features(0 * one, one, one).mean()
         tensor(1.)

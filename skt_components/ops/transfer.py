@@ -30,6 +30,7 @@ def mu_law(x: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor, "..."]:
         ValueError: ``mu`` is not a finite number above zero.
 
     Example:
+        >>> import torch
         >>> mu_law(torch.tensor([0.0, 1.0]))
         tensor([0., 1.])
     """
@@ -54,6 +55,7 @@ def mu_law_inverse(y: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor,
         ValueError: ``mu`` is not a finite number above zero.
 
     Example:
+        >>> import torch
         >>> mu_law_inverse(mu_law(torch.tensor([0.25])))
         tensor([0.2500])
     """
@@ -81,6 +83,7 @@ def linearize_ldr(
         ValueError: ``exposure_times`` is not ``ldr.shape[:-3]``, or ``gamma`` is not above zero.
 
     Example:
+        >>> import torch
         >>> linearize_ldr(torch.ones(2, 3, 4, 4), torch.tensor([1.0, 4.0]))[1, 0, 0, 0]
         tensor(0.2500)
     """
@@ -108,8 +111,9 @@ def srgb_encode(linear: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         TypeError: ``linear`` is not a floating-point tensor.
 
     Example:
-        >>> srgb_encode(torch.tensor([0.0, 1.0]))
-        tensor([0., 1.])
+        >>> import torch
+        >>> srgb_encode(torch.tensor([0.5]))
+        tensor([0.7354])
     """
     check_tensor("linear", linear)
     # The clamp keeps the power law's infinite slope at 0 out of the gradient of the branch not taken.
@@ -130,6 +134,7 @@ def srgb_decode(encoded: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         TypeError: ``encoded`` is not a floating-point tensor.
 
     Example:
+        >>> import torch
         >>> srgb_decode(torch.tensor([0.0, 1.0]))
         tensor([0., 1.])
     """

@@ -1,0 +1,163 @@
+"""Fusion modules: the dilated residual dense block, the prior fusion block (eq. 4), and both together."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from skt_components.ops._checks import check_tensor
+from skt_components.ops.attention import transposed_attention
+
+
+class _DenseLayer(nn.Module):
+    def __init__(self, channels: int, growth: int, dilation: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, growth, 3, padding=dilation, dilation=dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, F.relu(self.conv(x))], dim=1)
+
+
+class DilatedResidualDenseBlock(nn.Module):
+    """Densely connected dilated convolutions with a residual: the fusion module of AHDRNet (DRDB).
+
+    Args:
+        channels: channels in and out.
+        num_layers: dilated 3x3 convolutions.
+        growth: channels that each of them adds.
+        dilation: their dilation.
+
+    Example:
+        >>> import torch
+        >>> DilatedResidualDenseBlock(8, num_layers=2, growth=4)(torch.rand(1, 8, 16, 16)).shape
+        torch.Size([1, 8, 16, 16])
+
+    Reference:
+        Q. Yan et al., "Attention-guided network for ghost-free high dynamic range imaging", CVPR 2019.
+    """
+
+    def __init__(self, channels: int, num_layers: int = 6, growth: int = 32, dilation: int = 2) -> None:
+        super().__init__()
+        self.growth = growth
+        widths = [channels + growth * i for i in range(num_layers + 1)]
+        self.dense_layers = nn.Sequential(*(_DenseLayer(width, growth, dilation) for width in widths[:-1]))
+        self.conv_1x1 = nn.Conv2d(widths[-1], channels, 1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the refined features, same shape."""
+        return x + self.conv_1x1(self.dense_layers(x))
+
+
+class PriorFusionBlock(nn.Module):
+    """Let the semantic prior decide how the channels of the image features mix (eq. 4).
+
+    ``out = W_c V . Softmax(K . Q / gamma) + F``: Q comes from the prior, K and V from the features F, each by a
+    1x1 and a depth-wise 3x3 convolution. The attention is over channels, so its cost is linear in the pixels.
+
+    Args:
+        channels: channels of the image features.
+        prior_channels: channels of the prior.
+        num_heads: groups of channels that attend among themselves; divides ``channels``.
+        normalize: layer-normalise both inputs and L2-normalise Q and K, as in Restormer. False is eq. 4 literally.
+        bias: give the convolutions a bias.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide ``channels``.
+
+    Example:
+        >>> import torch
+        >>> block = PriorFusionBlock(8, 4, num_heads=2)
+        >>> block(torch.rand(1, 8, 16, 16), torch.rand(1, 4, 8, 8)).shape
+        torch.Size([1, 8, 16, 16])
+
+    Reference:
+        Eq. 4 of the paper.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        prior_channels: int,
+        num_heads: int = 1,
+        normalize: bool = True,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or channels % num_heads:
+            raise ValueError(f"num_heads must divide channels={channels}, got {num_heads}")
+        self.num_heads, self.normalize = num_heads, normalize
+        self.norm = _LayerNorm2d(channels) if normalize else nn.Identity()
+        self.prior_norm = _LayerNorm2d(prior_channels) if normalize else nn.Identity()
+        self.to_query = _projection(prior_channels, channels, channels, bias)
+        self.to_key_value = _projection(channels, 2 * channels, 2 * channels, bias)
+        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+        self.project_out = nn.Conv2d(channels, channels, 1, bias=bias)
+
+    def forward(
+        self, features: Float[Tensor, "b c h w"], prior: Float[Tensor, "b p _h _w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Return the fused features; ``prior`` is resized bilinearly to their size."""
+        check_tensor("features", features, ndim=4, layout="(B, C, H, W)")
+        check_tensor("prior", prior, ndim=4, layout="(B, C, H, W)")
+        # Pointwise steps commute with the resizing: normalise the prior while it is small.
+        prior = self.prior_norm(prior)
+        if prior.shape[-2:] != features.shape[-2:]:
+            prior = F.interpolate(prior, size=features.shape[-2:], mode="bilinear", align_corners=False)
+        key, value = self.to_key_value(self.norm(features)).chunk(2, dim=1)
+        # gamma divides: kept away from 0, where the softmax would turn into a hard choice without gradient.
+        temperature = self.temperature.clamp_min(1e-2)
+        attended = transposed_attention(
+            self.to_query(prior),
+            key,
+            value,
+            temperature=temperature,
+            num_heads=self.num_heads,
+            normalize=self.normalize,
+        )
+        return features + self.project_out(attended)
+
+
+class SemanticGuidedFusion(nn.Module):
+    """A fusion module followed by a prior fusion block: one stage of the SPGRM.
+
+    Args:
+        channels: channels of the image features.
+        prior_channels: channels of the prior.
+        fusion: the inner fusion module, ``(B, C, H, W) -> (B, C, H, W)``; a dilated residual dense block when
+            None. The paper uses the kind that the boosted network has.
+        num_heads: heads of the prior fusion block.
+
+    Example:
+        >>> import torch
+        >>> stage = SemanticGuidedFusion(8, 4, fusion=torch.nn.Conv2d(8, 8, 3, padding=1))
+        >>> stage(torch.rand(1, 8, 16, 16), torch.rand(1, 4, 8, 8)).shape
+        torch.Size([1, 8, 16, 16])
+    """
+
+    def __init__(self, channels: int, prior_channels: int, fusion: nn.Module | None = None, num_heads: int = 1) -> None:
+        super().__init__()
+        self.fusion = fusion if fusion is not None else DilatedResidualDenseBlock(channels)
+        self.prior_fusion = PriorFusionBlock(channels, prior_channels, num_heads)
+
+    def forward(
+        self, features: Float[Tensor, "b c h w"], prior: Float[Tensor, "b p _h _w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Return the refined features, same shape."""
+        return self.prior_fusion(self.fusion(features), prior)
+
+
+class _LayerNorm2d(nn.LayerNorm):
+    """Layer normalisation over the channels of each pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def _projection(in_channels: int, hidden: int, out_channels: int, bias: bool) -> nn.Sequential:
+    """1x1 convolution, then depth-wise 3x3."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, hidden, 1, bias=bias),
+        nn.Conv2d(hidden, out_channels, 3, padding=1, groups=hidden, bias=bias),
+    )

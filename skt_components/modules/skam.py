@@ -1,0 +1,124 @@
+"""Semantic knowledge alignment module (eqs. 11 and 12)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from skt_components.ops._checks import check_tensor
+from skt_components.ops.masking import complementary_masks, mix_features
+
+
+class SKAMOutput(NamedTuple):
+    """What :class:`SKAM` returns."""
+
+    loss: Float[Tensor, ""]
+    """Alignment loss of eq. 12."""
+    enhanced: Float[Tensor, "b c h w"]
+    """Enhanced feature F_E of eq. 11, in the teacher's feature space."""
+    mask: Float[Tensor, "b l h w"]
+    """The mask I^M: 1 where the latent came from the teacher."""
+
+
+class SKAM(nn.Module):
+    """Fill the student's features with the teacher's through complementary masks and decode the mixture.
+
+    ``F_E = Decoder(Enc_S(F_S) * (1 - I) + Enc_T(F_T) * I)`` and ``loss = MSE(F_E, F_T)``. The mask is drawn for
+    every element of the latent, anew at each call. The teacher's features are a constant here (switch:
+    ``detach_teacher=False``), so the loss trains the student, both encoders and the decoder.
+
+    Args:
+        student_channels: channels of the student's feature.
+        teacher_channels: channels of the teacher's feature.
+        latent_channels: channels of the shared latent space.
+        mask_ratio: share of the latent taken from the teacher, in [0, 1].
+
+    Raises:
+        ValueError: a width is below 1, or ``mask_ratio`` is outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> skam = SKAM(student_channels=16, teacher_channels=32)
+        >>> out = skam(torch.rand(1, 16, 8, 8), torch.rand(1, 32, 16, 16))
+        >>> out.enhanced.shape
+        torch.Size([1, 32, 16, 16])
+
+    Reference:
+        Eqs. 11-12 of the paper.
+    """
+
+    def __init__(
+        self, student_channels: int, teacher_channels: int, latent_channels: int = 64, mask_ratio: float = 0.5
+    ) -> None:
+        super().__init__()
+        if min(student_channels, teacher_channels, latent_channels) < 1:
+            widths = (student_channels, teacher_channels, latent_channels)
+            raise ValueError(f"student, teacher and latent channels must be >= 1, got {widths}")
+        if not 0.0 <= mask_ratio <= 1.0:
+            raise ValueError(f"mask_ratio must be in [0, 1], got {mask_ratio!r}")
+        self.mask_ratio = mask_ratio
+        self.student_encoder = _two_convs(student_channels, latent_channels, latent_channels)
+        self.teacher_encoder = _two_convs(teacher_channels, latent_channels, latent_channels)
+        self.decoder = _two_convs(latent_channels, latent_channels, teacher_channels)
+
+    def forward(
+        self,
+        student: Float[Tensor, "b s _h _w"],
+        teacher: Float[Tensor, "b t h w"],
+        *,
+        mask: Float[Tensor, "b l h w"] | None = None,
+        generator: torch.Generator | None = None,
+        detach_teacher: bool = True,
+    ) -> SKAMOutput:
+        """Return the alignment loss and the enhanced feature.
+
+        Args:
+            student: the student's feature; its latent is resized bilinearly to the teacher's size.
+            teacher: the teacher's feature.
+            mask: the mask to use instead of a random one, at the latent's shape.
+            generator: source of the mask's randomness.
+            detach_teacher: keep the loss from training the teacher.
+
+        Raises:
+            TypeError: a feature is not a floating-point tensor.
+            ValueError: the batch sizes differ, or ``mask`` has another shape than the latent.
+        """
+        check_tensor("student", student, ndim=4, layout="(B, C, H, W)")
+        check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
+        if student.shape[0] != teacher.shape[0]:
+            raise ValueError(
+                f"student and teacher must have one batch size, got {tuple(student.shape)}, {tuple(teacher.shape)}"
+            )
+        teacher = teacher.detach() if detach_teacher else teacher
+        latent_student, latent_teacher = self.student_encoder(student), self.teacher_encoder(teacher)
+        if latent_student.shape[-2:] != latent_teacher.shape[-2:]:
+            size = latent_teacher.shape[-2:]
+            latent_student = F.interpolate(latent_student, size=size, mode="bilinear", align_corners=False)
+        if mask is None:
+            mask, _ = complementary_masks(
+                latent_teacher.shape,
+                self.mask_ratio,
+                generator=generator,
+                device=latent_teacher.device,
+                dtype=latent_teacher.dtype,
+            )
+        elif mask.shape != latent_teacher.shape:
+            raise ValueError(f"mask must be {tuple(latent_teacher.shape)}, got {tuple(mask.shape)}")
+        enhanced = self.decoder(mix_features(latent_student, latent_teacher, mask))
+        return SKAMOutput(F.mse_loss(enhanced.float(), teacher.float()), enhanced, mask)
+
+    def extra_repr(self) -> str:
+        """Show the options in ``print(module)``."""
+        return f"mask_ratio={self.mask_ratio}"
+
+
+def _two_convs(in_channels: int, hidden: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, hidden, 3, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(hidden, out_channels, 3, padding=1),
+    )

@@ -1,0 +1,110 @@
+"""Feature taps: read named layers of any model without changing it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+_SPEC = re.compile(r"^(?P<name>.*?)(?:\[(?P<call>-?\d+)\])?$")
+_WRAPPERS = ("", "module.", "_orig_mod.")  # plain, DistributedDataParallel, torch.compile
+
+
+class FeatureTaps:
+    """Collect the outputs of named layers while a model runs.
+
+    Hooks exist only inside :meth:`capture`: outside it the model is untouched, so that ``deepcopy``,
+    ``state_dict``, pickling and DDP never see them, and no graph outlives the step that made it.
+
+    Args:
+        layers: names as in ``model.named_modules()``, such as ``"body.2"``. A layer that runs several times in
+            one forward gives its last output; ``"body[0]"`` or ``"body[-2]"`` names another call.
+
+    Raises:
+        ValueError: ``layers`` is empty or holds something other than names.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU())
+        >>> taps = FeatureTaps(["0", "1"])
+        >>> with taps.capture(model) as stages:
+        ...     _ = model(torch.rand(1, 3, 4, 4))
+        >>> [tuple(stage.shape) for stage in stages]
+        [(1, 8, 4, 4), (1, 8, 4, 4)]
+    """
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        if isinstance(layers, str) or not layers or not all(isinstance(name, str) for name in layers):
+            raise ValueError(f"layers must be a sequence of layer names, got {layers!r}")
+        self.layers = tuple(layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __repr__(self) -> str:
+        return f"FeatureTaps({list(self.layers)})"
+
+    @contextmanager
+    def capture(self, model: nn.Module) -> Iterator[list[Tensor]]:
+        """Within the block, run ``model``; afterwards the list holds one tensor per layer, in order.
+
+        Captures may nest and may run in any order; each fills its own list. A layer that returns a tuple or list
+        gives its first tensor.
+
+        Raises:
+            ValueError: the model has no such layer (similar names are listed).
+            RuntimeError: a layer did not run, or not as often as its index asks for, or gave no tensor.
+        """
+        parsed = [_parse(spec) for spec in self.layers]
+        calls: list[list[Tensor]] = [[] for _ in parsed]
+        handles = []
+        stages: list[Tensor] = []
+        try:
+            for (name, _), outputs in zip(parsed, calls, strict=True):
+                handles.append(find_layer(model, name).register_forward_hook(_recorder(name, outputs)))
+            yield stages
+        finally:
+            for handle in handles:
+                handle.remove()
+        for (name, call), outputs in zip(parsed, calls, strict=True):
+            try:
+                stages.append(outputs[-1 if call is None else call])
+            except IndexError:
+                wanted = "" if call is None else f", call {call} was asked for"
+                raise RuntimeError(f"layer {name!r} ran {len(outputs)} times in this forward{wanted}") from None
+
+
+def find_layer(model: nn.Module, name: str) -> nn.Module:
+    """Return the submodule called ``name``, looking through DDP and torch.compile wrappers.
+
+    Raises ValueError, listing similar names, when there is none.
+    """
+    for wrapper in _WRAPPERS:
+        try:
+            return model.get_submodule(wrapper + name)
+        except AttributeError:
+            continue
+    names = [n for n, _ in model.named_modules() if n]
+    root = name.split(".")[0]
+    similar = [n for n in names if root.lower() in n.lower()] or names
+    raise ValueError(f"{type(model).__name__} has no layer {name!r}; it has {', '.join(similar[:12])}, ...")
+
+
+def _parse(spec: str) -> tuple[str, int | None]:
+    match = _SPEC.match(spec)
+    assert match is not None
+    call = match["call"]
+    return match["name"], None if call is None else int(call)
+
+
+def _recorder(name: str, outputs: list[Tensor]):  # type: ignore[no-untyped-def]
+    def record(_module: nn.Module, _args: object, output: object) -> None:
+        if isinstance(output, (tuple, list)):
+            output = next((item for item in output if isinstance(item, Tensor)), None)
+        if not isinstance(output, Tensor):
+            raise RuntimeError(f"layer {name!r} returns {type(output).__name__}, not a tensor: choose another")
+        outputs.append(output)
+
+    return record
