@@ -1,0 +1,283 @@
+"""Bayer RAW: packing, mosaicing, differentiable demosaicing, white balance and colour matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from skt_components.ops._checks import check_choice, check_tensor
+
+CFA_PATTERNS = ("RGGB", "BGGR", "GRBG", "GBRG")
+# How far each method reaches, and so how wide the mirrored border is.
+_RADIUS = {"bilinear": 1, "malvar": 2}
+
+
+def pack_raw(bayer: Float[Tensor, "b 1 h w"], cfa_pattern: str = "RGGB") -> Float[Tensor, "b 4 h//2 w//2"]:
+    """Gather a Bayer picture into four half-size planes, always in the order R, Gr, Gb, B.
+
+    Gr is the green that shares its row with red, Gb the one that shares it with blue, whatever the pattern.
+
+    Args:
+        bayer: ``(B, 1, H, W)``, H and W even, any scale.
+        cfa_pattern: colours of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
+
+    Returns:
+        ``(B, 4, H/2, W/2)`` planes R, Gr, Gb, B.
+
+    Raises:
+        TypeError: ``bayer`` is no floating-point tensor.
+        ValueError: wrong shape, odd size or unknown pattern.
+
+    Example:
+        >>> import torch
+        >>> pack_raw(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]), "GRBG").flatten().tolist()
+        [2.0, 1.0, 4.0, 3.0]
+    """
+    check_tensor("bayer", bayer, ndim=4, layout="(B, 1, H, W)", channels=1)
+    height, width = bayer.shape[-2:]
+    if height % 2 or width % 2 or not (height and width):
+        raise ValueError(f"bayer must have even height and width > 0, got {height}x{width}")
+    return torch.cat([bayer[..., p // 2 :: 2, p % 2 :: 2] for p in _plane_positions(cfa_pattern)], dim=1)
+
+
+def unpack_raw(packed: Float[Tensor, "b 4 h w"], cfa_pattern: str = "RGGB") -> Float[Tensor, "b 1 2*h 2*w"]:
+    """Lay packed planes R, Gr, Gb, B out as a Bayer picture; the exact inverse of :func:`pack_raw`.
+
+    Args:
+        packed: ``(B, 4, H/2, W/2)`` planes R, Gr, Gb, B.
+        cfa_pattern: colours of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
+
+    Returns:
+        ``(B, 1, H, W)`` Bayer picture.
+
+    Raises:
+        TypeError: ``packed`` is no floating-point tensor.
+        ValueError: wrong shape or unknown pattern.
+
+    Example:
+        >>> import torch
+        >>> unpack_raw(torch.tensor([2.0, 1.0, 4.0, 3.0]).view(1, 4, 1, 1), "GRBG").tolist()
+        [[[[1.0, 2.0], [3.0, 4.0]]]]
+    """
+    check_tensor("packed", packed, ndim=4, layout="(B, 4, H/2, W/2)", channels=4)
+    positions = _plane_positions(cfa_pattern)
+    planes = torch.cat([packed[:, i : i + 1] for i in map(positions.index, range(4))], dim=1)
+    return torch.nn.functional.pixel_shuffle(planes, 2)
+
+
+def mosaic(rgb: Float[Tensor, "b 3 h w"], cfa_pattern: str = "RGGB") -> Float[Tensor, "b 1 h w"]:
+    """Sample an RGB picture through a Bayer colour filter array.
+
+    Args:
+        rgb: ``(B, 3, H, W)`` linear RGB, any scale.
+        cfa_pattern: colours of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
+
+    Returns:
+        ``(B, 1, H, W)`` Bayer picture holding the samples unchanged.
+
+    Raises:
+        TypeError: ``rgb`` is no floating-point tensor.
+        ValueError: wrong shape or unknown pattern.
+
+    Example:
+        >>> import torch
+        >>> mosaic(torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)).tolist()
+        [[[[1.0, 2.0], [2.0, 3.0]]]]
+    """
+    check_tensor("rgb", rgb, ndim=4, layout="(B, 3, H, W)", channels=3)
+    red_row, red_column = _red_lines(rgb, cfa_pattern)
+    red, green, blue = rgb.split(1, dim=1)
+    return torch.where(
+        red_row,
+        torch.where(red_column, red, green),
+        torch.where(red_column, green, blue),
+    )
+
+
+def demosaic(
+    bayer: Float[Tensor, "b 1 h w"], cfa_pattern: str = "RGGB", method: str = "bilinear"
+) -> Float[Tensor, "b 3 h w"]:
+    """Interpolate a Bayer picture to RGB, differentiably and without moving a sample.
+
+    Known samples come back bit-unchanged. The border is mirrored about the outermost row and column (which
+    are not repeated), so a mirrored sample has the colour its place asks for. Nothing is clipped: ``malvar``
+    can overshoot next to edges.
+
+    Args:
+        bayer: ``(B, 1, H, W)``, any scale, odd sizes included; at least 2x2, or 3x3 for ``malvar``.
+        cfa_pattern: colours of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
+        method: ``"bilinear"`` (mean of the nearest same-coloured samples) or ``"malvar"`` (gradient-corrected
+            linear interpolation, 5x5).
+
+    Returns:
+        ``(B, 3, H, W)`` RGB in the dtype of ``bayer``.
+
+    Raises:
+        TypeError: ``bayer`` is no floating-point tensor.
+        ValueError: wrong shape, too small a picture, unknown pattern or method.
+
+    Example:
+        >>> import torch
+        >>> demosaic(torch.tensor([[[[1.0, 2.0], [2.0, 3.0]]]]))[0, :, 0, 0].tolist()
+        [1.0, 2.0, 3.0]
+
+    Reference:
+        Malvar, He, Cutler. High-quality linear interpolation for demosaicing of Bayer-patterned color images.
+        ICASSP 2004.
+    """
+    check_tensor("bayer", bayer, ndim=4, layout="(B, 1, H, W)", channels=1)
+    check_choice("method", method, _RADIUS)
+    smallest = _RADIUS[method] + 1
+    if min(bayer.shape[-2:]) < smallest:
+        size = "x".join(map(str, bayer.shape[-2:]))
+        raise ValueError(f'bayer must be at least {smallest}x{smallest} for method="{method}", got {size}')
+    red_row, red_column = _red_lines(bayer, cfa_pattern)
+    interpolate = _bilinear if method == "bilinear" else _malvar
+    cross, along_row, along_column, diagonal = interpolate(bayer)
+
+    # At a green site the colour of this row lies left and right, the other colour above and below.
+    red = torch.where(
+        red_row,
+        torch.where(red_column, bayer, along_row),
+        torch.where(red_column, along_column, diagonal),
+    )
+    blue = torch.where(
+        red_row,
+        torch.where(red_column, diagonal, along_column),
+        torch.where(red_column, along_row, bayer),
+    )
+    green = torch.where(red_row == red_column, cross, bayer)
+    return torch.cat([red, green, blue], dim=1)
+
+
+def white_balance(
+    picture: Float[Tensor, "b c h w"],
+    gains: Float[Tensor, "3"] | Float[Tensor, "b 3"] | Sequence[float],
+) -> Float[Tensor, "b c h w"]:
+    """Multiply the colours of an RGB or packed RAW picture by their gains.
+
+    Args:
+        picture: ``(B, 3, H, W)`` linear RGB, or ``(B, 4, H, W)`` packed R, Gr, Gb, B; not clipped.
+        gains: R, G, B factors: three numbers, ``(3,)``, or ``(B, 3)`` for one set per picture. Both greens of
+            a packed picture take the G factor.
+
+    Returns:
+        The balanced picture, same shape and dtype.
+
+    Raises:
+        TypeError: ``picture`` is no floating-point tensor.
+        ValueError: wrong shapes.
+
+    Example:
+        >>> import torch
+        >>> white_balance(torch.ones(1, 4, 1, 1), (2.0, 1.0, 1.5)).flatten().tolist()
+        [2.0, 1.0, 1.0, 1.5]
+    """
+    check_tensor("picture", picture, ndim=4, layout="(B, 3 or 4, H, W)")
+    batch, channels = picture.shape[:2]
+    if channels not in (3, 4):
+        raise ValueError(f"picture must have 3 (RGB) or 4 (packed RAW) channels, got {channels}")
+    factors = torch.as_tensor(gains, dtype=picture.dtype, device=picture.device)
+    if factors.shape not in ((3,), (batch, 3)):
+        raise ValueError(f"gains must have shape (3,) or ({batch}, 3), got {tuple(factors.shape)}")
+    red, green, blue = factors.split(1, dim=-1)
+    greens = [green] * (channels - 2)
+    return picture * torch.cat([red, *greens, blue], dim=-1)[..., None, None]
+
+
+def apply_color_matrix(
+    rgb: Float[Tensor, "b 3 h w"],
+    matrix: Float[Tensor, "3 3"] | Float[Tensor, "b 3 3"],
+) -> Float[Tensor, "b 3 h w"]:
+    """Transform colours by a 3x3 matrix: ``out_i = sum_j matrix[i, j] * rgb_j``.
+
+    Args:
+        rgb: ``(B, 3, H, W)`` linear RGB, any scale; not clipped.
+        matrix: ``(3, 3)``, or ``(B, 3, 3)`` for one per picture.
+
+    Returns:
+        ``(B, 3, H, W)`` in the dtype of ``rgb``.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor.
+        ValueError: wrong shapes.
+
+    Example:
+        >>> import torch
+        >>> swap = torch.eye(3).flip(0)
+        >>> apply_color_matrix(torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1), swap).flatten().tolist()
+        [3.0, 2.0, 1.0]
+    """
+    check_tensor("rgb", rgb, ndim=4, layout="(B, 3, H, W)", channels=3)
+    check_tensor("matrix", matrix)
+    if matrix.shape not in ((3, 3), (rgb.shape[0], 3, 3)):
+        raise ValueError(f"matrix must have shape (3, 3) or ({rgb.shape[0]}, 3, 3), got {tuple(matrix.shape)}")
+    # Written out, not as a matrix product: products lose digits under autocast and TF32.
+    red, green, blue = matrix.to(rgb.dtype)[..., None, None].unbind(dim=-3)
+    return red * rgb[:, 0:1] + green * rgb[:, 1:2] + blue * rgb[:, 2:3]
+
+
+def _plane_positions(cfa_pattern: str) -> list[int]:
+    """Return where R, Gr, Gb and B stand in the 2x2 block, counted row by row from 0."""
+    check_choice("cfa_pattern", cfa_pattern, CFA_PATTERNS)
+    red, blue = cfa_pattern.index("R"), cfa_pattern.index("B")
+    return [red, red ^ 1, blue ^ 1, blue]  # flipping the last bit changes the column, not the row
+
+
+def _red_lines(picture: Tensor, cfa_pattern: str) -> tuple[Bool[Tensor, "h 1"], Bool[Tensor, "1 w"]]:
+    """Return which rows and which columns hold red samples."""
+    row, column = divmod(_plane_positions(cfa_pattern)[0], 2)
+    height, width = picture.shape[-2:]
+    rows = torch.arange(height, device=picture.device) % 2 == row
+    columns = torch.arange(width, device=picture.device) % 2 == column
+    return rows[:, None], columns[None, :]
+
+
+# The interpolation kernels are sums of shifted pictures, not conv2d: the same arithmetic, but it keeps the
+# input's precision under autocast and where convolutions run in TF32, and the compiler fuses it.
+
+
+def _bilinear(bayer: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the means over the 4-neighbours, left and right, above and below, and the diagonals."""
+    _, horizontal, vertical, diagonals, _, _ = _neighbour_sums(bayer, radius=1)
+    return (horizontal + vertical) / 4, horizontal / 2, vertical / 2, diagonals / 4
+
+
+def _malvar(bayer: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the bilinear estimates corrected by the Laplacian of the colour known at each site."""
+    centre, horizontal, vertical, diagonals, far_h, far_v = _neighbour_sums(bayer, radius=2)
+    cross = (4 * centre + 2 * (horizontal + vertical) - far_h - far_v) / 8
+    along_row = (5 * centre + 4 * horizontal - diagonals - far_h + far_v / 2) / 8
+    along_column = (5 * centre + 4 * vertical - diagonals - far_v + far_h / 2) / 8
+    diagonal = (6 * centre + 2 * diagonals - 1.5 * (far_h + far_v)) / 8
+    return cross, along_row, along_column, diagonal
+
+
+def _neighbour_sums(bayer: Tensor, radius: int) -> tuple[Tensor, ...]:
+    """Return the picture and the sums of its neighbours: h, v, diagonal at 1; h, v at ``radius``."""
+    height, width = bayer.shape[-2:]
+    padded = _mirror(_mirror(bayer, radius, dim=-1), radius, dim=-2)
+
+    def at(dy: int, dx: int) -> Tensor:
+        return padded.narrow(-2, radius + dy, height).narrow(-1, radius + dx, width)
+
+    return (
+        bayer,
+        at(0, -1) + at(0, 1),
+        at(-1, 0) + at(1, 0),
+        at(-1, -1) + at(-1, 1) + at(1, -1) + at(1, 1),
+        at(0, -radius) + at(0, radius),
+        at(-radius, 0) + at(radius, 0),
+    )
+
+
+def _mirror(picture: Tensor, radius: int, dim: int) -> Tensor:
+    """Extend ``picture`` along ``dim`` by its own mirror image, the edge line not repeated."""
+    # By slices because F.pad(mode="reflect") has no deterministic gradient on CUDA.
+    size = picture.shape[dim]
+    before = picture.narrow(dim, 1, radius).flip(dim)
+    after = picture.narrow(dim, size - 1 - radius, radius).flip(dim)
+    return torch.cat([before, picture, after], dim=dim)
