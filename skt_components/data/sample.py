@@ -1,0 +1,66 @@
+"""One HDR training or test sample, and how a bracket is stacked."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from skt_components.ops._checks import check_positive, check_tensor
+from skt_components.ops.transfer import linearize_ldr
+
+
+class HDRSample(NamedTuple):
+    """A bracket of pictures and the radiance of its reference exposure.
+
+    ``torch.utils.data.default_collate`` turns a list of samples into one sample with a leading batch axis
+    (``name`` and ``domain`` become lists of str); pinned memory works too.
+
+    Attributes:
+        bracket: (N, 6, H, W) float32, per exposure the linearised RGB and then the LDR RGB in [0, 1].
+        exposure_times: (N,) relative to the shortest, which is 1.
+        target: (3, H, W) float32, linear radiance relative to the peak.
+        name: what the sample shows, for logs and reports.
+        domain: ``"srgb"`` or ``"raw"``.
+    """
+
+    bracket: Tensor
+    exposure_times: Tensor
+    target: Tensor
+    name: str
+    domain: str
+
+
+def make_bracket(
+    ldr: Float[Tensor, "n 3 h w"], exposure_times: Float[Tensor, " n"], gamma: float = 2.2
+) -> Float[Tensor, "n 6 h w"]:
+    """Stack the linearised exposures and the exposures themselves along the channels.
+
+    Args:
+        ldr: (N, 3, H, W) display-encoded RGB in [0, 1].
+        exposure_times: (N,) relative exposure times, each above zero.
+        gamma: exponent that undoes the display encoding.
+
+    Returns:
+        (N, 6, H, W): ``ldr ** gamma / t`` in channels 0 to 2, ``ldr`` in channels 3 to 5.
+
+    Raises:
+        TypeError: if an argument is not a floating-point tensor.
+        ValueError: if the shapes do not fit or ``gamma`` is not above zero.
+
+    Example:
+        >>> bracket = make_bracket(torch.ones(3, 3, 4, 4), torch.tensor([1.0, 4.0, 16.0]))
+        >>> bracket.shape, bracket[:, 0, 0, 0].tolist()
+        (torch.Size([3, 6, 4, 4]), [1.0, 0.25, 0.0625])
+    """
+    check_tensor("ldr", ldr, ndim=4, layout="(N, 3, H, W)", channels=3)
+    check_tensor("exposure_times", exposure_times, ndim=1, layout="(N,)")
+    check_positive("gamma", gamma)
+    if exposure_times.shape[0] != ldr.shape[0]:
+        raise ValueError(
+            f"exposure_times must have one entry for each of the {ldr.shape[0]} exposures, "
+            f"got shape {tuple(exposure_times.shape)}"
+        )
+    return torch.cat([linearize_ldr(ldr, exposure_times, gamma=gamma), ldr], dim=1)
