@@ -1,1 +1,17 @@
+"""Knowledge banks: frozen networks that describe a picture by features and regions while another one trains."""
 
+from skt_components.banks.frozen import Frozen
+from skt_components.banks.priors import KnowledgeBank, RegionSource, SemanticPriors, priors_from_labels
+from skt_components.banks.regions import ColorPositionKMeans, GridRegions
+from skt_components.banks.timm import TimmFeatureExtractor
+
+__all__ = [
+    "ColorPositionKMeans",
+    "Frozen",
+    "GridRegions",
+    "KnowledgeBank",
+    "RegionSource",
+    "SemanticPriors",
+    "TimmFeatureExtractor",
+    "priors_from_labels",
+]

@@ -1,0 +1,105 @@
+"""Weight files, read without running any code that they may carry."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SHOWN = 8  # names listed per kind in an error, so that a wrong architecture does not print 300 lines
+
+
+def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a state dict of plain tensors from a ``.pth``/``.pt`` or ``.safetensors`` file, onto the CPU.
+
+    A state dict wrapped as ``{"state_dict": ...}`` or ``{"model": ...}`` is unwrapped, and the ``module.``
+    prefix of DistributedDataParallel is removed. Pickled objects other than tensors are refused unread.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Parameter name to tensor.
+
+    Raises:
+        FileNotFoundError: if ``path`` is not a file.
+        ValueError: if the file is damaged, holds code or anything else than named tensors.
+        ImportError: if a ``.safetensors`` file is given and safetensors is missing.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"weights file not found: {file}")
+    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{file} must hold a state dict (parameter name to tensor), got {_describe(content)}")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(
+                f"{file} must hold only named tensors, got {type(value).__name__} under {key!r}; "
+                "save model.state_dict() alone"
+            )
+    return {key.removeprefix("module."): value for key, value in content.items()}
+
+
+def check_state_dict(source: str | os.PathLike[str], found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, listing names and shapes, unless ``found`` has exactly the keys and shapes ``wanted``.
+
+    Args:
+        source: the file's name, for the message.
+        found: the state dict that was read.
+        wanted: the state dict of the network that shall receive it.
+    """
+    missing = [k for k in wanted if k not in found]
+    unexpected = [k for k in found if k not in wanted]
+    shapes = [
+        f"{k} {tuple(found[k].shape)}, wanted {tuple(wanted[k].shape)}"
+        for k in wanted
+        if k in found and found[k].shape != wanted[k].shape
+    ]
+    problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
+    lines = [f"{len(names)} {kind}: {_shorten(names)}" for kind, names in problems if names]
+    if lines:
+        raise ValueError(f"{source} does not fit the network; keys " + "; ".join(lines))
+
+
+def _read_torch(file: Path) -> object:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # PyTorch's message goes on to explain how to load the file unsafely; its first line is the finding.
+        reason = next((line.strip() for line in str(error).splitlines() if "WeightsUnpickler" in line), "")
+        raise ValueError(
+            f"{file} was refused: it is damaged or holds Python objects other than tensors, which could run "
+            f"code when loaded; save model.state_dict() alone. {reason}".rstrip()
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{file} is not a readable PyTorch weights file: {first}") from None
+
+
+def _read_safetensors(file: Path) -> object:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(f'reading {file} needs safetensors: pip install "skt-components[timm]"') from error
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a readable safetensors file: {error}") from None
+
+
+def _describe(content: object) -> str:
+    return "an empty mapping" if isinstance(content, Mapping) else type(content).__name__
+
+
+def _shorten(names: list[str]) -> str:
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

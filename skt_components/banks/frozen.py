@@ -1,0 +1,93 @@
+"""A frozen network that its parent can use but neither trains, saves nor switches to training mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Frozen(nn.Module):
+    """Hold a network that is used and moved with its parent, but is not part of the parent's state.
+
+    The network's parameters get ``requires_grad=False`` and it is put into eval mode, in place. From then on:
+
+    - it stays in eval mode when a parent is put into training mode, so batch-norm statistics do not move;
+    - ``state_dict()``, ``parameters()``, ``buffers()``, ``modules()`` and ``apply()`` of a parent do not see
+      it: checkpoints, optimisers, weight initialisation and DistributedDataParallel leave it alone;
+    - ``to()``, ``cuda()``, ``half()``, ``share_memory()`` and memory formats reach it;
+    - ``copy.deepcopy`` and pickle copy it: an exponential-moving-average copy of a parent has its own network,
+      which costs memory but can live on another device.
+
+    Gradients still flow *through* the network to its input, unless the caller uses ``torch.no_grad``.
+    Sharded training (FSDP) does not see it either, so each process keeps a whole copy.
+
+    Args:
+        network: the module to hold. It is changed in place.
+
+    Raises:
+        TypeError: if ``network`` is not an ``nn.Module``.
+
+    Example:
+        >>> parent = nn.Sequential(nn.Conv2d(3, 8, 3), Frozen(nn.BatchNorm2d(8)))
+        >>> sorted(parent.state_dict())
+        ['0.bias', '0.weight']
+        >>> parent.train()[1].network.training
+        False
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"network must be an nn.Module, got {type(network).__name__}")
+        # Kept in __dict__ and not in _modules: that is what hides it from a parent's traversals.
+        object.__setattr__(self, "_network", network.requires_grad_(False).eval())
+        super().train(False)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network held."""
+        return self.__dict__["_network"]
+
+    def train(self, mode: bool = True) -> Frozen:
+        """Stay in eval mode, whatever ``mode`` is."""
+        return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
+        super()._apply(fn, recurse)
+        if recurse:
+            self.network._apply(fn)
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the network."""
+        return self.network(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """Name the network and its size."""
+        size = sum(p.numel() for p in self.network.parameters())
+        return f"{type(self.network).__name__}, {size / 1e6:.2f} M parameters"
+
+
+class Normalize(nn.Module):
+    """Subtract a mean and divide by a standard deviation per channel, in the dtype the module was moved to.
+
+    Args:
+        mean: one number per channel.
+        std: one number per channel, above 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return ``(images - mean) / std``."""
+        return (images.to(self.mean.dtype) - self.mean) / self.std

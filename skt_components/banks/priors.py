@@ -1,0 +1,106 @@
+"""What a knowledge bank gives the training loop, and what a bank and a region source must offer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class SemanticPriors(NamedTuple):
+    """Frozen knowledge about a batch of pictures: feature maps and a partition into regions.
+
+    Attributes:
+        features: four maps ``(B, C_i, ceil(H / s_i), ceil(W / s_i))``, coarse to fine (strides 16, 8, 4, 2).
+        masks: ``(B, R, H, W)`` bool, one mask per region; disjoint when made by ``priors_from_labels``.
+        labels: ``(B, H, W)`` int64, the region of each pixel, -1 where there is none.
+        valid: ``(B, R)`` bool, whether the region has any pixel in that picture.
+    """
+
+    features: list[Tensor]
+    masks: Bool[Tensor, "b r h w"]
+    labels: Int[Tensor, "b h w"]
+    valid: Bool[Tensor, "b r"]
+
+
+@runtime_checkable
+class RegionSource(Protocol):
+    """Anything that cuts pictures into regions: a callable with the number of regions it may use.
+
+    It maps RGB pictures ``(B, 3, H, W)`` in [0, 1] to int64 labels ``(B, H, W)`` in
+    [-1, ``num_regions``), without gradient. A source with weights of its own belongs in ``Frozen``.
+    """
+
+    @property
+    def num_regions(self) -> int:
+        """How many regions a picture can have."""
+        ...
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"], /) -> Int[Tensor, "b h w"]:
+        """Label every pixel."""
+        ...
+
+
+class KnowledgeBank(Protocol):
+    """The whole interface of a bank; any ``nn.Module`` with these three members is one.
+
+    Attributes:
+        channels: the channels of the four feature maps, coarse to fine.
+        reduction: their strides, coarse to fine, such as (16, 8, 4, 2).
+    """
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each feature map, coarse to fine."""
+        ...
+
+    @property
+    def reduction(self) -> tuple[int, ...]:
+        """Stride of each feature map, coarse to fine."""
+        ...
+
+    def __call__(self, tonemapped: Float[Tensor, "b 3 h w"], /) -> SemanticPriors:
+        """Describe tone-mapped RGB pictures in [0, 1]; no gradient flows back to them."""
+        ...
+
+
+def priors_from_labels(features: Sequence[Tensor], labels: Int[Tensor, "b h w"], num_regions: int) -> SemanticPriors:
+    """Build ``SemanticPriors`` from a label map: disjoint one-hot masks, and which regions are not empty.
+
+    Args:
+        features: the feature maps, coarse to fine; passed through.
+        labels: ``(B, H, W)`` integers; values outside [0, ``num_regions``) mean "no region" and become -1.
+        num_regions: R, the number of masks.
+
+    Returns:
+        The priors, on the labels' device, made without waiting for that device.
+
+    Raises:
+        TypeError: if ``labels`` is not an integer tensor or ``num_regions`` not an int.
+        ValueError: if ``labels`` has not three axes or ``num_regions`` is below 1.
+
+    Example:
+        >>> priors = priors_from_labels([], torch.tensor([[[0, 0], [2, -1]]]), num_regions=3)
+        >>> priors.valid.tolist()
+        [[True, False, True]]
+        >>> priors.masks.sum(dim=1).tolist()
+        [[[1, 1], [1, 0]]]
+    """
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a torch.Tensor (B, H, W), got {type(labels).__name__}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be an integer tensor, got {labels.dtype}")
+    if labels.ndim != 3:
+        raise ValueError(f"labels must have 3 axes (B, H, W), got shape {tuple(labels.shape)}")
+    if isinstance(num_regions, bool) or not isinstance(num_regions, int):
+        raise TypeError(f"num_regions must be an int, got {type(num_regions).__name__}")
+    if num_regions < 1:
+        raise ValueError(f"num_regions must be at least 1, got {num_regions}")
+    labels = labels.long()
+    labels = torch.where((labels >= 0) & (labels < num_regions), labels, -1)
+    index = torch.arange(num_regions, device=labels.device)
+    masks = labels[:, None] == index[None, :, None, None]
+    return SemanticPriors(list(features), masks, labels, masks.flatten(2).any(dim=-1))
