@@ -1,0 +1,291 @@
+"""The package keeps its shape: import directions, light imports, public names, file layout, annotations."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import skt_components
+
+ROOT = Path(skt_components.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+
+# A package imports from itself and from packages of a lower level, never from its own level or above.
+LEVELS = {
+    "ops": 0,
+    "losses": 1,
+    "modules": 1,
+    "metrics": 1,
+    "data": 1,
+    "models": 2,
+    "banks": 2,
+    "training": 3,
+    "evaluation": 3,
+}
+# Optional or slow to import: only inside the functions that need them.
+HEAVY = {
+    *("accelerate", "cv2", "kornia", "matplotlib", "OpenEXR", "PIL", "rich", "safetensors", "skimage"),
+    *("tifffile", "timm", "torchvision", "tqdm", "triton", "tyro", "ultralytics"),
+}
+TRITON_FILE = "ops/_histogram_triton.py"
+
+
+class Import(NamedTuple):
+    """One imported name, ``a.b.c``, and whether importing the file is enough to run the import."""
+
+    name: str
+    line: int
+    at_import: bool
+
+
+def imports(tree: ast.AST, package: str, at_import: bool = True) -> Iterator[Import]:
+    """Yield everything that a file of ``package`` (dotted) imports; ``from a import b`` yields ``a.b``."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno, at_import) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            yield from (Import(f"{base}.{alias.name}", node.lineno, at_import) for alias in node.names)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield from imports(node, package, at_import=False)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
+            yield from imports(ast.Module(node.body, []), package, at_import=False)
+            yield from imports(ast.Module(node.orelse, []), package, at_import)
+        else:
+            yield from imports(node, package, at_import)
+
+
+def offence(found: Import, file: str) -> str | None:
+    """Return what is wrong with this import in ``file`` (``package/file.py``), or None."""
+    top, *rest = found.name.split(".")
+    if top == "triton" and file != TRITON_FILE:
+        return f"only {TRITON_FILE} may import triton"
+    if top in HEAVY and found.at_import and file != TRITON_FILE:
+        return f"{top} must be imported inside the function that needs it"
+    if top in {"benchmarks", "examples", "tests"}:
+        return f"the package must not import {top}"
+    if top != "skt_components":
+        return None
+    if rest[:2] == ["ops", "reference"]:
+        return "ops.reference is for tests and benchmarks only"
+    if rest[:2] == ["ops", "_histogram_triton"] and found.at_import:
+        return "ops._histogram_triton must be imported inside a function, because it imports triton"
+    if "/" not in file:
+        return None  # the root __init__ gathers everything
+    target, package = (rest or [""])[0], file.split("/")[0]
+    if target not in LEVELS or package not in LEVELS:
+        return f"{package} may import only from {sorted(LEVELS)} inside the package, not {found.name}"
+    if target != package and LEVELS[target] >= LEVELS[package]:
+        return f"{package} (level {LEVELS[package]}) must not import {target} (level {LEVELS[target]})"
+    return None
+
+
+def offences(source: str, file: str) -> list[str]:
+    """Return every forbidden import in the source of ``file`` (path below skt_components, with ``/``)."""
+    package = ".".join(["skt_components", *file.split("/")[:-1]])
+    checked = ((found, offence(found, file)) for found in imports(ast.parse(source), package))
+    return [f"{file}:{found.line}: {wrong}" for found, wrong in checked if wrong]
+
+
+def run_python(code: str) -> str:
+    """Run ``code`` in a fresh interpreter and return what it printed."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# import directions
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_go_one_way(path):
+    assert offences(path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "complaint"),
+    [
+        ("ops/raw.py", "from skt_components.losses import x", r"ops \(level 0\) must not import losses"),
+        ("losses/content.py", "import skt_components.modules.taps", "losses .* must not import modules"),
+        ("metrics/psnr.py", "from skt_components import data", "metrics .* must not import data"),
+        ("metrics/psnr.py", "from ..models import ahdrnet", "metrics .* must not import models"),
+        ("models/spgrm.py", "def f():\n    from skt_components.banks import x", "models .* must not import banks"),
+        ("models/spgrm.py", "from skt_components.training.config import x", "models .* must not import training"),
+        ("training/scheme.py", "from .. import evaluation", "training .* must not import evaluation"),
+        ("modules/skam.py", "import skt_components", "modules may import only from"),
+        ("modules/skam.py", "from skt_components import SPGRM", "modules may import only from"),
+        ("modules/skam.py", "if TYPE_CHECKING:\n    from skt_components.banks import x", "must not import banks"),
+        ("losses/histogram.py", "from skt_components.ops import reference", "for tests and benchmarks only"),
+        ("ops/histogram.py", "def f():\n    from .reference import x", "for tests and benchmarks only"),
+        ("__init__.py", "from skt_components.ops.reference import x", "for tests and benchmarks only"),
+        ("ops/histogram.py", "def f():\n    import triton.language as tl", "may import triton"),
+        ("ops/histogram.py", "from skt_components.ops import _histogram_triton", "inside a function"),
+        ("banks/timm.py", "try:\n    import timm\nexcept ImportError:\n    timm = None", "timm must be imported"),
+        ("data/io.py", "class A:\n    from PIL import Image", "PIL must be imported"),
+        ("training/config.py", "from examples import train_full", "must not import examples"),
+    ],
+)
+def test_forbidden_imports_are_reported(file, source, complaint):
+    (reported,) = offences(source, file)
+    assert reported.startswith(f"{file}:")
+    assert re.search(complaint, reported)
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("ops/raw.py", "import torch\nfrom skt_components.ops._checks import check_tensor"),
+        ("ops/_histogram_triton.py", "import triton\nimport triton.language as tl"),
+        ("ops/histogram.py", "def f():\n    from skt_components.ops import _histogram_triton"),
+        ("losses/content.py", "from ..ops.transfer import mu_law\nfrom .histogram import x"),
+        ("banks/timm.py", "def f():\n    import timm\nfrom skt_components.banks.timm import x"),
+        ("data/io.py", "if TYPE_CHECKING:\n    from PIL import Image"),
+        ("evaluation/report.py", "from skt_components import metrics\nfrom skt_components.models import SPGRM"),
+        ("__init__.py", "from skt_components.training import x"),
+    ],
+)
+def test_allowed_imports_are_not_reported(file, source):
+    assert offences(source, file) == []
+
+
+# light imports
+
+
+def test_importing_every_module_loads_no_heavy_package():
+    # Whatever torch loads by itself is torch's business.
+    names = [m.name for m in pkgutil.walk_packages([str(ROOT)], "skt_components.") if "_triton" not in m.name]
+    loaded = run_python(
+        "import sys, importlib, torch\n"
+        "before = {name.split('.')[0] for name in sys.modules}\n"
+        f"for name in {names}: importlib.import_module(name)\n"
+        "print(*({name.split('.')[0] for name in sys.modules} - before))"
+    )
+    assert HEAVY.isdisjoint(loaded.split())
+
+
+@pytest.mark.slow
+def test_import_time_is_close_to_that_of_torch():
+    # The minimum of interleaved rounds is what a busy machine disturbs least; stop as soon as it is decided.
+    code = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
+    times: dict[str, list[float]] = {"torch": [], "skt_components": []}
+    for _ in range(8):
+        for name, measured in times.items():
+            measured.append(float(run_python(code.format(name))))
+        ratio = min(times["skt_components"]) / min(times["torch"])
+        if len(times["torch"]) >= 3 and ratio <= 1.3:
+            return
+    pytest.fail(f"import skt_components takes {ratio:.2f} times as long as import torch, at most 1.3 is wanted")
+
+
+# public names
+
+
+def test_the_root_exports_what_its_packages_export():
+    missing = {
+        f"{package}.{name}"
+        for package in PACKAGES
+        for name in importlib.import_module(f"skt_components.{package}").__all__
+        if name not in skt_components.__all__
+    }
+    assert missing == set()
+    assert len(set(skt_components.__all__)) == len(skt_components.__all__)
+
+
+def test_public_names_exist_and_are_documented():
+    # A dataclass without a docstring gets its signature as one, which documents nothing.
+    undocumented = []
+    for name in skt_components.__all__:
+        value = getattr(skt_components, name)
+        if callable(value) and (value.__doc__ or f"{name}(").startswith(f"{name}("):
+            undocumented.append(name)
+    assert undocumented == []
+
+
+# file layout
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_are_shallow_short_and_named_for_what_they_hold(path):
+    assert len(path.relative_to(ROOT).parts) <= 2
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 400
+    assert path.name not in {"utils.py", "helpers.py", "common.py", "misc.py"}
+
+
+def test_every_package_has_a_level():
+    assert set(PACKAGES) <= set(LEVELS)
+
+
+# annotations
+
+# Per line: the package, a call that its annotations allow, one that they refuse. ``x`` is a (2, 3, 16, 16)
+# picture and ``ones`` is torch.ones; every name of the package's ``__all__`` is in scope.
+TYPED_CALLS = [
+    ("metrics", "psnr(x, x, peak=1.0)", "psnr(x[0], x[0], peak=1.0)"),
+    ("metrics", "psnr_l(x, x)", "psnr_l(x, x[:1])"),
+    ("metrics", "psnr_mu(x.double(), x.double())", "psnr_mu(x, x[:, :1])"),
+    ("metrics", "ssim(x, x, peak=1.0)", "ssim(x, x[..., :12], peak=1.0)"),
+    ("metrics", "ssim_l(x, x)", "ssim_l(x.int(), x.int())"),
+    ("metrics", "ssim_mu(x, x)", "ssim_mu(x, None)"),
+    ("metrics", "MeanMetric('psnr').update(ones(3))", "MeanMetric('psnr').update(ones(2, 3))"),
+    ("ops", "pack_raw(ones(2, 1, 4, 6), 'GRBG')", "pack_raw(x)"),
+    ("ops", "unpack_raw(ones(2, 4, 4, 6))", "unpack_raw(x)"),
+    ("ops", "mosaic(x)", "mosaic(x[:, :1])"),
+    ("ops", "demosaic(mosaic(x), 'GRBG', 'malvar')", "demosaic(x)"),
+    ("ops", "white_balance(x, (2.0, 1.0, 1.5))", "white_balance(x, ones(1, 3))"),
+    ("ops", "apply_color_matrix(x, ones(2, 3, 3))", "apply_color_matrix(x, ones(4, 4))"),
+]
+
+TYPED_CALLS_RUNNER = """
+import importlib, json, sys
+from jaxtyping import TypeCheckError, install_import_hook
+
+outcomes = []
+with install_import_hook("skt_components", "beartype.beartype"):
+    import torch
+    for package, *calls in json.loads(sys.stdin.read()):
+        module = importlib.import_module("skt_components." + package)
+        scope = {name: getattr(module, name) for name in module.__all__}
+        scope |= {"torch": torch, "ones": torch.ones, "x": torch.rand(2, 3, 16, 16)}
+        for call in calls:
+            try:
+                eval(call, scope)
+                outcomes.append("accepted")
+            except TypeCheckError:
+                outcomes.append("refused by its annotations")
+            except Exception as error:
+                outcomes.append(f"{type(error).__name__}: {error}")
+print(json.dumps(outcomes))
+"""
+
+
+@pytest.fixture(scope="module")
+def typed_call_outcomes() -> dict[str, str]:
+    """What became of every call when the annotations are checked at run time, in one fresh interpreter."""
+    calls = [call for _, *pair in TYPED_CALLS for call in pair]
+    done = subprocess.run(
+        [sys.executable, "-c", TYPED_CALLS_RUNNER],
+        input=json.dumps(TYPED_CALLS),
+        capture_output=True,
+        text=True,
+        cwd=ROOT.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(zip(calls, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize(("package", "right", "wrong"), TYPED_CALLS)
+def test_annotations_hold(package, right, wrong, typed_call_outcomes):
+    assert typed_call_outcomes[right] == "accepted"
+    assert typed_call_outcomes[wrong] == "refused by its annotations"
