@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from skt_components.data.motion import Motion, add_patches, camera_pose, draw_patches, move_grid, pixel_grid, render
+from skt_components.data.motion import Motion, Scene, add_patches, camera_pose, draw_patches, move_grid, pixel_grid
 from skt_components.data.sample import HDRSample, make_bracket
 from skt_components.ops._checks import check_positive, check_tensor
 
@@ -225,16 +225,16 @@ def _take_frames(
     scene: Tensor, height: int, width: int, camera: Camera, motion: Motion, generator: torch.Generator
 ) -> Tensor:
     top, left = ((full - part) // 2 for full, part in zip(scene.shape[-2:], (height, width), strict=True))
-    grid = pixel_grid(height, width)
+    unmoved = scene[:, top : top + height, left : left + width]
+    source, grid = Scene(scene), pixel_grid(height, width)
     patches = draw_patches(motion, height, width, generator)
     moves = motion.margin(height, width) > 0
     frames = []
     for index in range(len(camera.exposure_times)):
         time = index - camera.reference_index
-        if time == 0 or not moves:
-            frame = scene[:, top : top + height, left : left + width]
-            frames.append(add_patches(frame, scene, grid, patches, time))
-        else:
-            pose = camera_pose(motion, math.hypot(height, width) / 2, generator)
-            frames.append(render(scene, move_grid(grid, pose), patches, time))
+        points, frame = grid, unmoved
+        if time != 0 and moves:
+            points = move_grid(grid, camera_pose(motion, math.hypot(height, width) / 2, generator))
+            frame = source.sample(points)
+        frames.append(add_patches(frame, source, points, patches, time))
     return torch.stack(frames)

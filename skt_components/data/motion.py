@@ -112,19 +112,36 @@ def sample_linear(image: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(image[None], unit[None], padding_mode="reflection", align_corners=False)[0]
 
 
-def sample_sharp(image: Tensor, points: Tensor) -> Tensor:
-    """Sample as bicubic does, but within the range of the 3×3 pixels around: no halos beside highlights."""
-    unit = _to_unit(points, *image.shape[-2:])[None]
-    padded = F.pad(image[None], (1, 1, 1, 1), mode="replicate")
-    limits = torch.cat([F.max_pool2d(padded, 3, 1), -F.max_pool2d(-padded, 3, 1)], dim=1)
-    common = {"padding_mode": "reflection", "align_corners": False}
-    high, low = F.grid_sample(limits, unit, mode="nearest", **common).chunk(2, dim=1)  # type: ignore[arg-type]
-    value = F.grid_sample(image[None], unit, mode="bicubic", **common)  # type: ignore[arg-type]
-    return torch.minimum(torch.maximum(value, low), high)[0]
+class Scene:
+    """A picture to sample sharply: bicubic, within the range of the 3×3 pixels around, so without halos."""
+
+    def __init__(self, image: Tensor) -> None:
+        self.image = image
+        self._limits = torch.cat([_largest_around(image), -_largest_around(-image)])
+
+    def sample(self, points: Tensor) -> Tensor:
+        """Sample at (H, W, 2) centred pixel coordinates, mirrored outside."""
+        unit = _to_unit(points, *self.image.shape[-2:])[None]
+
+        def at(image: Tensor, mode: str) -> Tensor:
+            return F.grid_sample(image[None], unit, mode, padding_mode="reflection", align_corners=False)[0]
+
+        high, low = at(self._limits, "nearest").chunk(2)
+        return torch.minimum(torch.maximum(at(self.image, "bicubic"), low), high)
+
+
+def _largest_around(image: Tensor) -> Tensor:
+    """Return the maximum over each 3×3 neighbourhood of (C, h, w); faster here than max pooling."""
+    for axis in (-1, -2):
+        size = image.shape[axis]
+        wide = torch.cat([image.narrow(axis, 0, 1), image, image.narrow(axis, size - 1, 1)], dim=axis)
+        sides = torch.maximum(wide.narrow(axis, 0, size), wide.narrow(axis, 2, size))
+        image = torch.maximum(image, sides)
+    return image
 
 
 @dataclasses.dataclass(frozen=True)
-class _Patch:
+class Patch:
     """A piece of the scene itself, with a blob-shaped soft outline, moving in front of it."""
 
     centre: Tensor
@@ -146,7 +163,14 @@ class _Patch:
         return (0.5 + self.radius * outline - torch.hypot(x, y)).clamp(0, 1)
 
 
-def draw_patches(motion: Motion, height: int, width: int, generator: torch.Generator) -> list[_Patch]:
+def _draw_gain(generator: torch.Generator) -> Tensor:
+    """Draw (3, 1, 1): up to twice brighter or darker, with a tint."""
+    brightness = uniform(generator, -0.7, 0.7)
+    tint = (torch.rand(3, 1, 1, generator=generator) - 0.5) * 0.5
+    return torch.exp(brightness + tint)
+
+
+def draw_patches(motion: Motion, height: int, width: int, generator: torch.Generator) -> list[Patch]:
     """Draw the moving patches of an H×W picture; the source is a shift to another place in the scene."""
     patches = []
     size = torch.tensor([width, height], dtype=torch.float32)
@@ -155,7 +179,7 @@ def draw_patches(motion: Motion, height: int, width: int, generator: torch.Gener
         speed = uniform(generator, *motion.object_speed)
         away = uniform(generator, 0, 2 * math.pi)
         patches.append(
-            _Patch(
+            Patch(
                 centre=(torch.rand(2, generator=generator) - 0.5) * size,
                 velocity=speed * torch.tensor([math.cos(direction), math.sin(direction)]),
                 source=uniform(generator, 0.3, 0.6) * size * torch.tensor([math.cos(away), math.sin(away)]),
@@ -163,30 +187,25 @@ def draw_patches(motion: Motion, height: int, width: int, generator: torch.Gener
                 stretch=uniform(generator, 0.8, 1.25),
                 lobes=(torch.rand(3, generator=generator) - 0.5) * torch.tensor([0.5, 0.3, 0.2]),
                 phases=torch.rand(3, generator=generator) * (2 * math.pi),
-                gain=torch.exp((torch.rand(3, generator=generator) - 0.5) * 1.2),
+                gain=_draw_gain(generator),
             )
         )
     return patches
 
 
-def render(scene: Tensor, points: Tensor, patches: list[_Patch], time: int) -> Tensor:
-    """Return (3, H, W): the scene at these points with the patches in front of it.
+def add_patches(frame: Tensor, scene: Scene, points: Tensor, patches: list[Patch], time: int) -> Tensor:
+    """Return (3, H, W): a frame with the patches in front of it.
 
     Args:
-        scene: (3, h, w) radiance.
+        frame: (3, H, W) the scene seen at ``points``.
+        scene: where the patches' texture comes from.
         points: (H, W, 2) scene coordinates.
         patches: from far to near.
         time: exposures since the reference; may be negative.
     """
-    frame = sample_sharp(scene, points)
-    return add_patches(frame, scene, points, patches, time)
-
-
-def add_patches(frame: Tensor, scene: Tensor, points: Tensor, patches: list[_Patch], time: int) -> Tensor:
-    """Put the patches in front of a frame of the scene."""
     for patch in patches:
         local = points - patch.velocity * time
         coverage = patch.coverage(local - patch.centre)
-        texture = sample_sharp(scene, local + patch.source) * patch.gain[:, None, None]
+        texture = scene.sample(local + patch.source) * patch.gain
         frame = torch.lerp(frame, texture.clamp(max=1), coverage)
     return frame
