@@ -55,6 +55,7 @@ class AHDRNet(nn.Module):
     ) -> None:
         super().__init__()
         self.num_frames, self.in_channels, self.peak = num_frames, in_channels, peak
+        self.features = features
         self.reference = num_frames // 2 if reference is None else reference
         if not 0 <= self.reference < num_frames:
             raise ValueError(f"reference must be in [0, {num_frames}), got {reference}")
@@ -98,8 +99,7 @@ class AHDRNet(nn.Module):
     def make_fusion_module(self) -> nn.Module:
         """Return a new fusion module of this network's kind and size, for a stage of the SPGRM."""
         layers = self.RDB1.dense_layers
-        features, growth = self.conv_up.in_channels, self.RDB1.growth
-        return DilatedResidualDenseBlock(features, len(layers), growth)
+        return DilatedResidualDenseBlock(self.features, len(layers), self.RDB1.growth)
 
     def _moving_frames(self) -> list[int]:
         return [frame for frame in range(self.num_frames) if frame != self.reference]

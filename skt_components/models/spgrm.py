@@ -61,8 +61,8 @@ class SPGRM(nn.Module):
             SemanticGuidedFusion(features, features, make_fusion() if make_fusion else None, num_heads) for _ in levels
         )
         self.tail = nn.Conv2d(features, channels, 3, padding=1)
-        nn.init.zeros_(self.tail.weight)
-        nn.init.zeros_(self.tail.bias)
+        for parameter in self.tail.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(
         self, tonemapped: Float[Tensor, "b c h w"], features: Sequence[Float[Tensor, "b _c _h _w"]]

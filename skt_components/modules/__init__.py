@@ -4,7 +4,7 @@ from skt_components.modules.domain_transfer import DomainTransfer
 from skt_components.modules.fusion import DilatedResidualDenseBlock, PriorFusionBlock, SemanticGuidedFusion
 from skt_components.modules.pyramid import FeaturePyramid
 from skt_components.modules.skam import SKAM, SKAMOutput
-from skt_components.modules.taps import FeatureTaps
+from skt_components.modules.taps import FeatureTaps, suggest_taps
 
 __all__ = [
     "SKAM",
@@ -15,4 +15,5 @@ __all__ = [
     "PriorFusionBlock",
     "SKAMOutput",
     "SemanticGuidedFusion",
+    "suggest_taps",
 ]

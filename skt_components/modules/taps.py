@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 _SPEC = re.compile(r"^(?P<name>.*?)(?:\[(?P<call>-?\d+)\])?$")
@@ -106,5 +108,92 @@ def _recorder(name: str, outputs: list[Tensor]):  # type: ignore[no-untyped-def]
         if not isinstance(output, Tensor):
             raise RuntimeError(f"layer {name!r} returns {type(output).__name__}, not a tensor: choose another")
         outputs.append(output)
+
+    return record
+
+
+def as_feature_map(feature: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring a stage's output to ``(B, C, H, W)``.
+
+    Args:
+        feature: a map ``(B, C, H, W)``, which is returned as it is, or tokens ``(B, L, C)`` in row-major order.
+        size: height and width of the picture; tokens must lie on it divided by a whole number.
+
+    Raises:
+        ValueError: the output is neither.
+    """
+    if feature.ndim == 4:
+        return feature
+    if feature.ndim == 3:
+        batch, length, channels = feature.shape
+        for stride in range(1, max(size) + 1):
+            height, width = -(-size[0] // stride), -(-size[1] // stride)
+            if height * width == length:
+                return feature.transpose(1, 2).reshape(batch, channels, height, width)
+            if height * width < length:
+                break
+    raise ValueError(
+        f"a tapped layer gave {tuple(feature.shape)}: wanted a map (B, C, H, W), or tokens (B, L, C) that cover the "
+        f"picture {size}"
+    )
+
+
+def suggest_taps(
+    model: nn.Module,
+    sample: Tensor,
+    *,
+    forward: Callable[[nn.Module, Tensor], object] | None = None,
+    max_depth: int = 2,
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Print, in the order they run, the layers whose output could be a stage, with their shapes.
+
+    Args:
+        model: any network. It runs once, in eval mode and without gradient.
+        sample: an input for it.
+        forward: how to call it, ``forward(model, sample)``; ``model(sample)`` when None.
+        max_depth: how deep into nested modules to look.
+
+    Returns:
+        ``(name, shape)`` of each layer that gives a feature map ``(B, C, H, W)`` or tokens ``(B, L, C)`` of at
+        least 8 channels.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+        >>> _ = suggest_taps(model, torch.rand(1, 3, 8, 8))
+        layer  type    output (calls)
+        0      Conv2d  (1, 8, 6, 6)
+        1      ReLU    (1, 8, 6, 6)
+    """
+    layers = {n: m for n, m in model.named_modules() if n and n.count(".") < max_depth}
+    found: list[tuple[str, Tensor]] = []
+    handles = [layer.register_forward_hook(_candidate(name, found)) for name, layer in layers.items()]
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(sample) if forward is None else forward(model, sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    calls = Counter(name for name, _ in found)
+    rows = [("layer", "type", "output (calls)")]
+    candidates = {name: tuple(output.shape) for name, output in found}
+    for name, shape in candidates.items():
+        times = f" ({calls[name]} calls)" if calls[name] > 1 else ""
+        rows.append((name, type(layers[name]).__name__, f"{shape}{times}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    for row in rows:
+        print(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}")
+    return list(candidates.items())
+
+
+def _candidate(name: str, found: list[tuple[str, Tensor]]):  # type: ignore[no-untyped-def]
+    def record(_module: nn.Module, _args: object, output: object) -> None:
+        channel_axis = {4: 1, 3: 2}
+        if isinstance(output, Tensor) and output.ndim in channel_axis and output.is_floating_point():
+            found.extend([(name, output)] if output.shape[channel_axis[output.ndim]] >= 8 else [])
 
     return record

@@ -1,0 +1,169 @@
+"""What a run shows: a table, training curves, and sample pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class SampleRow(NamedTuple):
+    """One row of :func:`save_samples`; pictures are ``(3, H, W)``, display-like in [0, 1]."""
+
+    name: str
+    ldrs: Float[Tensor, "n 3 h w"]
+    results: Mapping[str, Tensor]
+    target: Float[Tensor, "3 h w"]
+    labels: Int[Tensor, "h w"] | None = None
+
+
+def format_table(rows: Mapping[str, Mapping[str, float]], digits: int = 3) -> str:
+    """Return an aligned text table.
+
+    Args:
+        rows: title of each row -> column -> value; a missing value is shown as a dash.
+        digits: decimals.
+
+    Example:
+        >>> print(format_table({"ORM": {"PSNR-mu": 40.0}, "SPGRM": {}}, digits=1))
+               PSNR-mu
+        ORM       40.0
+        SPGRM        -
+    """
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    cells = [["", *columns]]
+    for title, row in rows.items():
+        cells.append([title, *(f"{row[c]:.{digits}f}" if c in row else "-" for c in columns)])
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns) + 1)]
+    lines = (
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        for line in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Draw a run's ``metrics.jsonl``: loss terms, gradient norms of the weighted terms, validation PSNR-mu.
+
+    Args:
+        metrics: JSON lines; a line with "terms" and "gradient_norms" is a training step, with "validation" (name
+            -> metric -> value) a validation. Lines may name a "run" other than the first.
+        path: picture to write.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        FileNotFoundError: ``metrics`` does not exist.
+    """
+    plt = _pyplot()
+    with open(metrics, encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file if line.strip()]
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    steps = [line for line in lines if "terms" in line]
+    _draw(axes[0], steps, "terms", "loss terms (unweighted)")
+    _draw(axes[1], steps, "gradient_norms", "gradient norm of each weighted term")
+    validations = [line for line in lines if "validation" in line]
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in validations:
+        for name, values in line["validation"].items():
+            curves.setdefault(f"{line.get('run', '')} {name}".strip(), []).append((line["step"], values["PSNR-mu"]))
+    for name, points in curves.items():
+        axes[2].plot(*zip(*points, strict=True), marker="o", label=name)
+    axes[2].set(title="validation PSNR-mu [dB]", xlabel="step")
+    for axis in axes:
+        if axis.lines:
+            axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def save_samples(path: str | os.PathLike[str], rows: Sequence[SampleRow]) -> None:
+    """Draw one row per scene: the exposures, the regions, each result, the target, and each result's error map.
+
+    Args:
+        path: picture to write.
+        rows: scenes; all with the same number of exposures and the same results.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: ``rows`` is empty.
+    """
+    if not rows:
+        raise ValueError("rows must hold at least one scene")
+    plt = _pyplot()
+    drawn = [_panels(row) for row in rows]
+    height, width = len(drawn), len(drawn[0])
+    figure, axes = plt.subplots(
+        height, width, figsize=(2.2 * width, 2.35 * height), squeeze=False, layout="constrained"
+    )
+    for row, line, panels in zip(rows, axes, drawn, strict=True):
+        for axis, (title, picture, options) in zip(line, panels, strict=True):
+            axis.imshow(picture, interpolation="nearest", **options)
+            axis.set_title(title, fontsize=8)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line[0].set_ylabel(row.name, fontsize=7)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _panels(row: SampleRow) -> list[tuple[str, object, dict]]:
+    def rgb(picture: Tensor) -> object:
+        return picture.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+
+    panels: list[tuple[str, object, dict]] = [(f"LDR {i + 1}", rgb(ldr), {}) for i, ldr in enumerate(row.ldrs)]
+    if row.labels is not None:
+        panels.append(("regions", row.labels.cpu().numpy(), {"cmap": "tab20"}))
+    panels += [(name, rgb(picture), {}) for name, picture in row.results.items()]
+    panels.append(("target", rgb(row.target), {}))
+    for name, picture in row.results.items():
+        error = (picture.detach().float() - row.target).abs().mean(0)
+        title = f"|{name} - target|, white = 0.1"
+        panels.append((title, error.cpu().numpy(), {"cmap": "inferno", "vmin": 0, "vmax": 0.1}))
+    return panels
+
+
+def _draw(axis, steps: list[dict], key: str, title: str) -> None:  # type: ignore[no-untyped-def]
+    names = list(dict.fromkeys(name for step in steps for name in step.get(key, {})))
+    for name in names:
+        points = [(step["step"], step[key][name]) for step in steps if name in step.get(key, {})]
+        axis.plot(*zip(*points, strict=True), label=name)
+    if any(value > 0 for line in axis.lines for value in line.get_ydata()):
+        axis.set_yscale("log")
+    axis.set(title=title, xlabel="step")
+
+
+def _pyplot():  # type: ignore[no-untyped-def]
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError('matplotlib is needed for pictures: pip install "skt-components[train]"') from error
+    plt.switch_backend("agg")
+    return plt
+
+
+def paired_gain(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
+    """Return the mean difference of paired per-picture values and its standard error.
+
+    Args:
+        ours: one value per picture, ``(P,)``.
+        theirs: values of the other method on the same pictures, in the same order.
+
+    Raises:
+        ValueError: the shapes differ or hold fewer than two pictures.
+
+    Example:
+        >>> import torch
+        >>> paired_gain(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 3.0]))
+        (1.0, 0.0)
+    """
+    if ours.shape != theirs.shape or ours.numel() < 2:
+        raise ValueError(f"two equal shapes of >= 2 pictures are needed, got {ours.shape} and {theirs.shape}")
+    difference = (ours - theirs).double()
+    error = difference.std(unbiased=True) / difference.numel() ** 0.5
+    return float(difference.mean()), float(torch.nan_to_num(error))

@@ -1,0 +1,129 @@
+"""Files of a run: atomic checkpoints, plain weights, and the guard against non-finite numbers."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class NonFiniteError(FloatingPointError):
+    """A tensor of the training step is NaN or infinite; the message names it."""
+
+
+def check_finite(tensors: Mapping[str, Tensor], step: int | None = None) -> None:
+    """Raise :class:`NonFiniteError` with the names of the tensors that hold NaN or infinity.
+
+    One look at the device for all tensors together.
+
+    Args:
+        tensors: inputs or loss terms by name.
+        step: shown in the message.
+
+    Example:
+        >>> import torch
+        >>> check_finite({"org": torch.tensor(1.0)})
+    """
+    if not tensors:
+        return
+    finite = torch.stack([tensor.detach().isfinite().all() for tensor in tensors.values()]).tolist()
+    broken = [name for name, good in zip(tensors, finite, strict=True) if not good]
+    if broken:
+        where = "" if step is None else f" at step {step}"
+        raise NonFiniteError(f"NaN or infinity in {', '.join(broken)}{where}")
+
+
+def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Write ``state`` with ``torch.save``; a reader sees the old file or the new one, never half of one.
+
+    Args:
+        path: the file; it is replaced if it exists, its folder must exist.
+        state: tensors, numbers, strings, lists and dicts of them, so that it loads with ``weights_only=True``.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        OSError: the disk is full or not writable; the old file is untouched.
+    """
+    _replace(Path(path), lambda temporary: torch.save(dict(state), temporary))
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what :func:`save_checkpoint` wrote, without executing anything in the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is broken, or holds something other than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} must hold a dict, got {type(state).__name__}")
+    return state
+
+
+def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
+    """Write the model's own state dict as safetensors, atomically.
+
+    Args:
+        path: a ``.safetensors`` file; it is replaced if it exists, its folder must exist.
+        model: the model; nothing but its state dict is written.
+
+    Raises:
+        ImportError: safetensors is not installed.
+        FileNotFoundError: the folder does not exist.
+    """
+    try:
+        from safetensors.torch import save_file
+    except ImportError as error:
+        raise ImportError('safetensors is needed: pip install "skt-components[train]"') from error
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    _replace(Path(path), lambda temporary: save_file(state, temporary))
+
+
+def load_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
+    """Load a safetensors file into ``model``, all keys or none.
+
+    Raises:
+        ImportError: safetensors is not installed.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is broken, or its names or shapes are not the model's; the message lists them.
+    """
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError('safetensors is needed: pip install "skt-components[train]"') from error
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        state = load_file(path)
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit {type(model).__name__}: {error}") from error
+
+
+def _replace(path: Path, write: Callable[[str], None]) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"folder {path.parent} does not exist, {path.name} was not written")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

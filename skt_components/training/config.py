@@ -1,0 +1,192 @@
+"""Weights of the loss terms, and the options of a training run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of eqs. 5 and 14: ``L = L_org + content * L_content + color * L_color + alignment * L_feat``.
+
+    A term with weight 0 is not computed.
+
+    Args:
+        content_weight: lambda_1 of eq. 14.
+        color_weight: lambda_2 of eq. 14, for histograms divided by the pixel count.
+        alignment_weight: weight of L_feat, 1 in eq. 14.
+        perceptual_weight: lambda of eq. 5, inside L_content.
+
+    Raises:
+        ValueError: a weight is negative or not finite.
+
+    Example:
+        >>> LossWeights.paper().color_weight
+        100.0
+    """
+
+    content_weight: float
+    color_weight: float
+    alignment_weight: float
+    perceptual_weight: float
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"{field.name} must be a finite number >= 0, got {value!r}")
+
+    @classmethod
+    def paper(cls) -> LossWeights:
+        """Return the paper's weights literally: lambda = 1e-2, lambda_1 = 1e-3, lambda_2 = 100."""
+        return cls(content_weight=1e-3, color_weight=100.0, alignment_weight=1.0, perceptual_weight=1e-2)
+
+    @classmethod
+    def recommended(cls) -> LossWeights:
+        """Return the default: every transfer term pulls well below L_org; see the fidelity page for the evidence."""
+        return cls(content_weight=0.1, color_weight=0.01, alignment_weight=1.0, perceptual_weight=0.0)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train an HDR reconstruction network with semantic knowledge transfer."""
+
+    data: Literal["synthetic", "hdr-folder"] = "synthetic"
+    """Procedural scenes (no files), or a folder of HDR photographs and panoramas."""
+    root: Path | None = None
+    """Folder of the data; needed by hdr-folder."""
+    orm: str = "ahdrnet-small"
+    """Network: ahdrnet, ahdrnet-small, or package.module:callable that returns an nn.Module."""
+    taps: tuple[str, ...] = ()
+    """Three layers of the network to align; its own fusion_taps when empty."""
+    knowledge_bank: str = "tf_efficientnet_lite0"
+    """Frozen backbone, by its name in timm."""
+    weights: str | None = None
+    """The bank's weights: a file, or "pretrained" to download. The default bank's come from a pip package."""
+    regions: int = 8
+    """Colour regions per picture (k-means; not semantic)."""
+    loss_weights: Literal["recommended", "paper"] = "recommended"
+    """Weights of the terms; paper needs --perceptual."""
+    content_weight: float | None = None
+    """Overrides lambda_1 of eq. 14."""
+    color_weight: float | None = None
+    """Overrides lambda_2 of eq. 14."""
+    alignment_weight: float | None = None
+    """Overrides the weight of L_feat."""
+    perceptual_weight: float | None = None
+    """Overrides lambda of eq. 5."""
+    perceptual: str | None = None
+    """Features of eq. 5's second term: "bank", "pretrained" (VGG19, downloads), or a file of VGG19 weights."""
+    steps: int = 300
+    """Optimisation steps."""
+    batch_size: int = 4
+    """Samples per step."""
+    crop: int = 64
+    """Side of the training crops, in pixels."""
+    lr: float = 5e-4
+    """Learning rate of Adam; falls along a cosine to a fiftieth."""
+    seed: int = 0
+    """Seeds weights, data and masks."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    workers: int = 0
+    """Processes that load data."""
+    out: Path | None = None
+    """Run folder, must be new; runs/<data>-<orm>-<time> when not given."""
+    log_every: int = 25
+    """Steps between lines of metrics.jsonl."""
+    validate_every: int = 100
+    """Steps between validations."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+    resume: Path | None = None
+    """Run folder to continue, with its own configuration; other options given here override it."""
+    compare: bool = False
+    """Also train the bare network from the same weights on the same data, and print the paired gain."""
+    config: Path | None = None
+    """TOML file of these options; those on the command line win."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "crop", "log_every", "validate_every", "checkpoint_every", "regions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be >= 1, got {getattr(self, name)}")
+        if self.data == "hdr-folder" and self.root is None:
+            raise ValueError("--data hdr-folder needs --root FOLDER")
+
+
+def read_options(path: str | os.PathLike[str]) -> list[str]:
+    """Read a TOML file of options as command-line arguments, so that the command line's own checks apply to it.
+
+    Args:
+        path: keys are option names with underscores; values are numbers, strings, booleans or lists of them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not TOML, or holds a table.
+
+    Example:
+        >>> read_options("run/config.toml")  # doctest: +SKIP
+        ['--steps', '300', '--no-compare']
+    """
+    try:
+        import tomllib
+    except ImportError:  # Python 3.10
+        import tomli as tomllib  # type: ignore[no-redef, import-not-found, unused-ignore]
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no configuration file at {path}")
+    try:
+        options = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from error
+    arguments: list[str] = []
+    for key, value in options.items():
+        flag = key.replace("_", "-")
+        if isinstance(value, dict):
+            raise ValueError(f"{path}: {key} is a table, expected a plain option")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            arguments += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+    return arguments
+
+
+def make_run_folder(config: TrainConfig) -> Path:
+    """Create the run's folder with its ``config.toml``, or return the one to resume.
+
+    Raises:
+        FileExistsError: ``config.out`` exists and is not empty.
+        FileNotFoundError: ``config.resume`` does not exist.
+    """
+    if config.resume is not None:
+        if not config.resume.is_dir():
+            raise FileNotFoundError(f"--resume: no run folder at {config.resume}")
+        return config.resume
+    name = f"{config.data}-{config.orm.replace(':', '.')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run = config.out if config.out is not None else Path("runs") / name
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise FileExistsError(f"--out {run} exists and is not empty: choose another, or --resume {run}")
+    run.mkdir(parents=True, exist_ok=True)
+    _write_options(run / "config.toml", asdict(config))
+    return run
+
+
+def _write_options(path: Path, options: Mapping[str, Any]) -> None:
+    skipped = ("config", "resume", "out")  # where a run came from, not what it is
+    lines = [f"{key} = {_toml(value)}" for key, value in options.items() if key not in skipped and value is not None]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if isinstance(value, (int, float)) else json.dumps(str(value))

@@ -1,0 +1,283 @@
+"""Semantic knowledge transfer: the whole framework around any HDR reconstruction network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from skt_components.banks.frozen import Frozen
+from skt_components.banks.priors import KnowledgeBank, SemanticPriors
+from skt_components.losses.content import content_loss
+from skt_components.losses.histogram import SemanticHistogramLoss
+from skt_components.losses.reconstruction import MuL1Loss
+from skt_components.models.spgrm import SPGRM
+from skt_components.modules.domain_transfer import DomainTransfer
+from skt_components.modules.skam import SKAM
+from skt_components.modules.taps import FeatureTaps, as_feature_map
+from skt_components.ops._checks import check_same_shape, check_tensor, float_dtype
+from skt_components.training.config import LossWeights
+
+ForwardORM = Callable[[nn.Module, Tensor], Tensor]
+PairLoss = Callable[[Tensor, Tensor], Tensor]
+_STAGES = 3
+
+
+class StepOutput(NamedTuple):
+    """What one training step gives."""
+
+    orm_loss: Tensor
+    """Eq. 14, the loss of the reconstruction network (and of the SKAMs)."""
+    spgrm_loss: Tensor
+    """Eq. 13, the loss of the teacher."""
+    total: Tensor
+    """Their sum: call ``backward`` on it."""
+    terms: dict[str, Tensor]
+    """The unweighted terms by name: org, content, color, alignment, spgrm; those with weight 0 are missing."""
+    hdr: Tensor
+    """H_in, the network's linear output."""
+    tonemapped: Tensor
+    """H_s = T(H_in)."""
+    refined: Tensor
+    """The teacher's picture."""
+    priors: SemanticPriors
+    """What the knowledge bank said about ``tonemapped``."""
+
+
+class SemanticKnowledgeTransfer(nn.Module):
+    """Train any HDR network with semantic knowledge transfer; at inference use the network alone.
+
+    The network is not changed: no layer is added to it, and its state dict keeps its keys. Which loss trains what:
+    L_org, L_content and L_color train the network; L_feat trains it (through the taps) and the SKAMs; L_spg trains
+    the SPGRM and its pyramid; nothing trains the bank.
+
+    Args:
+        orm: the reconstruction network, any ``nn.Module``.
+        knowledge_bank: a frozen bank, see :class:`KnowledgeBank`; it is put into eval mode, stays there, and is
+            part of no state dict.
+        taps: names of the network's three stages that are aligned with the teacher's; the network's own
+            ``fusion_taps`` when None. ``suggest_taps`` lists candidates.
+        orm_loss: L_org, called as ``orm_loss(hdr, target)``; L1 after mu-law when None.
+        domain: "srgb", "raw", or a :class:`DomainTransfer` with options of its own.
+        weights: weights of the terms; ``LossWeights.recommended()`` when None. May be replaced between steps.
+        forward_orm: how to call the network, ``forward_orm(orm, bracket) -> hdr``; ``orm(bracket)`` when None.
+        spgrm: the teacher; an :class:`SPGRM` built of the network's own kind of fusion module, if it has
+            ``make_fusion_module``, when None.
+        perceptual: the feature term of eq. 5, such as a ``PerceptualLoss``; needed when its weight is not 0.
+        color_loss: L_color, called as ``SemanticHistogramLoss`` is; that with its defaults when None.
+        latent_channels: width of the SKAMs' latent space; the width of the network's stage when None.
+        mask_ratio: share of the latent that the SKAMs take from the teacher.
+        joint: let L_spg through the teacher's input into the network.
+        detach_teacher: keep L_content, L_color and L_feat from training the teacher.
+        sample: a bracket ``(B, N, C, H, W)`` to read the stages' channels from, once; a small random one in the
+            shape of the domain when None.
+
+    Raises:
+        ValueError: taps are missing or are not three, a tapped layer does not exist, the sample does not fit the
+            network, or ``perceptual`` is missing while its weight is not 0.
+
+    Example:
+        >>> framework = SemanticKnowledgeTransfer(network, bank)  # doctest: +SKIP
+        >>> framework(bracket, target).total.backward()  # doctest: +SKIP
+
+    Reference:
+        Eqs. 1-14 of the paper.
+    """
+
+    def __init__(
+        self,
+        orm: nn.Module,
+        knowledge_bank: KnowledgeBank,
+        *,
+        taps: Sequence[str] | None = None,
+        orm_loss: PairLoss | None = None,
+        domain: str | DomainTransfer = "srgb",
+        weights: LossWeights | None = None,
+        forward_orm: ForwardORM | None = None,
+        spgrm: nn.Module | None = None,
+        perceptual: PairLoss | None = None,
+        color_loss: nn.Module | None = None,
+        latent_channels: int | None = None,
+        mask_ratio: float = 0.5,
+        joint: bool = False,
+        detach_teacher: bool = True,
+        sample: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.weights = weights if weights is not None else LossWeights.recommended()
+        if self.weights.perceptual_weight > 0 and self.weights.content_weight > 0 and perceptual is None:
+            raise ValueError(
+                f"weights.perceptual_weight is {self.weights.perceptual_weight:g} but perceptual is None: pass "
+                "perceptual=PerceptualLoss(VGG19Features(weights=FILE)), or set the weight to 0"
+            )
+        self.orm = orm
+        self.forward_orm = forward_orm if forward_orm is not None else _call
+        self.taps = _find_taps(orm, taps)
+        self.transfer = domain if isinstance(domain, DomainTransfer) else DomainTransfer(domain)
+        self.bank = Frozen(knowledge_bank)  # type: ignore[arg-type]
+        self.orm_loss = orm_loss if orm_loss is not None else MuL1Loss(self.transfer.mu, self.transfer.peak)
+        self.spgrm = spgrm if spgrm is not None else _make_spgrm(orm, knowledge_bank)
+        self.teacher_taps = _find_taps(self.spgrm, None)
+        self.perceptual = perceptual
+        self.color_loss = color_loss if color_loss is not None else SemanticHistogramLoss()
+        self.joint, self.detach_teacher = joint, detach_teacher
+        student, teacher = self._stage_channels(sample)
+        self.skams = nn.ModuleList(
+            SKAM(s, t, latent_channels or s, mask_ratio) for s, t in zip(student, teacher, strict=True)
+        )
+
+    def forward(
+        self,
+        bracket: Float[Tensor, "b n c h w"],
+        target: Float[Tensor, "b _c _h _w"],
+        *,
+        generator: torch.Generator | None = None,
+    ) -> StepOutput:
+        """Return the losses and pictures of one step.
+
+        Args:
+            bracket: input exposures, as the network takes them.
+            target: linear ground truth in the network's output domain.
+            generator: source of the SKAMs' random masks.
+
+        Raises:
+            TypeError: an argument is not a floating-point tensor.
+            ValueError: shapes do not fit; the message names them.
+        """
+        check_tensor("bracket", bracket, ndim=5, layout="(B, N, C, H, W)")
+        check_tensor("target", target, ndim=4, layout="(B, C, H, W)")
+        with self.taps.capture(self.orm) as student_stages:
+            hdr = _full(self.forward_orm(self.orm, bracket))
+        check_same_shape("the network's output", hdr, "target", target)
+        tonemapped = self._tonemap(hdr)
+        with torch.no_grad():
+            priors = self.bank(tonemapped.detach())
+        with self.teacher_taps.capture(self.spgrm) as teacher_stages:
+            refined = _full(self.spgrm(tonemapped if self.joint else tonemapped.detach(), priors.features))
+        terms = {"org": _full(self.orm_loss(hdr, target))}
+        terms |= self._transfer_terms(tonemapped, refined, priors)
+        if self.weights.alignment_weight > 0:
+            size = (bracket.shape[-2], bracket.shape[-1])
+            stages = [as_feature_map(stage, size) for stage in student_stages]
+            terms["alignment"] = self._alignment(stages, teacher_stages, generator)
+        terms["spgrm"] = (refined - self._tonemap(target)).abs().mean()
+        orm_loss = sum((w * terms[name] for name, w in self._active_weights(terms)), terms["org"])
+        return StepOutput(orm_loss, terms["spgrm"], orm_loss + terms["spgrm"], terms, hdr, tonemapped, refined, priors)
+
+    def gradient_norms(self, output: StepOutput) -> dict[str, float]:
+        """Return the norm of each weighted term's gradient with respect to the network's parameters.
+
+        Call it before ``backward``; it costs one backward pass per term. A healthy run has the transfer terms well
+        below ``org``.
+        """
+        parameters = [p for p in self.orm.parameters() if p.requires_grad]
+        norms = {}
+        for name, weight in [("org", 1.0), *self._active_weights(output.terms)]:
+            gradients = torch.autograd.grad(
+                weight * output.terms[name], parameters, retain_graph=True, allow_unused=True
+            )
+            squares = [g.float().square().sum() for g in gradients if g is not None]
+            norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+        return norms
+
+    def _transfer_terms(self, student: Tensor, refined: Tensor, priors: SemanticPriors) -> dict[str, Tensor]:
+        teacher = refined.detach() if self.detach_teacher else refined
+        terms = {}
+        if self.weights.content_weight > 0:
+            terms["content"] = content_loss(
+                student, teacher, perceptual=self.perceptual, perceptual_weight=self.weights.perceptual_weight
+            )
+        if self.weights.color_weight > 0:
+            terms["color"] = self.color_loss(
+                student, teacher, labels=priors.labels, num_regions=priors.valid.shape[1], valid=priors.valid
+            )
+        return terms
+
+    def _alignment(self, student: list[Tensor], teacher: list[Tensor], generator: torch.Generator | None) -> Tensor:
+        losses = [
+            skam(s, t, generator=generator, detach_teacher=self.detach_teacher).loss
+            for skam, s, t in zip(self.skams, student, teacher, strict=True)
+        ]
+        return torch.stack(losses).mean()
+
+    def _active_weights(self, terms: dict[str, Tensor]) -> list[tuple[str, float]]:
+        weights = {
+            "content": self.weights.content_weight,
+            "color": self.weights.color_weight,
+            "alignment": self.weights.alignment_weight,
+        }
+        return [(name, weight) for name, weight in weights.items() if name in terms]
+
+    def _tonemap(self, hdr: Tensor) -> Tensor:
+        # The mu-law's slope of 587 at 0 leaves half precision nothing to say about dark pixels.
+        with torch.autocast(hdr.device.type, enabled=False):
+            return self.transfer(_full(hdr))
+
+    def _stage_channels(self, sample: Tensor | None) -> tuple[list[int], list[int]]:
+        """Run both networks once, in eval mode and without gradient, and read the width of their stages."""
+        parameter = next(self.orm.parameters(), torch.empty(0))
+        if sample is None:
+            shape = (1, 5, 4, 64, 64) if self.transfer.domain == "raw" else (1, 3, 6, 64, 64)
+            sample = torch.zeros(shape)
+        sample = sample[:1].to(parameter.device, parameter.dtype)
+        modes = {module: module.training for module in self.orm.modules()}
+        self.orm.eval()
+        try:
+            with torch.no_grad(), self.taps.capture(self.orm) as student:
+                hdr = self.forward_orm(self.orm, sample)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"the network did not run on a bracket of shape {tuple(sample.shape)}: {error}. Pass "
+                "sample=<a bracket it takes>, or forward_orm=lambda orm, bracket: ... if it is called differently"
+            ) from error
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        size = (sample.shape[-2], sample.shape[-1])
+        student_channels = [as_feature_map(stage, size).shape[1] for stage in student]
+        return student_channels, self._teacher_channels(hdr)
+
+    def _teacher_channels(self, hdr: Tensor) -> list[int]:
+        device = next(self.spgrm.parameters()).device
+        tonemapped = self._tonemap(hdr).float().to(device)
+        height, width = tonemapped.shape[-2:]
+        bank = self.bank.network
+        features = [
+            torch.zeros(1, c, -(-height // r), -(-width // r), device=device)
+            for c, r in zip(bank.channels, bank.reduction, strict=True)
+        ]
+        with torch.no_grad(), self.teacher_taps.capture(self.spgrm) as teacher:
+            self.spgrm(tonemapped[:1], features)
+        return [stage.shape[1] for stage in teacher]
+
+
+def _find_taps(model: nn.Module, names: Sequence[str] | None) -> FeatureTaps:
+    if names is None:
+        names = getattr(model, "fusion_taps", None)
+    if names is None:
+        raise ValueError(
+            f"{type(model).__name__} does not say its stages in fusion_taps: pass taps=[three layer names]; "
+            "suggest_taps(model, bracket) lists candidates"
+        )
+    taps = FeatureTaps(names)
+    if len(taps) != _STAGES:
+        raise ValueError(f"taps must name {_STAGES} stages, one for each stage of the SPGRM, got {list(names)}")
+    return taps
+
+
+def _make_spgrm(orm: nn.Module, bank: KnowledgeBank) -> SPGRM:
+    make_fusion = getattr(orm, "make_fusion_module", None)
+    features = getattr(orm, "features", 64) if make_fusion else 64
+    return SPGRM(bank.channels, features=features, make_fusion=make_fusion, num_heads=math.gcd(4, features))
+
+
+def _call(orm: nn.Module, bracket: Tensor) -> Tensor:
+    return orm(bracket)
+
+
+def _full(x: Tensor) -> Tensor:
+    return x.to(float_dtype(x))
