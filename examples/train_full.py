@@ -31,6 +31,7 @@ ORMS: dict[str, Callable[[], nn.Module]] = {
     "ahdrnet": skt.AHDRNet,
     "ahdrnet-small": lambda: skt.AHDRNet(features=16, num_layers=4, growth=8),
 }
+Framework = skt.SemanticKnowledgeTransfer
 Data = skt.SyntheticScenes | skt.HDRFolder
 
 
@@ -45,11 +46,11 @@ def parse(arguments: list[str]) -> skt.TrainConfig:
 def build_data(config: skt.TrainConfig) -> tuple[Data, Data]:
     """Training crops and the fixed validation pictures."""
     per_epoch = 100 * config.batch_size
-    if config.data == "synthetic":
-        train = skt.SyntheticScenes(per_epoch, config.crop, seed=config.seed, split="train")
-        return train, skt.SyntheticScenes(16, 128, seed=0, split="val")
-    train = skt.HDRFolder(config.root, crop=config.crop, seed=config.seed, samples_per_epoch=per_epoch)
-    return train, skt.HDRFolder(config.root, crop=128, split="val", samples_per_epoch=16)
+    if config.root is not None:
+        photos = skt.HDRFolder(config.root, crop=config.crop, seed=config.seed, samples_per_epoch=per_epoch)
+        return photos, skt.HDRFolder(config.root, crop=128, split="val", samples_per_epoch=16)
+    scenes = skt.SyntheticScenes(per_epoch, config.crop, seed=config.seed, split="train")
+    return scenes, skt.SyntheticScenes(16, 128, seed=0, split="val")
 
 
 def build_orm(config: skt.TrainConfig) -> nn.Module:
@@ -64,7 +65,7 @@ def build_orm(config: skt.TrainConfig) -> nn.Module:
     return getattr(importlib.import_module(module), name)()
 
 
-def build_framework(config: skt.TrainConfig, orm: nn.Module, sample: Tensor) -> skt.SemanticKnowledgeTransfer:
+def build_framework(config: skt.TrainConfig, orm: nn.Module, sample: Tensor) -> Framework:
     """Put the network into the framework."""
     regions = skt.ColorPositionKMeans(config.regions)
     bank = skt.TimmFeatureExtractor(config.knowledge_bank, weights=config.weights, regions=regions)
@@ -72,7 +73,7 @@ def build_framework(config: skt.TrainConfig, orm: nn.Module, sample: Tensor) -> 
     extractor = None
     if config.perceptual is not None:
         extractor = bank if config.perceptual == "bank" else skt.VGG19Features(weights=config.perceptual)
-    return skt.SemanticKnowledgeTransfer(
+    return Framework(
         orm,
         bank,
         taps=config.taps or None,
@@ -95,7 +96,7 @@ def batches(dataset: Data, config: skt.TrainConfig, step: int) -> Iterator[skt.H
 
 
 @torch.no_grad()
-def validate(orm: nn.Module, data: DataLoader, device: torch.device, framework: nn.Module | None) -> dict[str, dict]:
+def validate(orm: nn.Module, data: DataLoader, device: torch.device, framework: Framework | None) -> dict[str, dict]:
     """Per-picture metrics of the network and, inside the framework, of the teacher."""
     scores: dict[str, dict[str, list[Tensor]]] = {}
     module = framework if framework is not None else orm
@@ -131,7 +132,7 @@ def train(
     run: Path,
     name: str,
     orm: nn.Module,
-    framework: skt.SemanticKnowledgeTransfer | None,
+    framework: Framework | None,
     data: Data,
     validation: DataLoader,
     device: torch.device,
@@ -189,9 +190,7 @@ def train(
     return history
 
 
-def draw_samples(
-    path: Path, results: dict[str, nn.Module], framework: nn.Module, data: Data, device: torch.device
-) -> None:
+def draw_samples(path: Path, results: dict[str, nn.Module], framework: Framework, data: Data) -> None:
     """Draw three validation scenes: exposures, regions, results, target and errors."""
     rows, device = [], next(framework.parameters()).device
     for index in range(0, len(data), max(len(data) // 3, 1)):

@@ -119,6 +119,8 @@ class TrainConfig:
                 raise ValueError(f"--{name.replace('_', '-')} must be >= 1, got {getattr(self, name)}")
         if self.data == "hdr-folder" and self.root is None:
             raise ValueError("--data hdr-folder needs --root FOLDER")
+        if self.data == "synthetic" and self.root is not None:
+            raise ValueError("--root is a folder of photographs: it goes with --data hdr-folder")
 
 
 def read_options(path: str | os.PathLike[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -245,7 +245,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         device = next(self.spgrm.parameters()).device
         tonemapped = self._tonemap(hdr).float().to(device)
         height, width = tonemapped.shape[-2:]
-        bank = self.bank.network
+        bank = cast(KnowledgeBank, self.bank.network)
         features = [
             torch.zeros(1, c, -(-height // r), -(-width // r), device=device)
             for c, r in zip(bank.channels, bank.reduction, strict=True)
