@@ -15,7 +15,7 @@ PATTERNS = ("plain", "stripes", "checker", "dots", "bricks")
 
 
 def fractal_noise(height: int, width: int, generator: torch.Generator, roughness: float = 0.55) -> Tensor:
-    """Return (H, W) noise around 0 with a standard deviation near 1; each octave is ``roughness`` times the last.
+    """Return (H, W) noise around 0, deviating by about 0.65; an octave is ``roughness`` times the coarser one.
 
     Args:
         height: rows.

@@ -14,8 +14,8 @@ from skt_components.data.motion import Motion, Scene, add_patches, camera_pose, 
 from skt_components.data.sample import HDRSample, make_bracket
 from skt_components.ops._checks import check_positive, check_tensor
 
-# Electrons from which shot noise is drawn from a normal distribution; its skewness there is 1/sqrt(200) = 0.07.
-POISSON_LIMIT = 200.0
+# Electrons from which shot noise is drawn from a normal distribution; its skewness there is 1/sqrt(100) = 0.1.
+POISSON_LIMIT = 100.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,7 +75,7 @@ def pixel_grid(height: int, width: int, step: float = 1.0) -> Tensor:
     """Return (H, W, 2) coordinates (x right, y down) of the pixel centres, the picture's centre being 0."""
     y = (torch.arange(height) - (height - 1) / 2) * step
     x = (torch.arange(width) - (width - 1) / 2) * step
-    return torch.stack([x[None, :].expand(height, width), y[:, None].expand(height, width)], dim=-1)
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1)
 
 
 def camera_pose(motion: Motion, radius: float, generator: torch.Generator) -> Tensor:
@@ -98,8 +98,12 @@ def camera_pose(motion: Motion, radius: float, generator: torch.Generator) -> Te
 
 def move_grid(grid: Tensor, pose: Tensor) -> Tensor:
     """Take an (H, W, 2) grid of picture coordinates to scene coordinates."""
-    moved = grid @ pose[:, :2].T + pose[:, 2]
-    return moved[..., :2] / moved[..., 2:]
+    x, y = grid.unbind(-1)
+    (a, b, c), (d, e, f), (g, h, i) = pose.tolist()
+    w = (g * x).add_(y, alpha=h).add_(i).reciprocal_()
+    u = (a * x).add_(y, alpha=b).add_(c).mul_(w)
+    v = (d * x).add_(y, alpha=e).add_(f).mul_(w)
+    return torch.stack([u, v], dim=-1)
 
 
 def _to_unit(points: Tensor, height: int, width: int) -> Tensor:

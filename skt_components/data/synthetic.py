@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -98,15 +97,20 @@ class SyntheticScenes(Dataset[HDRSample]):
         frames = []
         for index in range(len(self.camera.exposure_times)):
             time = index - self.camera.reference_index
-            pose = torch.eye(3)
+            pose, points = torch.eye(3), grid
             if time != 0:
                 pose = camera_pose(self.motion, math.hypot(height, width) / 2, generator)
-            points = move_grid(grid, pose)
+                points = move_grid(grid, pose)
             frame = sample_linear(background.radiance, points * FINE)
             for thing in objects:
                 add_object(frame, thing, points, pose, background.noise, time)
             frames.append(frame)
-        reference = F.avg_pool2d(frames[self.camera.reference_index], FINE)
-        scale = exposure_scale(reference, self.camera)
+        scale = exposure_scale(_average(frames[self.camera.reference_index]), self.camera)
         # Clipped before averaging: the edges of lights stay smooth.
-        return F.avg_pool2d(torch.stack(frames).mul_(scale).clamp_(0, 1), FINE)
+        return torch.stack([_average(frame.mul_(scale).clamp_(0, 1)) for frame in frames])
+
+
+def _average(frame: Tensor) -> Tensor:
+    """Return the means of blocks of FINE × FINE = 2×2 samples; several times faster than average pooling."""
+    rows = frame[:, 0::2] + frame[:, 1::2]
+    return (rows[..., 0::2] + rows[..., 1::2]) * (1 / FINE**2)
