@@ -4,6 +4,7 @@ from skt_components.banks.frozen import Frozen
 from skt_components.banks.priors import KnowledgeBank, RegionSource, SemanticPriors, priors_from_labels
 from skt_components.banks.regions import ColorPositionKMeans, GridRegions
 from skt_components.banks.timm import TimmFeatureExtractor
+from skt_components.banks.vgg import VGG19Features
 
 __all__ = [
     "ColorPositionKMeans",
@@ -13,5 +14,6 @@ __all__ = [
     "RegionSource",
     "SemanticPriors",
     "TimmFeatureExtractor",
+    "VGG19Features",
     "priors_from_labels",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -46,17 +45,17 @@ def lite0_weights() -> dict[str, Tensor]:
 
 def rename_lite0(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename the package's keys to timm's; a key with no counterpart keeps its name, for the caller to refuse."""
-    return {_rename(key, _DEPTHS): value for key, value in state.items()}
+    return {_rename(key): value for key, value in state.items()}
 
 
-def _rename(key: str, depths: Sequence[int]) -> str:
+def _rename(key: str) -> str:
     block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
     if block is None:
         layer, _, rest = key.partition(".")
         return f"{_TOP[layer]}.{rest}" if layer in _TOP else key
     index, layer, rest = int(block[1]), block[2], block[3]
     names = _FIRST_BLOCK if index == 0 else _BLOCK
-    for stage, depth in enumerate(depths):
+    for stage, depth in enumerate(_DEPTHS):
         if index < depth and layer in names:
             return f"blocks.{stage}.{index}.{names[layer]}.{rest}"
         index -= depth

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 
@@ -44,6 +44,7 @@ class RegionSource(Protocol):
         ...
 
 
+@runtime_checkable
 class KnowledgeBank(Protocol):
     """The whole interface of a bank; any ``nn.Module`` with these three members is one.
 
@@ -67,7 +68,9 @@ class KnowledgeBank(Protocol):
         ...
 
 
-def priors_from_labels(features: Sequence[Tensor], labels: Int[Tensor, "b h w"], num_regions: int) -> SemanticPriors:
+def priors_from_labels(
+    features: Sequence[Tensor], labels: Integer[Tensor, "b h w"], num_regions: int
+) -> SemanticPriors:
     """Build ``SemanticPriors`` from a label map: disjoint one-hot masks, and which regions are not empty.
 
     Args:

