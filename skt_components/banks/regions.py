@@ -167,8 +167,8 @@ def _nearest(points: Tensor, centres: Tensor) -> Tensor:
 
 def _update_centres(points: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
     """Return the mean of each region's points; a region without points keeps its centre."""
-    # Sums of whole numbers below 2**53 are exact in float64, so any order of summation, any batch size and
-    # any device gives the same centres.
+    # Sums of whole numbers below 2**53 are exact in float64, so the same labels give the same centres
+    # in any order of summation and for any batch size.
     index = torch.arange(centres.shape[1], device=points.device)
     member = (labels[:, None] == index[None, :, None]).double()
     total = member @ (points.double() * _LEVELS).round().transpose(1, 2)
