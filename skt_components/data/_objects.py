@@ -96,7 +96,7 @@ def draw_objects(
 ) -> list[SceneObject]:
     """Draw the moving objects of a picture, from far to near; each is lit as the place where it stands."""
     count = integer(generator, *motion.objects)
-    closeness = sorted(uniform(generator, 0, 1.5) for _ in range(count))
+    closeness = sorted(uniform(generator, 0.0, 1.5) for _ in range(count))
     return [_draw_object(motion, height, width, background, generator, near) for near in closeness]
 
 
@@ -108,15 +108,15 @@ def _draw_object(
     radius = max(2.0, uniform(generator, *motion.object_size) * min(height, width))
     shape = SHAPES[integer(generator, 0, len(SHAPES) - 1)]
     upright = shape == "figure"
-    direction = uniform(generator, 0, 2 * math.pi)
+    direction = uniform(generator, 0.0, 2 * math.pi)
     heading = torch.tensor([math.cos(direction), math.sin(direction) * (0.2 if upright else 1.0)])
-    sun = torch.tensor([uniform(generator, -1, 1), uniform(generator, -1, 0.2), uniform(generator, 0.3, 1)])
+    sun = torch.tensor([uniform(generator, -1.0, 1.0), uniform(generator, -1.0, 0.2), uniform(generator, 0.3, 1.0)])
     speed = uniform(generator, *motion.object_speed)
     return SceneObject(
         shape=shape,
         centre=centre,
         velocity=heading / heading.norm() * speed,
-        angle=0.0 if upright else uniform(generator, 0, 2 * math.pi),
+        angle=0.0 if upright else uniform(generator, 0.0, 2 * math.pi),
         spin=0.0 if upright or speed == 0 else uniform(generator, -0.15, 0.15),
         radius=radius,
         aspect=uniform(generator, 0.5, 1.0),

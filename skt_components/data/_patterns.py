@@ -76,7 +76,7 @@ def pattern(name: str, x: Tensor, y: Tensor, period: float, pixel: float) -> Ten
 
 def draw_colour(generator: torch.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> Tensor:
     """Draw a (3, 1, 1) linear colour of random hue."""
-    hue = uniform(generator, 0, 1)
+    hue = uniform(generator, 0.0, 1.0)
     rgb = colorsys.hsv_to_rgb(hue, uniform(generator, *saturation), uniform(generator, *value))
     return torch.tensor(rgb).reshape(3, 1, 1)
 

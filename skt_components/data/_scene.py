@@ -93,7 +93,7 @@ def _landscape(p: _Painter) -> Background:
         albedo, ground = torch.lerp(albedo, p.material(0.4), house), torch.maximum(ground, house)
     sun = torch.tensor([1.0, 0.9, p.uniform(0.6, 0.85)]).reshape(3, 1, 1)
     shade_line = p.uniform(-0.4, 0.4) * p.width + p.uniform(-0.8, 0.8) * p.y + 0.1 * p.width * p.smooth
-    lit = edge((p.x - shade_line) * (1 if p.uniform(0, 1) < 0.5 else -1), 0.02 * p.scale)
+    lit = edge((p.x - shade_line) * (1 if p.uniform(0.0, 1.0) < 0.5 else -1), 0.02 * p.scale)
     ambient = torch.tensor([0.6, 0.8, 1.0]).reshape(3, 1, 1) * log_uniform(p.generator, 0.01, 0.06)
     light = ambient + sun * lit
     disc, glow = p.lamp(p.uniform(-0.5, 0.5) * p.width, horizon - p.uniform(0.1, 0.45) * p.height, 0.05 * p.scale)
@@ -120,7 +120,7 @@ def _room(p: _Painter) -> Background:
     ambient = daylight * log_uniform(p.generator, 0.002, 0.02)
     slant = p.x + p.uniform(-0.8, 0.8) * p.y
     beam = edge(0.4 * width - (slant - x - p.uniform(-0.2, 0.2) * p.width).abs(), 0.01 * p.scale)
-    light = ambient + daylight * (0.15 * falloff + p.uniform(0, 1) * beam * floor)
+    light = ambient + daylight * (0.15 * falloff + p.uniform(0.0, 1.0) * beam * floor)
     radiance = torch.lerp(albedo * light, outside * log_uniform(p.generator, 1.0, 8.0), glass)
     return Background(radiance, light, p.rough, ambient)
 

@@ -63,7 +63,7 @@ class SphereView:
     ) -> SphereView:
         """Draw a view."""
         fov = uniform(generator, *limits.fov_range(panorama.shape[-1], size[1]))
-        yaw = uniform(generator, -180, 180)
+        yaw = uniform(generator, -180.0, 180.0)
         pitch = uniform(generator, -limits.pitch, limits.pitch)
         return cls(yaw, pitch, uniform(generator, -limits.roll, limits.roll), fov)
 

@@ -211,6 +211,8 @@ def simulate_bracket(
     height, width = (size - 2 * margin for size in radiance.shape[-2:])
     if margin < 0 or min(height, width) < 1:
         raise ValueError(f"margin must be >= 0 and leave pixels of {tuple(radiance.shape)}, got {margin!r}")
+    if scale is not None:
+        check_positive("scale", scale)
     radiance = radiance.to("cpu", torch.float32)
     visible = radiance[:, margin : margin + height, margin : margin + width]
     factor = exposure_scale(visible, camera) if scale is None else scale

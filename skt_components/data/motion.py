@@ -56,6 +56,8 @@ class Motion:
                 raise ValueError(f"{name} must be a pair (low, high), got {getattr(self, name)!r}") from None
             if not 0 <= low <= high < math.inf:
                 raise ValueError(f"{name} must be ordered and not negative, got {(low, high)!r}")
+        if not all(isinstance(count, int) for count in self.objects):
+            raise ValueError(f"objects must be whole numbers, got {self.objects!r}")
 
     @classmethod
     def still(cls) -> Motion:
@@ -89,8 +91,8 @@ def camera_pose(motion: Motion, radius: float, generator: torch.Generator) -> Te
     angle = math.radians(uniform(generator, -motion.rotation, motion.rotation))
     size = math.exp(uniform(generator, -motion.zoom, motion.zoom))
     dx, dy = (uniform(generator, -motion.shift, motion.shift) for _ in range(2))
-    strength = uniform(generator, 0, motion.perspective) / radius
-    direction = uniform(generator, 0, 2 * math.pi)
+    strength = uniform(generator, 0.0, motion.perspective) / radius
+    direction = uniform(generator, 0.0, 2 * math.pi)
     c, s = size * math.cos(angle), size * math.sin(angle)
     keystone = [strength * math.cos(direction), strength * math.sin(direction), 1.0]
     return torch.tensor([[c, -s, dx], [s, c, dy], keystone])
@@ -179,9 +181,9 @@ def draw_patches(motion: Motion, height: int, width: int, generator: torch.Gener
     patches = []
     size = torch.tensor([width, height], dtype=torch.float32)
     for _ in range(integer(generator, *motion.objects)):
-        direction = uniform(generator, 0, 2 * math.pi)
+        direction = uniform(generator, 0.0, 2 * math.pi)
         speed = uniform(generator, *motion.object_speed)
-        away = uniform(generator, 0, 2 * math.pi)
+        away = uniform(generator, 0.0, 2 * math.pi)
         patches.append(
             Patch(
                 centre=(torch.rand(2, generator=generator) - 0.5) * size,

@@ -305,6 +305,7 @@ def test_camera_rejects(options: dict[str, object], message: str) -> None:
         ({"zoom": math.nan}, "zoom must be"),
         ({"objects": 3}, "objects must be a pair"),
         ({"objects": (3, 1)}, "objects must be ordered"),
+        ({"objects": (0.5, 1.5)}, "objects must be whole numbers"),
         ({"object_size": (-0.1, 0.1)}, "object_size must be ordered and not negative"),
     ],
 )
@@ -320,5 +321,7 @@ def test_simulation_rejects() -> None:
         simulate_bracket(torch.ones(3, 8, 8, dtype=torch.int32), Camera(), Motion(), _generator())
     with pytest.raises(ValueError, match="margin must be >= 0 and leave pixels"):
         simulate_bracket(torch.rand(3, 8, 8), Camera(), Motion(), _generator(), margin=4)
+    with pytest.raises(ValueError, match="scale must be a finite number"):
+        simulate_bracket(torch.rand(3, 8, 8), Camera(), Motion(), _generator(), scale=0.0)
     with pytest.raises(ValueError, match="radiance must have 3 frames"):
         capture(torch.rand(2, 3, 8, 8), Camera(), _generator())
