@@ -68,7 +68,8 @@ def semantic_histogram_loss(
 
     Raises:
         TypeError: wrong dtypes.
-        ValueError: shapes do not fit, no regions are given, masks are not binary, or an option is unknown.
+        ValueError: shapes do not fit, no regions or both kinds are given, masks are not binary or require a
+            gradient (``soft_masks="literal"`` computes one), or an option is unknown.
 
     Example:
         >>> import torch
@@ -82,6 +83,8 @@ def semantic_histogram_loss(
     """
     if masks is None and labels is None:
         raise ValueError("semantic_histogram_loss needs masks or labels; histogram_loss has no regions")
+    if masks is not None and labels is not None:
+        raise ValueError("give masks or labels, not both")
     check_choice("normalization", normalization, NORMALIZATIONS)
     check_choice("soft_masks", soft_masks, SOFT_MASKS)
     check_choice("reduction", reduction, REDUCTIONS)
@@ -94,7 +97,7 @@ def semantic_histogram_loss(
         "bandwidth": bandwidth,
         "backend": backend,
     }
-    if masks is not None and labels is None:
+    if masks is not None:
         masks = _prepare_masks(masks, soft_masks)
     if soft_masks == "literal" and masks is not None:
         difference = _literal_difference(student, teacher, masks, options)
@@ -108,6 +111,8 @@ def semantic_histogram_loss(
     if valid is None:
         per_picture = per_region.sum(dim=1) / max(regions_found, 1)
     else:
+        if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
+            raise TypeError(f"valid must be a bool tensor (B, R), got {getattr(valid, 'dtype', type(valid).__name__)}")
         if tuple(valid.shape) != tuple(per_region.shape):
             raise ValueError(f"valid must be (B, R) = {tuple(per_region.shape)}, got {tuple(valid.shape)}")
         weights = valid.to(per_region.dtype)
@@ -172,6 +177,8 @@ def _prepare_masks(masks: Tensor, soft_masks: str | None) -> Tensor:
         raise TypeError(f"masks must be a tensor (B, R, H, W), got {type(masks).__name__}")
     if not masks.is_floating_point():
         return masks.bool()
+    if masks.requires_grad and soft_masks != "literal":
+        raise ValueError("masks must not require a gradient: it is not computed; pass masks.detach()")
     if soft_masks is None and masks.device.type == "cpu" and bool(((masks != 0) & (masks != 1)).any()):
         raise ValueError(
             "masks hold values other than 0 and 1. Pass masks > 0.5, or say which loss is meant with "
@@ -187,7 +194,7 @@ def _literal_difference(student: Tensor, teacher: Tensor, masks: Tensor, options
     weights = masks.to(student.dtype)[:, :, None]
     masked = [(x[:, None] * weights).flatten(0, 1) for x in (student, teacher)]
     difference = histogram_difference(*masked, **options)
-    return difference.reshape(batch, regions, student.shape[1], -1)
+    return difference.reshape(batch, regions, *difference.shape[2:])
 
 
 def _normalize(
@@ -203,7 +210,8 @@ def _normalize(
     else:
         assert labels is not None
         batch, regions = difference.shape[:2]
-        index = torch.where((labels >= 0) & (labels < regions), labels, regions).long().flatten(1)
+        index = labels.long().flatten(1)
+        index = torch.where((index >= 0) & (index < regions), index, regions)
         area = difference.new_zeros(batch, regions + 1)
         area = area.scatter_add(1, index, area.new_ones(()).expand_as(index))[:, :regions]
     return difference / area.clamp_min(1)[:, :, None, None]

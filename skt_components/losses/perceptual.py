@@ -33,7 +33,7 @@ def perceptual_loss(
 
     Raises:
         TypeError: a picture is not a floating-point tensor, or the extractor gives no sequence of tensors.
-        ValueError: shapes differ, or ``layer_weights`` has another length than the features.
+        ValueError: shapes differ, ``layer_weights`` has another length than the features, or there are none.
 
     Example:
         >>> import torch
@@ -46,8 +46,10 @@ def perceptual_loss(
     check_same_shape("student", student, "teacher", teacher)
     extract = getattr(extractor, "extract_features", extractor)
     features_s, features_t = extract(student), extract(teacher)
-    if isinstance(features_s, Tensor) or not all(isinstance(f, Tensor) for f in features_s):
-        raise TypeError("extractor must return a sequence of tensors")
+    if not isinstance(features_s, Sequence) or not all(isinstance(f, Tensor) for f in features_s):
+        raise TypeError(f"extractor must return a sequence of tensors, got {type(features_s).__name__}")
+    if not features_s:
+        raise ValueError("extractor returned no feature maps")
     weights = layer_weights if layer_weights is not None else [1 / len(features_s)] * len(features_s)
     if len(weights) != len(features_s):
         raise ValueError(f"layer_weights has {len(weights)} entries for {len(features_s)} feature maps")
@@ -72,7 +74,7 @@ class PerceptualLoss(nn.Module):
 
     def __init__(self, extractor: FeatureExtractor, layer_weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        if not callable(extractor):
+        if not callable(getattr(extractor, "extract_features", extractor)):
             raise TypeError(f"extractor must be callable, got {type(extractor).__name__}")
         self.extractor = extractor
         self.layer_weights = None if layer_weights is None else tuple(layer_weights)

@@ -59,11 +59,16 @@ def transposed_attention(
         raise ValueError(f"num_heads must divide the {channels} channels, got {num_heads}")
     heads = (batch, num_heads, channels // num_heads, height * width)
     q, k, v = query.reshape(heads), key.reshape(heads), value.reshape(heads)
-    logits = q @ k.transpose(-2, -1)
-    if normalize:
-        # Dividing the small (C/heads)^2 matrix by the norms spares two normalised copies of the feature maps.
-        norms = _channel_norms(q).unsqueeze(-1) * _channel_norms(k).unsqueeze(-2)
-        logits = logits / norms.clamp_min(1e-12)
+    if normalize and (value.dtype.itemsize < 4 or torch.is_autocast_enabled(value.device.type)):
+        # Float16 overflows in the sum over the pixels unless its terms are small.
+        q, k = (x / _channel_norms(x).clamp_min(max(1e-12, torch.finfo(x.dtype).tiny)).unsqueeze(-1) for x in (q, k))
+        logits = q @ k.transpose(-2, -1)
+    else:
+        logits = q @ k.transpose(-2, -1)
+        if normalize:
+            # Dividing the small (C/heads)^2 matrix by the norms spares two normalised copies of the feature maps.
+            norms = _channel_norms(q).unsqueeze(-1) * _channel_norms(k).unsqueeze(-2)
+            logits = logits / norms.clamp_min(1e-12)
     # Softmax in float32 at least: half-precision logits would blur the weights.
     weights = torch.softmax(logits.to(float_dtype(logits)) / temperature, dim=-1)
     return (weights.to(v.dtype) @ v).reshape(batch, channels, height, width)

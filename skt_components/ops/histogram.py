@@ -9,6 +9,7 @@ difference of two large sums.
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -130,30 +131,34 @@ def check_bandwidth(bandwidth: float, num_bins: int, value_range: tuple[float, f
     check_positive("bandwidth", bandwidth)
     width = value_range[1] - value_range[0]
     if bandwidth > 3 * width:
-        warnings.warn(
+        _warn(
             f"bandwidth={bandwidth:g} is {bandwidth / width:.3g} times the value range {value_range}: the histogram "
-            f"is flat and its gradient practically zero. The paper's literal 400 is meant as 1/400 on [0, 1].",
-            UserWarning,
-            stacklevel=4,
+            f"is flat and its gradient practically zero. The paper's literal 400 is meant as 1/400 on [0, 1]."
         )
     elif bandwidth * num_bins < 0.25 * width:
-        warnings.warn(
+        _warn(
             f"bandwidth={bandwidth:g} is {bandwidth * num_bins / width:.3g} of a bin ({num_bins} bins on "
-            f"{value_range}): values between bin centres have practically no gradient. Use at least half a bin.",
-            UserWarning,
-            stacklevel=4,
+            f"{value_range}): values between bin centres have practically no gradient. Use at least half a bin."
         )
+
+
+def _warn(message: str) -> None:
+    """Warn in the name of the first caller outside this package and torch; in silence while torch.compile traces."""
+    if torch.compiler.is_compiling():
+        return
+    level, frame = 1, sys._getframe()
+    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] in ("skt_components", "torch"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def _full_precision(x: Tensor) -> Tensor:
     dtype = float_dtype(x)
     if x.dtype != dtype and x.dtype in (torch.float16, torch.bfloat16):
         cost = "7 %" if x.dtype == torch.float16 else "48 %"
-        warnings.warn(
+        _warn(
             f"histogram of {x.dtype} values: rounding them already moves the gradient by about {cost} at the default "
-            f"bandwidth. Compute the picture in float32 (outside autocast).",
-            UserWarning,
-            stacklevel=4,
+            f"bandwidth. Compute the picture in float32 (outside autocast)."
         )
     return x.to(dtype)
 
@@ -163,7 +168,7 @@ def _region_count(values: Tensor, masks: Tensor | None, labels: Tensor | None, n
     if masks is not None and labels is not None:
         raise ValueError("give masks or labels, not both")
     if masks is not None:
-        if not isinstance(masks, Tensor) or masks.is_complex():
+        if not isinstance(masks, Tensor) or not (masks.dtype == torch.bool or masks.is_floating_point()):
             raise TypeError(f"masks must be a bool or floating tensor (B, R, H, W), got {_kind(masks)}")
         if masks.ndim != 4 or (masks.shape[0], *masks.shape[2:]) != (batch, height, width):
             raise ValueError(
@@ -276,7 +281,7 @@ def _split(chunk: _Chunk, bins: _Bins) -> Iterator[_Chunk]:
     x, row = x.reshape(-1), row.reshape(-1)
     weight = None if chunk.weight is None else chunk.weight.expand(-1, chunk.x.shape[1]).reshape(-1)
     step = max(1, (1 << 20) // bins.num)
-    for start in range(0, x.numel(), step):
+    for start in range(0, max(x.numel(), 1), step):  # at least one part, be it empty
         part = slice(start, start + step)
         yield _Chunk(x[part], row[part], None if weight is None else weight[part], (part,))
 

@@ -64,7 +64,7 @@ def mix_features(
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or ``mask`` does not broadcast to them.
 
     Example:
         >>> import torch
@@ -76,4 +76,7 @@ def mix_features(
     check_tensor("teacher", teacher)
     check_tensor("mask", mask)
     check_same_shape("student", student, "teacher", teacher)
+    sizes = zip(reversed(mask.shape), reversed(student.shape), strict=False)
+    if mask.ndim > student.ndim or any(m not in (1, s) for m, s in sizes):
+        raise ValueError(f"mask must broadcast to {tuple(student.shape)}, got shape {tuple(mask.shape)}")
     return student * (1 - mask) + teacher * mask

@@ -36,8 +36,9 @@ def mu_law(x: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor, "..."]:
     """
     check_tensor("x", x)
     check_positive("mu", mu)
-    compressed = torch.where(x >= 0, torch.log1p(mu * x.clamp(min=0)), -torch.log1p(-mu * x.clamp(max=0)))
-    return compressed / math.log1p(mu)
+    positive = x >= 0
+    compressed = torch.log1p(mu * _magnitude(x, positive)) / math.log1p(mu)
+    return torch.where(positive, compressed, -compressed)
 
 
 def mu_law_inverse(y: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor, "..."]:
@@ -61,8 +62,14 @@ def mu_law_inverse(y: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor,
     """
     check_tensor("y", y)
     check_positive("mu", mu)
-    scaled = y * math.log1p(mu)
-    return torch.where(y >= 0, torch.expm1(scaled.clamp(min=0)), -torch.expm1(-scaled.clamp(max=0))) / mu
+    positive = y >= 0
+    expanded = torch.expm1(math.log1p(mu) * _magnitude(y, positive)) / mu
+    return torch.where(positive, expanded, -expanded)
+
+
+def _magnitude(x: Tensor, positive: Tensor) -> Tensor:
+    """Return ``|x|`` with slope 1 at 0, where ``abs`` and, in some releases of torch, ``clamp`` have slope 0."""
+    return torch.where(positive, x, -x)
 
 
 def linearize_ldr(
