@@ -1,0 +1,31 @@
+"""Sphinx configuration."""
+
+from importlib.metadata import version as package_version
+
+project = "skt_components"
+author = "The skt_components developers"
+copyright = f"2026, {author}"
+release = version = package_version("skt-components")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"skt_components {release}"
+html_static_path = ["_static"]
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # shapes stand in the signatures and docstrings
+autodoc_default_options = {"members": True, "show-inheritance": False}
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
