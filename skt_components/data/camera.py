@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from skt_components.data._seeding import log_uniform
 from skt_components.data.motion import Motion, Scene, add_patches, camera_pose, draw_patches, move_grid, pixel_grid
 from skt_components.data.sample import HDRSample, make_bracket
 from skt_components.ops._checks import check_positive, check_tensor
@@ -28,9 +29,10 @@ class Camera:
     quantisation (``bits``).
 
     The exposure rule (:func:`exposure_scale`) turns a scene of any unit into target radiance. It puts the
-    median brightness at ``mid_level`` of the reference exposure, but lets no more than ``highlight_percent``
-    of the pixels clip in the shortest exposure, except where the median of the longest exposure would then
-    be darker than ``dark_level``.
+    median brightness at a level of the reference exposure drawn from ``mid_level`` (a crop of a larger picture
+    may be far brighter or darker than the whole that was metered), but lets no more than
+    ``highlight_percent`` of the pixels clip in the shortest exposure, except where the median of the longest
+    exposure would then be darker than ``dark_level``.
 
     Attributes:
         exposure_times: relative to the shortest, which is 1.
@@ -41,7 +43,8 @@ class Camera:
         bits: of the LDR pictures, after the response; 8 to 16.
         adc_bits: of the sensor, before the response; None does not quantise there.
         gamma: of the response.
-        mid_level: linear, of the reference exposure's full scale.
+        mid_level: lowest and highest, linear, of the reference exposure's full scale; above 1 most of the
+            reference exposure is saturated.
         highlight_percent: per cent of the pixels.
         dark_level: linear, of the longest exposure's full scale.
 
@@ -61,8 +64,8 @@ class Camera:
     bits: int = 8
     adc_bits: int | None = 14
     gamma: float = 2.2
-    mid_level: float = 0.18
-    highlight_percent: float = 0.5
+    mid_level: tuple[float, float] = (0.15, 2.0)
+    highlight_percent: float = 1.0
     dark_level: float = 0.03
 
     def __post_init__(self) -> None:
@@ -72,8 +75,10 @@ class Camera:
             raise ValueError(f"exposure_times must be relative to the shortest, which is 1, got {times!r}")
         if self.reference is not None and not 0 <= self.reference < len(times):
             raise ValueError(f"reference must be an index below {len(times)}, got {self.reference!r}")
-        for name in ("full_well", "gamma", "mid_level", "dark_level"):
+        for name in ("full_well", "gamma", "dark_level"):
             check_positive(name, getattr(self, name))
+        if not 0 < self.mid_level[0] <= self.mid_level[1] < math.inf:
+            raise ValueError(f"mid_level must be (low, high) with 0 < low <= high, got {self.mid_level!r}")
         if not 0 <= self.read_noise < math.inf:
             raise ValueError(f"read_noise must be a finite number >= 0, got {self.read_noise!r}")
         if not 0 <= self.highlight_percent < 100:
@@ -98,7 +103,7 @@ class Camera:
         return torch.tensor(self.exposure_times)
 
 
-def exposure_scale(radiance: Float[Tensor, "3 h w"], camera: Camera) -> float:
+def exposure_scale(radiance: Float[Tensor, "3 h w"], camera: Camera, generator: torch.Generator) -> float:
     """Return the factor from scene radiance to target radiance by the camera's exposure rule.
 
     Brightness is the largest of a pixel's channels; pixels of no light at all do not count.
@@ -106,10 +111,12 @@ def exposure_scale(radiance: Float[Tensor, "3 h w"], camera: Camera) -> float:
     Args:
         radiance: (3, H, W) linear radiance >= 0 in any unit.
         camera: has the rule, see :class:`Camera`.
+        generator: draws the level of the median.
 
     Returns:
         The factor; 1 for a black scene.
     """
+    level = log_uniform(generator, *camera.mid_level)
     brightness = radiance.amax(dim=-3).flatten()
     brightness = brightness[brightness > 0]
     if brightness.numel() == 0:
@@ -118,7 +125,7 @@ def exposure_scale(radiance: Float[Tensor, "3 h w"], camera: Camera) -> float:
     last = ordered.numel() - 1
     median = ordered[last // 2].item()
     highlight = ordered[round(last * (1 - camera.highlight_percent / 100))].item()
-    scale = min(camera.mid_level / (camera.times[camera.reference_index].item() * median), 1 / highlight)
+    scale = min(level / (camera.times[camera.reference_index].item() * median), 1 / highlight)
     return max(scale, camera.dark_level / (max(camera.exposure_times) * median))
 
 
@@ -215,7 +222,7 @@ def simulate_bracket(
         check_positive("scale", scale)
     radiance = radiance.to("cpu", torch.float32)
     visible = radiance[:, margin : margin + height, margin : margin + width]
-    factor = exposure_scale(visible, camera) if scale is None else scale
+    factor = exposure_scale(visible, camera, generator) if scale is None else scale
     scene = (radiance * factor).clamp(0, 1)
     frames = _take_frames(scene, height, width, camera, motion, generator)
     ldr = capture(frames, camera, generator)

@@ -105,7 +105,7 @@ class SyntheticScenes(Dataset[HDRSample]):
             for thing in objects:
                 add_object(frame, thing, points, pose, background.noise, time)
             frames.append(frame)
-        scale = exposure_scale(_average(frames[self.camera.reference_index]), self.camera)
+        scale = exposure_scale(_average(frames[self.camera.reference_index]), self.camera, generator)
         # Clipped before averaging: the edges of lights stay smooth.
         return torch.stack([_average(frame.mul_(scale).clamp_(0, 1)) for frame in frames])
 

@@ -12,6 +12,7 @@ from skt_components.data import Camera, Motion, simulate_bracket
 from skt_components.data.camera import POISSON_LIMIT, capture, exposure_scale
 
 CLEAN = Camera(read_noise=0.0, shot_noise=False, adc_bits=None)
+METERED = Camera(mid_level=(0.18, 0.18))
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -117,9 +118,9 @@ def test_clean_static_pixels_linearise_to_the_target(seed: int, bits: int, gamma
 def test_target_is_the_scaled_picture_exactly() -> None:
     scene = _scene()
     motion = dataclasses.replace(Motion(), objects=(0, 0))
-    sample = simulate_bracket(scene, Camera(), motion, _generator(), margin=8)
+    sample = simulate_bracket(scene, METERED, motion, _generator(), margin=8)
     visible = scene[:, 8:-8, 8:-8]
-    scale = exposure_scale(visible, Camera())
+    scale = exposure_scale(visible, METERED, _generator())
     assert torch.equal(sample.target, (visible * scale).clamp(0, 1))
     fixed = simulate_bracket(scene, Camera(), motion, _generator(), scale=0.25)
     assert torch.equal(fixed.target, (scene * 0.25).clamp(0, 1))
@@ -163,11 +164,11 @@ def test_rotation_and_zoom_leave_the_centre_in_place() -> None:
 
 def test_objects_move_and_the_rest_stays() -> None:
     motion = Motion(0.0, 0.0, 0.0, 0.0, (1, 1), (0.15, 0.2), (6.0, 6.0))
-    camera = dataclasses.replace(CLEAN, exposure_times=(1.0, 1.0, 1.0), bits=16)
+    camera = dataclasses.replace(METERED, exposure_times=(1.0, 1.0, 1.0), bits=16, read_noise=0.0, shot_noise=False)
     for seed in range(5):
         scene = _scene(96, 96, seed)
         sample = simulate_bracket(scene, camera, motion, _generator(seed))
-        unmoved = (scene * exposure_scale(scene, camera)).clamp(0, 1)
+        unmoved = (scene * exposure_scale(scene, camera, _generator())).clamp(0, 1)
         changed = (sample.bracket[:, :3] - unmoved).abs().amax(1) > 1e-3
         area = changed.float().mean((1, 2))
         assert bool((area < 0.35).all())
@@ -217,20 +218,30 @@ def test_the_global_random_state_is_left_alone() -> None:
 @given(seed=st.integers(0, 99), unit=st.sampled_from([1e-6, 1e-2, 1.0, 1e4]))
 def test_exposure_rule_does_not_depend_on_the_unit(seed: int, unit: float) -> None:
     scene, camera = _scene(seed=seed), Camera()
-    assert exposure_scale(scene * unit, camera) == pytest.approx(exposure_scale(scene, camera) / unit, rel=1e-4)
+    scaled = exposure_scale(scene * unit, camera, _generator(seed))
+    assert scaled * unit == pytest.approx(exposure_scale(scene, camera, _generator(seed)), rel=1e-4)
 
 
-def test_exposure_rule_meets_its_three_promises() -> None:
-    camera = Camera()
-    flat = torch.full((3, 20, 20), 7.0)
-    assert exposure_scale(flat, camera) * 7 * 4 == pytest.approx(camera.mid_level)
+def test_exposure_rule_meets_its_promises() -> None:
+    def scale(radiance: torch.Tensor) -> float:
+        return exposure_scale(radiance, METERED, _generator())
+
+    assert scale(torch.full((3, 20, 20), 7.0)) * 7 * 4 == pytest.approx(0.18)
     contrast = torch.logspace(0, 4, 1000).expand(3, 1, 1000)
-    target = contrast * exposure_scale(contrast, camera)
-    assert (target[0] > 1).double().mean().item() == pytest.approx(camera.highlight_percent / 100, abs=0.002)
+    clipped = (contrast * scale(contrast) > 1).double().mean().item()
+    assert clipped == pytest.approx(METERED.highlight_percent / 100, abs=0.002)
     sun = torch.full((3, 40, 40), 1.0)
     sun[:, :10] = 1e6
-    assert exposure_scale(sun, camera) * 16 == pytest.approx(camera.dark_level)
-    assert exposure_scale(torch.zeros(3, 4, 4), camera) == 1.0
+    assert scale(sun) * 16 == pytest.approx(METERED.dark_level)
+    assert scale(torch.zeros(3, 4, 4)) == 1.0
+
+
+def test_exposures_vary_within_the_limits() -> None:
+    generator, flat = _generator(), torch.ones(3, 4, 4)
+    levels = [exposure_scale(flat, Camera(), generator) * 4 for _ in range(200)]
+    low, high = Camera().mid_level
+    assert low <= min(levels) < 1.2 * low
+    assert high / 1.2 < max(levels) <= high
 
 
 def test_margin_covers_every_pose() -> None:
@@ -288,7 +299,8 @@ def test_from_ev() -> None:
         ({"adc_bits": 20}, "adc_bits must be a whole number from 8 to 16"),
         ({"gamma": math.nan}, "gamma must be"),
         ({"highlight_percent": 100.0}, "highlight_percent must be"),
-        ({"mid_level": 0.0}, "mid_level must be"),
+        ({"mid_level": (0.0, 1.0)}, "mid_level must be"),
+        ({"mid_level": (2.0, 1.0)}, "mid_level must be"),
         ({"dark_level": -1.0}, "dark_level must be"),
     ],
 )

@@ -99,7 +99,7 @@ def test_augmentation_is_one_of_the_eight_symmetries(folder: Path) -> None:
 
 
 def test_margin_shows_the_picture_beyond_the_crop(folder: Path) -> None:
-    camera = Camera((1.0, 1.0, 1.0), read_noise=0, shot_noise=False, adc_bits=None, bits=16)
+    camera = Camera((1.0, 1.0, 1.0), read_noise=0, shot_noise=False, adc_bits=None, bits=16, mid_level=(0.2, 0.2))
     motion = Motion(6.0, 0.0, 0.0, 0.0, (0, 0))
     names = ["a.exr", "d.hdr", "sub/b.exr", "sub/deep/c.EXR"]
     dataset = HDRFolder(
@@ -301,7 +301,7 @@ def test_dark_crops_are_tried_again_and_then_aimed(tmp_path: Path) -> None:
             tmp_path, crop=24, split=split, val_fraction=fraction, samples_per_epoch=20, motion=Motion.still()
         )
         for i in range(20):
-            assert dataset[i].target.max().item() > 0.04  # mid-level of the reference exposure is 0.045
+            assert dataset[i].target.max().item() > 0.03  # not black
 
 
 def test_negative_radiance_counts_as_none(tmp_path: Path) -> None:
@@ -316,16 +316,17 @@ def test_negative_radiance_counts_as_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("crop", [64, 128])
 def test_photographs(hdri_dir: Path, crop: int) -> None:
     dataset = HDRFolder(hdri_dir, crop=crop, split="all", samples_per_epoch=18)
-    ranges = []
+    ranges, reference = [], []
     for i in range(18):
         sample = dataset[i]
         assert bool(sample.bracket.isfinite().all())
         saturated = (sample.bracket[:, 3:] >= 1).float().mean((1, 2, 3))
         assert saturated[0].item() < 0.2
-        assert saturated[1].item() < 0.7
+        reference.append(saturated[1].item())
         low, high = sample.target.amax(0).flatten().quantile(torch.tensor([0.01, 0.99])).tolist()
         ranges.append(high / max(low, 1e-6))
     assert np.median(ranges) > 10
+    assert 0.02 < np.mean(reference) < 0.4
 
 
 # rejects_bad_input
