@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -91,12 +90,16 @@ def save_samples(path: str | os.PathLike[str], rows: Sequence[SampleRow]) -> Non
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: ``rows`` is empty.
+        ValueError: ``rows`` is empty, or its scenes have different exposures, regions or results.
     """
     if not rows:
         raise ValueError("rows must hold at least one scene")
-    plt = _pyplot()
     drawn = [_panels(row) for row in rows]
+    for row, panels in zip(rows, drawn, strict=True):
+        found, wanted = [panel[0] for panel in panels], [panel[0] for panel in drawn[0]]
+        if found != wanted:
+            raise ValueError(f"rows must have the same pictures: {row.name!r} has {found}, the first has {wanted}")
+    plt = _pyplot()
     height, width = len(drawn), len(drawn[0])
     figure, axes = plt.subplots(
         height, width, figsize=(2.2 * width, 2.35 * height), squeeze=False, layout="constrained"
@@ -129,9 +132,12 @@ def _panels(row: SampleRow) -> list[tuple[str, object, dict]]:
 
 
 def _draw(axis, steps: list[dict], key: str, title: str) -> None:  # type: ignore[no-untyped-def]
-    names = list(dict.fromkeys(name for step in steps for name in step.get(key, {})))
-    for name in names:
-        points = [(step["step"], step[key][name]) for step in steps if name in step.get(key, {})]
+    several = len({step.get("run") for step in steps}) > 1
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for step in steps:
+        for name, value in step.get(key, {}).items():
+            curves.setdefault(f"{step.get('run')} {name}" if several else name, []).append((step["step"], value))
+    for name, points in curves.items():
         axis.plot(*zip(*points, strict=True), label=name)
     if any(value > 0 for line in axis.lines for value in line.get_ydata()):
         axis.set_yscale("log")
@@ -163,7 +169,8 @@ def paired_gain(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
         (1.0, 0.0)
     """
     if ours.shape != theirs.shape or ours.numel() < 2:
-        raise ValueError(f"two equal shapes of >= 2 pictures are needed, got {ours.shape} and {theirs.shape}")
-    difference = (ours - theirs).double()
+        shapes = f"{tuple(ours.shape)} and {tuple(theirs.shape)}"
+        raise ValueError(f"ours and theirs must have one shape of >= 2 pictures, got {shapes}")
+    difference = ours.double() - theirs.double()
     error = difference.std(unbiased=True) / difference.numel() ** 0.5
-    return float(difference.mean()), float(torch.nan_to_num(error))
+    return float(difference.mean()), float(error)

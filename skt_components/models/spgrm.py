@@ -54,8 +54,8 @@ class SPGRM(nn.Module):
         count = len(prior_channels)
         if len(levels) != 3 or not all(-count <= level < count for level in levels):
             raise ValueError(f"levels must be three indices into {count} pyramid levels, got {tuple(levels)}")
-        self.features, self.levels = features, tuple(levels)
-        self.pyramid = FeaturePyramid(prior_channels, features)
+        self.features, self.levels = features, tuple(level % count for level in levels)
+        self.pyramid = FeaturePyramid(prior_channels, features, levels=sorted(set(self.levels)))
         self.head = nn.Conv2d(channels, features, 3, padding=1)
         self.stages = nn.ModuleList(
             SemanticGuidedFusion(features, features, make_fusion() if make_fusion else None, num_heads) for _ in levels
@@ -69,7 +69,7 @@ class SPGRM(nn.Module):
     ) -> Float[Tensor, "b c h w"]:
         """Return the refined picture, same shape and domain as ``tonemapped``; ``features`` run coarse to fine."""
         check_tensor("tonemapped", tonemapped, ndim=4, layout="(B, C, H, W)", channels=self.head.in_channels)
-        guides = self.pyramid(features)
+        guides = dict(zip(self.pyramid.levels, self.pyramid(features), strict=True))
         x = self.head(tonemapped)
         for stage, level in zip(self.stages, self.levels, strict=True):
             x = stage(x, guides[level])

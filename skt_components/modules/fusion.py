@@ -101,8 +101,7 @@ class PriorFusionBlock(nn.Module):
         """Return the fused features; ``prior`` is resized bilinearly to their size."""
         check_tensor("features", features, ndim=4, layout="(B, C, H, W)")
         check_tensor("prior", prior, ndim=4, layout="(B, C, H, W)")
-        # Pointwise steps commute with the resizing: normalise the prior while it is small.
-        prior = self.prior_norm(prior)
+        prior = self.prior_norm(prior)  # before the resizing, while it is small
         if prior.shape[-2:] != features.shape[-2:]:
             prior = F.interpolate(prior, size=features.shape[-2:], mode="bilinear", align_corners=False)
         key, value = self.to_key_value(self.norm(features)).chunk(2, dim=1)

@@ -18,9 +18,11 @@ class FeaturePyramid(nn.Module):
     Args:
         in_channels: channels of each level, coarse to fine.
         out_channels: channels of every output level.
+        levels: indices of the levels to return; all when None. What only the others would need is left out, so
+            that every parameter takes part in the output.
 
     Raises:
-        ValueError: ``in_channels`` is empty or a width is below 1.
+        ValueError: ``in_channels`` is empty, a width is below 1, or ``levels`` names no existing level.
 
     Example:
         >>> import torch
@@ -32,16 +34,23 @@ class FeaturePyramid(nn.Module):
         T.-Y. Lin et al., "Feature pyramid networks for object detection", CVPR 2017.
     """
 
-    def __init__(self, in_channels: Sequence[int], out_channels: int) -> None:
+    def __init__(self, in_channels: Sequence[int], out_channels: int, levels: Sequence[int] | None = None) -> None:
         super().__init__()
         if not in_channels or min(*in_channels, out_channels) < 1:
             raise ValueError(f"in_channels and out_channels must be >= 1, got {list(in_channels)}, {out_channels}")
+        count = len(in_channels)
+        wanted = range(count) if levels is None else levels
+        if not wanted or not all(-count <= level < count for level in wanted):
+            raise ValueError(f"levels must be indices into {count} pyramid levels, got {list(wanted)}")
         self.in_channels, self.out_channels = tuple(in_channels), out_channels
-        self.lateral = nn.ModuleList(nn.Conv2d(c, out_channels, 1) for c in in_channels)
-        self.smooth = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in in_channels)
+        self.levels = tuple(level % count for level in wanted)
+        self.lateral = nn.ModuleList(nn.Conv2d(c, out_channels, 1) for c in in_channels[: max(self.levels) + 1])
+        self.smooth = nn.ModuleDict(
+            {str(level): nn.Conv2d(out_channels, out_channels, 3, padding=1) for level in sorted(set(self.levels))}
+        )
 
     def forward(self, features: Sequence[Float[Tensor, "b _c _h _w"]]) -> list[Float[Tensor, "b c _h _w"]]:
-        """Return one map per level, coarse to fine, each at its own size.
+        """Return one map for each of ``levels``, at that level's own size; ``features`` hold all, coarse to fine.
 
         Raises ValueError when the number of levels or a level's channels are not those of the constructor.
         """
@@ -49,9 +58,9 @@ class FeaturePyramid(nn.Module):
         if found != self.in_channels:
             raise ValueError(f"features must have {self.in_channels} channels, coarse to fine, got {found}")
         levels: list[Tensor] = []
-        for lateral, feature in zip(self.lateral, features, strict=True):
+        for lateral, feature in zip(self.lateral, features, strict=False):
             level = lateral(feature)
             if levels:
                 level = level + F.interpolate(levels[-1], size=level.shape[-2:], mode="nearest")
             levels.append(level)
-        return [smooth(level) for smooth, level in zip(self.smooth, levels, strict=True)]
+        return [self.smooth[str(level)](levels[level]) for level in self.levels]

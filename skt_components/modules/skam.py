@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skt_components.ops._checks import check_tensor
+from skt_components.ops._checks import check_tensor, float_dtype
 from skt_components.ops.masking import complementary_masks, mix_features
 
 
@@ -109,7 +109,8 @@ class SKAM(nn.Module):
         elif mask.shape != latent_teacher.shape:
             raise ValueError(f"mask must be {tuple(latent_teacher.shape)}, got {tuple(mask.shape)}")
         enhanced = self.decoder(mix_features(latent_student, latent_teacher, mask))
-        return SKAMOutput(F.mse_loss(enhanced.float(), teacher.float()), enhanced, mask)
+        dtype = float_dtype(teacher)
+        return SKAMOutput(F.mse_loss(enhanced.to(dtype), teacher.to(dtype)), enhanced, mask)
 
     def extra_repr(self) -> str:
         """Show the options in ``print(module)``."""

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 
 _SPEC = re.compile(r"^(?P<name>.*?)(?:\[(?P<call>-?\d+)\])?$")
-_WRAPPERS = ("", "module.", "_orig_mod.")  # plain, DistributedDataParallel, torch.compile
+# Plain, DistributedDataParallel, torch.compile, and the two in either order.
+_WRAPPERS = ("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.")
+_COMPILED = (
+    ". A compiled model that first ran without taps does not see them: set "
+    "torch._dynamo.config.skip_nnmodule_hook_guards = False before its first run"
+)
 
 
 class FeatureTaps:
@@ -75,7 +80,8 @@ class FeatureTaps:
                 stages.append(outputs[-1 if call is None else call])
             except IndexError:
                 wanted = "" if call is None else f", call {call} was asked for"
-                raise RuntimeError(f"layer {name!r} ran {len(outputs)} times in this forward{wanted}") from None
+                hint = _COMPILED if not outputs and _is_compiled(model) else ""
+                raise RuntimeError(f"layer {name!r} ran {len(outputs)} times in this forward{wanted}{hint}") from None
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
@@ -92,6 +98,23 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     root = name.split(".")[0]
     similar = [n for n in names if root.lower() in n.lower()] or names
     raise ValueError(f"{type(model).__name__} has no layer {name!r}; it has {', '.join(similar[:12])}, ...")
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` into eval mode within the block; afterwards every submodule has the mode it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    compiled = ("_orig_mod", "_compiled_call_impl")  # torch.compile(module), module.compile()
+    return any(getattr(module, name, None) is not None for module in model.modules() for name in compiled)
 
 
 def _parse(spec: str) -> tuple[str, int | None]:
@@ -168,16 +191,12 @@ def suggest_taps(
     layers = {n: m for n, m in model.named_modules() if n and n.count(".") < max_depth}
     found: list[tuple[str, Tensor]] = []
     handles = [layer.register_forward_hook(_candidate(name, found)) for name, layer in layers.items()]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), eval_mode(model):
             model(sample) if forward is None else forward(model, sample)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     calls = Counter(name for name, _ in found)
     rows = [("layer", "type", "output (calls)")]
     candidates = {name: tuple(output.shape) for name, output in found}

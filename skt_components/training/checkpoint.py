@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from skt_components.banks.checkpoint import check_state_dict
 
 
 class NonFiniteError(FloatingPointError):
@@ -86,7 +88,11 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
         from safetensors.torch import save_file
     except ImportError as error:
         raise ImportError('safetensors is needed: pip install "skt-components[train]"') from error
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # Clones, because safetensors refuses tensors that share memory, such as tied weights.
+    state = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
     _replace(Path(path), lambda temporary: save_file(state, temporary))
 
 
@@ -109,21 +115,18 @@ def load_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
         state = load_file(path)
     except Exception as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit {type(model).__name__}: {error}") from error
+    check_state_dict(path, state, model.state_dict())  # before loading, which would stop halfway
+    model.load_state_dict(state, strict=True)
 
 
 def _replace(path: Path, write: Callable[[str], None]) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"folder {path.parent} does not exist, {path.name} was not written")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # mkstemp's files are readable by nobody else
     try:
-        write(temporary)
-        with open(temporary, "rb") as file:
+        write(str(temporary))
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from skt_components.losses.reconstruction import MuL1Loss
 from skt_components.models.spgrm import SPGRM
 from skt_components.modules.domain_transfer import DomainTransfer
 from skt_components.modules.skam import SKAM
-from skt_components.modules.taps import FeatureTaps, as_feature_map
+from skt_components.modules.taps import FeatureTaps, as_feature_map, eval_mode
 from skt_components.ops._checks import check_same_shape, check_tensor, float_dtype
 from skt_components.training.config import LossWeights
 
@@ -67,7 +67,8 @@ class SemanticKnowledgeTransfer(nn.Module):
         forward_orm: how to call the network, ``forward_orm(orm, bracket) -> hdr``; ``orm(bracket)`` when None.
         spgrm: the teacher; an :class:`SPGRM` built of the network's own kind of fusion module, if it has
             ``make_fusion_module``, when None.
-        perceptual: the feature term of eq. 5, such as a ``PerceptualLoss``; needed when its weight is not 0.
+        perceptual: the feature term of eq. 5, such as a ``PerceptualLoss``; needed when its weight is not 0. If it
+            is a module it is frozen and kept out of the state dict, as the bank is.
         color_loss: L_color, called as ``SemanticHistogramLoss`` is; that with its defaults when None.
         latent_channels: width of the SKAMs' latent space; the width of the network's stage when None.
         mask_ratio: share of the latent that the SKAMs take from the teacher.
@@ -79,6 +80,7 @@ class SemanticKnowledgeTransfer(nn.Module):
     Raises:
         ValueError: taps are missing or are not three, a tapped layer does not exist, the sample does not fit the
             network, or ``perceptual`` is missing while its weight is not 0.
+        RuntimeError: a tapped layer does not run.
 
     Example:
         >>> framework = SemanticKnowledgeTransfer(network, bank)  # doctest: +SKIP
@@ -109,11 +111,8 @@ class SemanticKnowledgeTransfer(nn.Module):
     ) -> None:
         super().__init__()
         self.weights = weights if weights is not None else LossWeights.recommended()
-        if self.weights.perceptual_weight > 0 and self.weights.content_weight > 0 and perceptual is None:
-            raise ValueError(
-                f"weights.perceptual_weight is {self.weights.perceptual_weight:g} but perceptual is None: pass "
-                "perceptual=PerceptualLoss(VGG19Features(weights=FILE)), or set the weight to 0"
-            )
+        self.perceptual = Frozen(perceptual) if isinstance(perceptual, nn.Module) else perceptual
+        self._check_weights()
         self.orm = orm
         self.forward_orm = forward_orm if forward_orm is not None else _call
         self.taps = _find_taps(orm, taps)
@@ -122,13 +121,11 @@ class SemanticKnowledgeTransfer(nn.Module):
         self.orm_loss = orm_loss if orm_loss is not None else MuL1Loss(self.transfer.mu, self.transfer.peak)
         self.spgrm = spgrm if spgrm is not None else _make_spgrm(orm, knowledge_bank)
         self.teacher_taps = _find_taps(self.spgrm, None)
-        self.perceptual = perceptual
         self.color_loss = color_loss if color_loss is not None else SemanticHistogramLoss()
         self.joint, self.detach_teacher = joint, detach_teacher
         student, teacher = self._stage_channels(sample)
-        self.skams = nn.ModuleList(
-            SKAM(s, t, latent_channels or s, mask_ratio) for s, t in zip(student, teacher, strict=True)
-        )
+        latent = student if latent_channels is None else [latent_channels] * _STAGES
+        self.skams = nn.ModuleList(SKAM(*widths, mask_ratio) for widths in zip(student, teacher, latent, strict=True))
 
     def forward(
         self,
@@ -145,13 +142,14 @@ class SemanticKnowledgeTransfer(nn.Module):
             generator: source of the SKAMs' random masks.
 
         Raises:
-            TypeError: an argument is not a floating-point tensor.
+            TypeError: an argument, or what the network returns, is not a floating-point tensor.
             ValueError: shapes do not fit; the message names them.
         """
+        self._check_weights()
         check_tensor("bracket", bracket, ndim=5, layout="(B, N, C, H, W)")
         check_tensor("target", target, ndim=4, layout="(B, C, H, W)")
         with self.taps.capture(self.orm) as student_stages:
-            hdr = _full(self.forward_orm(self.orm, bracket))
+            hdr = self._reconstruct(bracket)
         check_same_shape("the network's output", hdr, "target", target)
         tonemapped = self._tonemap(hdr)
         with torch.no_grad():
@@ -177,9 +175,8 @@ class SemanticKnowledgeTransfer(nn.Module):
         parameters = [p for p in self.orm.parameters() if p.requires_grad]
         norms = {}
         for name, weight in [("org", 1.0), *self._active_weights(output.terms)]:
-            gradients = torch.autograd.grad(
-                weight * output.terms[name], parameters, retain_graph=True, allow_unused=True
-            )
+            term = weight * output.terms[name]
+            gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
             squares = [g.float().square().sum() for g in gradients if g is not None]
             norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
         return norms
@@ -212,6 +209,18 @@ class SemanticKnowledgeTransfer(nn.Module):
         }
         return [(name, weight) for name, weight in weights.items() if name in terms]
 
+    def _check_weights(self) -> None:
+        if self.weights.perceptual_weight > 0 and self.weights.content_weight > 0 and self.perceptual is None:
+            raise ValueError(
+                f"weights.perceptual_weight is {self.weights.perceptual_weight:g} but perceptual is None: pass "
+                "perceptual=PerceptualLoss(VGG19Features(weights=FILE)), or set the weight to 0"
+            )
+
+    def _reconstruct(self, bracket: Tensor) -> Tensor:
+        hdr = self.forward_orm(self.orm, bracket)
+        check_tensor("the network's output", hdr, ndim=4, layout="(B, C, H, W)")
+        return _full(hdr)
+
     def _tonemap(self, hdr: Tensor) -> Tensor:
         # The mu-law's slope of 587 at 0 leaves half precision nothing to say about dark pixels.
         with torch.autocast(hdr.device.type, enabled=False):
@@ -224,19 +233,14 @@ class SemanticKnowledgeTransfer(nn.Module):
             shape = (1, 5, 4, 64, 64) if self.transfer.domain == "raw" else (1, 3, 6, 64, 64)
             sample = torch.zeros(shape)
         sample = sample[:1].to(parameter.device, parameter.dtype)
-        modes = {module: module.training for module in self.orm.modules()}
-        self.orm.eval()
-        try:
-            with torch.no_grad(), self.taps.capture(self.orm) as student:
-                hdr = self.forward_orm(self.orm, sample)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ValueError(
-                f"the network did not run on a bracket of shape {tuple(sample.shape)}: {error}. Pass "
-                "sample=<a bracket it takes>, or forward_orm=lambda orm, bracket: ... if it is called differently"
-            ) from error
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with torch.no_grad(), eval_mode(self.orm), self.taps.capture(self.orm) as student:
+            try:
+                hdr = self._reconstruct(sample)
+            except Exception as error:  # whatever a network may raise on input that it was not made for
+                raise ValueError(
+                    f"the network did not run on a bracket of shape {tuple(sample.shape)}: {error}. Pass "
+                    "sample=<a bracket it takes>, or forward_orm=lambda orm, bracket: ... if it is called differently"
+                ) from error
         size = (sample.shape[-2], sample.shape[-1])
         student_channels = [as_feature_map(stage, size).shape[1] for stage in student]
         return student_channels, self._teacher_channels(hdr)
@@ -250,7 +254,7 @@ class SemanticKnowledgeTransfer(nn.Module):
             torch.zeros(1, c, -(-height // r), -(-width // r), device=device)
             for c, r in zip(bank.channels, bank.reduction, strict=True)
         ]
-        with torch.no_grad(), self.teacher_taps.capture(self.spgrm) as teacher:
+        with torch.no_grad(), eval_mode(self.spgrm), self.teacher_taps.capture(self.spgrm) as teacher:
             self.spgrm(tonemapped[:1], features)
         return [stage.shape[1] for stage in teacher]
 

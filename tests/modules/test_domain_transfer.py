@@ -1,0 +1,223 @@
+"""The domain transfer T: eq. 1 for RGB, demosaicing before it for RAW, and the way back."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skt_components.modules import DomainTransfer
+from skt_components.ops import demosaic, mosaic, mu_law, pack_raw, unpack_raw
+
+PATTERNS = ["RGGB", "BGGR", "GRBG", "GBRG"]
+METHODS = ["bilinear", "malvar"]
+DTYPES = [torch.float32, torch.float64]
+
+
+def literal_transfer(hdr: torch.Tensor, mu: float, peak: float) -> torch.Tensor:
+    """T(x) = log(1 + mu x / peak) / log(1 + mu), for x >= 0."""
+    return torch.log(1 + mu * hdr / peak) / math.log(1 + mu)
+
+
+# matches_reference
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("mu", "peak"), [(5000.0, 1.0), (500.0, 16.0), (10.0, 3.0)])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_srgb_is_eq_1_with_its_gradient(dtype, mu, peak, contiguous):
+    hdr = torch.rand(2, 3, 7, 5, dtype=dtype) * peak * 1.2  # values above the peak too
+    if not contiguous:
+        hdr = hdr.transpose(2, 3)
+    ours, theirs = hdr.clone().requires_grad_(), hdr.clone().requires_grad_()
+    out, expected = DomainTransfer(mu=mu, peak=peak)(ours), literal_transfer(theirs, mu, peak)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-5)
+    upstream = torch.randn_like(out)
+    (got,) = torch.autograd.grad(out, ours, upstream)
+    (wanted,) = torch.autograd.grad(expected, theirs, upstream)
+    torch.testing.assert_close(got, wanted)
+    assert got.abs().min() > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("method", METHODS)
+def test_raw_is_eq_1_after_demosaicing(dtype, pattern, method):
+    packed = torch.rand(2, 4, 5, 4, dtype=dtype) * 16
+    ours, theirs = packed.clone().requires_grad_(), packed.clone().requires_grad_()
+    out = DomainTransfer("raw", cfa_pattern=pattern, method=method)(ours)
+    assert out.shape == (2, 3, 10, 8)
+    rgb = demosaic(unpack_raw(theirs, pattern), cfa_pattern=pattern, method=method)
+    expected = mu_law(rgb / 16, 5000.0)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+    upstream = torch.randn_like(out)
+    (got,) = torch.autograd.grad(out, ours, upstream)
+    (wanted,) = torch.autograd.grad(expected, theirs, upstream)
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("domain", ["srgb", "raw"])
+def test_the_peak_maps_to_one_and_zero_to_zero(domain):
+    channels, default_peak = (3, 1.0) if domain == "srgb" else (4, 16.0)
+    transfer = DomainTransfer(domain)
+    assert transfer.peak == default_peak
+    flat = torch.full((1, channels, 4, 4), default_peak)
+    torch.testing.assert_close(transfer(flat), torch.ones_like(transfer(flat)))
+    torch.testing.assert_close(transfer(0 * flat), torch.zeros_like(transfer(flat)))
+    other = DomainTransfer(domain, peak=3.0)
+    torch.testing.assert_close(other(0 * flat + 3.0), torch.ones_like(transfer(flat)))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("method", METHODS)
+def test_raw_does_not_move_the_picture_by_half_a_pixel(pattern, method):
+    # A linear ramp is reproduced by any interpolation that looks from the right place, and by none that does not.
+    y, x = torch.meshgrid(torch.arange(24.0), torch.arange(20.0), indexing="ij")
+    ramp = (0.02 * x + 0.01 * y + 0.1).expand(1, 3, 24, 20)
+    packed = pack_raw(mosaic(ramp, pattern), pattern)
+    transfer = DomainTransfer("raw", peak=1.0, cfa_pattern=pattern, method=method)
+    linear = DomainTransfer("srgb").inverse(transfer(packed))
+    torch.testing.assert_close(linear[..., 2:-2, 2:-2], ramp[..., 2:-2, 2:-2], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_raw_keeps_each_colour_in_its_channel(pattern):
+    for plane, channel in enumerate([0, 1, 1, 2]):  # R, Gr, Gb, B
+        packed = torch.zeros(1, 4, 4, 4)
+        packed[:, plane] = 1.0
+        energy = DomainTransfer("raw", cfa_pattern=pattern)(packed).sum(dim=(0, 2, 3))
+        assert energy.argmax() == channel
+        assert energy.count_nonzero() == 1
+
+
+# gradcheck
+
+
+@pytest.mark.parametrize(("domain", "channels"), [("srgb", 3), ("raw", 4)])
+def test_gradcheck(domain, channels):
+    transfer = DomainTransfer(domain, mu=50.0)
+    hdr = (torch.rand(1, channels, 3, 2, dtype=torch.float64) + 0.1).requires_grad_()
+    assert torch.autograd.gradcheck(transfer, (hdr,))
+    (gradient,) = torch.autograd.grad(transfer(hdr).sum(), hdr)
+    assert gradient.abs().min() > 0
+
+
+@pytest.mark.parametrize(("domain", "channels"), [("srgb", 3), ("raw", 4)])
+@pytest.mark.parametrize("value", [0.0, -1e-4, -0.5, -100.0])
+def test_the_gradient_is_finite_and_positive_at_zero_and_below(domain, channels, value):
+    hdr = torch.full((1, channels, 4, 4), value, requires_grad=True)
+    out = DomainTransfer(domain)(hdr)
+    (gradient,) = torch.autograd.grad(out.sum(), hdr)
+    assert out.isfinite().all()
+    assert gradient.isfinite().all()
+    assert gradient.min() > 0  # a negative output is pulled back up, not left alone
+
+
+# invariants
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["srgb", "raw"]),
+    st.sampled_from(PATTERNS),
+    st.sampled_from(METHODS),
+    st.floats(1.0, 1e5),
+    st.floats(0.1, 100.0),
+    st.integers(2, 6),
+    st.integers(2, 6),
+    st.integers(0, 2**31 - 1),
+)
+def test_the_inverse_undoes_the_transfer(domain, pattern, method, mu, peak, height, width, seed):
+    transfer = DomainTransfer(domain, mu=mu, peak=peak, cfa_pattern=pattern, method=method)
+    generator = torch.Generator().manual_seed(seed)
+    channels = 3 if domain == "srgb" else 4
+    hdr = torch.rand(1, channels, height, width, generator=generator, dtype=torch.float64) * 2 - 0.5
+    hdr = hdr * peak
+    back = transfer.inverse(transfer(hdr))
+    assert back.shape == hdr.shape
+    torch.testing.assert_close(back, hdr, atol=1e-9 * peak, rtol=1e-9)
+
+
+def test_the_inverse_is_good_to_float32_rounding():
+    hdr = torch.rand(1, 3, 16, 16)
+    transfer = DomainTransfer()
+    torch.testing.assert_close(transfer.inverse(transfer(hdr)), hdr, atol=1e-7, rtol=1e-5)
+    packed = torch.rand(1, 4, 8, 8) * 16
+    raw = DomainTransfer("raw")
+    torch.testing.assert_close(raw.inverse(raw(packed)), packed, atol=1e-6, rtol=1e-5)
+
+
+def test_brighter_stays_brighter():
+    ramp = torch.linspace(-2, 2, 400).view(1, 1, 20, 20).expand(1, 3, 20, 20)
+    assert (DomainTransfer()(ramp)[0, 0].flatten().diff() > 0).all()
+
+
+# rejects_bad_input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"domain": "yuv"}, r"domain must be one of .*raw.*srgb.*, got 'yuv'"),
+        ({"cfa_pattern": "RGBG"}, r"cfa_pattern must be one of .*got 'RGBG'"),
+        ({"method": "nearest"}, r"method must be one of .*got 'nearest'"),
+        ({"mu": 0.0}, r"mu must be a finite number > 0, got 0.0"),
+        ({"mu": math.inf}, r"mu must be a finite number > 0"),
+        ({"peak": -1.0}, r"peak must be a finite number > 0, got -1.0"),
+        ({"peak": 0.0}, r"peak must be a finite number > 0, got 0.0"),
+    ],
+)
+def test_rejects_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        DomainTransfer(**options)
+
+
+def test_rejects_bad_pictures():
+    with pytest.raises(ValueError, match=r"hdr must have 3 channels \(B, 3, H, W\), got shape \(1, 4, 4, 4\)"):
+        DomainTransfer()(torch.rand(1, 4, 4, 4))
+    with pytest.raises(ValueError, match=r"hdr must have 4 channels .*packed RAW, got shape \(1, 3, 4, 4\)"):
+        DomainTransfer("raw")(torch.rand(1, 3, 4, 4))
+    with pytest.raises(ValueError, match=r"hdr must have 4 axes"):
+        DomainTransfer()(torch.rand(3, 4, 4))
+    with pytest.raises(TypeError, match=r"hdr must be a floating-point tensor, got torch.int64"):
+        DomainTransfer()(torch.ones(1, 3, 4, 4, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"hdr must be a torch.Tensor .*got list"):
+        DomainTransfer()([1.0])
+    with pytest.raises(ValueError, match=r"tonemapped must have 3 channels"):
+        DomainTransfer("raw").inverse(torch.rand(1, 4, 4, 4))
+
+
+# compiles
+
+
+@pytest.mark.parametrize(("domain", "channels"), [("srgb", 3), ("raw", 4)])
+def test_compiles(domain, channels):
+    transfer = DomainTransfer(domain)
+    compiled = torch.compile(transfer, fullgraph=True, backend="aot_eager")
+    hdr = torch.rand(1, channels, 6, 4, requires_grad=True)
+    torch.testing.assert_close(compiled(hdr), transfer(hdr))
+    (got,) = torch.autograd.grad(compiled(hdr).square().sum(), hdr)
+    (wanted,) = torch.autograd.grad(transfer(hdr).square().sum(), hdr)
+    torch.testing.assert_close(got, wanted)
+
+
+# module_equals_function
+
+
+def test_srgb_module_equals_mu_law_and_holds_no_state():
+    transfer = DomainTransfer(mu=100.0)
+    hdr = torch.rand(2, 3, 5, 7)
+    assert torch.equal(transfer(hdr), mu_law(hdr, 100.0))
+    assert not transfer.state_dict()
+    assert not list(transfer.parameters())
+
+
+def test_repr_shows_the_options():
+    assert repr(DomainTransfer(mu=10.0)) == "DomainTransfer(domain='srgb', mu=10.0, peak=1.0)"
+    assert "peak=16.0, cfa_pattern='GRBG', method='malvar'" in repr(
+        DomainTransfer("raw", 5000.0, None, "GRBG", "malvar")
+    )
