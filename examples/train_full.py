@@ -8,6 +8,7 @@ python examples/train_full.py --orm my_package.nets:MyNet --taps enc body dec
 
 from __future__ import annotations
 
+import argparse
 import copy
 import importlib
 import itertools
@@ -37,10 +38,11 @@ Data = skt.SyntheticScenes | skt.HDRFolder
 
 def parse(arguments: list[str]) -> skt.TrainConfig:
     """Command line over the files named by --resume and --config over the defaults."""
-    first = tyro.cli(skt.TrainConfig, args=arguments)
-    files = [first.resume / "config.toml"] if first.resume else []
-    files += [first.config] if first.config else []
-    return tyro.cli(skt.TrainConfig, args=[*itertools.chain(*map(skt.read_options, files)), *arguments])
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("--resume", type=lambda run: Path(run) / "config.toml")
+    files.add_argument("--config", type=Path)
+    found = [file for file in vars(files.parse_known_args(arguments)[0]).values() if file is not None]
+    return tyro.cli(skt.TrainConfig, args=[*itertools.chain(*map(skt.read_options, found)), *arguments])
 
 
 def build_data(config: skt.TrainConfig) -> tuple[Data, Data]:
@@ -90,9 +92,9 @@ def batches(dataset: Data, config: skt.TrainConfig, step: int) -> Iterator[skt.H
         dataset.set_epoch(epoch)
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed + epoch)).tolist()
         done = (step % per_epoch if epoch == step // per_epoch else 0) * config.batch_size
-        yield from DataLoader(
-            dataset, config.batch_size, sampler=order[done:], num_workers=config.workers, drop_last=True
-        )
+        left = torch.utils.data.Subset(dataset, order[done:])
+        pin = torch.cuda.is_available()
+        yield from DataLoader(left, config.batch_size, num_workers=config.workers, drop_last=True, pin_memory=pin)
 
 
 @torch.no_grad()
@@ -123,8 +125,7 @@ def means(scores: dict[str, dict]) -> dict[str, dict[str, float]]:
 
 def learning_rate(config: skt.TrainConfig, step: int) -> float:
     """Cosine from ``lr`` to a fiftieth of it."""
-    share = 0.5 * (1 + math.cos(math.pi * step / config.steps))
-    return config.lr * (0.02 + 0.98 * share)
+    return config.lr * (0.02 + 0.49 * (1 + math.cos(math.pi * step / config.steps)))
 
 
 def train(
@@ -147,7 +148,7 @@ def train(
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    org_loss, masks, stream = skt.MuL1Loss(), torch.Generator(device), batches(data, config, start)
+    org_loss, stream = skt.MuL1Loss(), batches(data, config, start)
 
     def log(step: int, **entry: object) -> None:
         with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -157,10 +158,12 @@ def train(
         history.append(validate(orm, validation, device, framework))
         log(step, validation=means(history[-1]))
 
-    score(start)
+    if start in (0, config.steps):
+        score(start)
     bar = tqdm(range(start, config.steps), name, initial=start, total=config.steps, mininterval=1.0)
     for step in bar:
         sample = next(stream)
+        torch.manual_seed((config.seed << 32) + step)  # masks and dropout: the same after a resume
         bracket, target = (x.to(device, non_blocking=True) for x in (sample.bracket, sample.target))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
@@ -169,7 +172,7 @@ def train(
                 loss = org_loss(orm(bracket).float(), target)
                 terms = {"org": loss}
             else:
-                output = framework(bracket, target, generator=masks.manual_seed((config.seed << 32) + step))
+                output = framework(bracket, target)
                 loss, terms = output.total, output.terms
         skt.check_finite({"the bracket": bracket, "the target": target, **terms}, step)
         if step % config.log_every == 0 or step == config.steps - 1:
@@ -206,9 +209,7 @@ def draw_samples(path: Path, results: dict[str, nn.Module], framework: Framework
 def main(arguments: list[str]) -> None:
     """Build, train, report."""
     config = parse(arguments)
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    )
+    device = torch.device(config.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
     train_data, validation_data = build_data(config)
     validation = DataLoader(validation_data, 4)
     orm = build_orm(config)
@@ -217,7 +218,9 @@ def main(arguments: list[str]) -> None:
     run = skt.make_run_folder(config)
     print(f"{config.orm} with {config.knowledge_bank} on {config.data}, {device}, {config.steps} steps -> {run}")
     history = train(config, run, "framework", orm, framework, train_data, validation, device)
-    rows = {"ORM before": means(history[0])["ORM"], "ORM after": means(history[-1])["ORM"]}
+    lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    before = next(line["validation"] for line in lines if "validation" in line)
+    rows = {"ORM before": before["ORM"], "ORM after": means(history[-1])["ORM"]}
     rows["SPGRM (teacher)"] = means(history[-1])["SPGRM"]
     skt.save_weights(run / "orm.safetensors", orm)
     results = {"ours": orm}

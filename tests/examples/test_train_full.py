@@ -1,0 +1,304 @@
+"""The reference loop as a user runs it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import skt_components as skt
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SMALL = ["--steps", "4", "--batch-size", "2", "--crop", "32", "--log-every", "1", "--checkpoint-every", "2"]
+FILES = ("orm.safetensors", "config.toml", "metrics.jsonl", "curves.png", "samples.png", "table.txt", "framework.ckpt")
+
+
+@pytest.fixture(scope="module")
+def loop() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_full", EXAMPLES / "train_full.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _few_validation_pictures(loop: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_data = loop.build_data
+
+    def fewer(config: skt.TrainConfig) -> tuple:
+        train, validation = build_data(config)
+        if config.data == "synthetic":
+            validation = skt.SyntheticScenes(3, 48, split="val")
+        return train, validation
+
+    monkeypatch.setattr(loop, "build_data", fewer)
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return skt.load_checkpoint(run / "framework.ckpt")["module"]
+
+
+def run_script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(EXAMPLES / "train_full.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+def photographs(folder: Path) -> Path:
+    """Two small flat HDR photographs with structure and a range of 1000."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        y, x = np.mgrid[0:160, 0:200]
+        base = np.exp(np.sin(x / 9 + rng.uniform(0, 6)) + np.cos(y / 7) + 3 * (rng.random((160, 200)) > 0.98))
+        picture = torch.from_numpy(np.stack([base, base * 0.8, base * 0.5]).astype(np.float32))
+        skt.write_image(folder / f"{name}.hdr", picture)
+    return folder
+
+
+# --- the main job
+
+
+def test_leaves_everything_in_its_run_folder(loop: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tmp_path / "run"
+    loop.main([*SMALL, "--out", str(run)])
+    assert {file.name for file in run.iterdir()} == set(FILES)
+    assert all((run / name).stat().st_size > 0 for name in FILES)
+    shown = capsys.readouterr().out
+    assert "ORM before" in shown
+    assert "SPGRM (teacher)" in shown
+    steps = [line for line in metrics(run) if "terms" in line]
+    assert [line["step"] for line in steps] == [0, 1, 2, 3]
+    assert set(steps[-1]["terms"]) == {"org", "content", "color", "alignment", "spgrm"}
+    assert set(steps[-1]["gradient_norms"]) == {"org", "content", "color", "alignment"}
+
+
+def test_the_saved_network_is_the_plain_network(loop: ModuleType, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    loop.main([*SMALL, "--out", str(run)])
+    network = loop.ORMS["ahdrnet-small"]()
+    skt.load_weights(run / "orm.safetensors", network)
+    inside = {k.removeprefix("orm."): v for k, v in weights(run).items() if k.startswith("orm.")}
+    assert inside.keys() == network.state_dict().keys()
+    assert all(torch.equal(inside[k], v) for k, v in network.state_dict().items())
+
+
+def test_training_learns(loop: ModuleType, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    loop.main(["--steps", "40", "--batch-size", "2", "--crop", "48", "--lr", "1e-3", "--out", str(run)])
+    lines = metrics(run)
+    losses = [line["terms"]["org"] for line in lines if "terms" in line]
+    scores = [line["validation"]["ORM"]["PSNR-mu"] for line in lines if "validation" in line]
+    assert losses[-1] < 0.5 * losses[0]
+    assert scores[-1] > scores[0] + 3
+
+
+def test_compare_trains_the_bare_network_from_the_same_start(
+    loop: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    off = ["--content-weight", "0", "--color-weight", "0", "--alignment-weight", "0"]
+    loop.main([*SMALL, *off, "--compare", "--out", str(run)])
+    # Without a transfer term the framework leaves the network's training exactly as it is.
+    bare, ours = skt.load_checkpoint(run / "bare.ckpt")["module"], weights(run)
+    assert all(torch.equal(value, ours[f"orm.{key}"]) for key, value in bare.items())
+    assert "paired gain over the bare network: +0.000 dB" in capsys.readouterr().out
+
+
+def test_resume_is_exact(loop: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    loop.main([*SMALL, "--out", str(whole)])
+    check_finite = skt.check_finite
+
+    def stop_at_three(tensors: dict, step: int) -> None:
+        check_finite(tensors, step)
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(skt, "check_finite", stop_at_three)
+        with pytest.raises(KeyboardInterrupt):
+            loop.main([*SMALL, "--out", str(broken)])
+    assert skt.load_checkpoint(broken / "framework.ckpt")["step"] == 2
+    loop.main(["--resume", str(broken)])
+    assert all(torch.equal(value, weights(broken)[key]) for key, value in weights(whole).items())
+    assert (broken / "config.toml").read_text() == (whole / "config.toml").read_text()
+
+
+def test_batches_do_not_depend_on_where_a_run_starts(loop: ModuleType) -> None:
+    config = skt.TrainConfig(batch_size=2)
+    data = skt.SyntheticScenes(6, 16)
+    stream = loop.batches(data, config, 0)
+    straight = [next(stream).bracket for _ in range(8)]
+    for start in (1, 2, 3, 4, 7):
+        assert torch.equal(next(loop.batches(data, config, start)).bracket, straight[start])
+    assert not torch.equal(straight[0], straight[3])
+
+
+def test_configuration_file_and_command_line(loop: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('steps = 7\nlr = 1e-3\ncompare = true\ntaps = ["RDB1", "RDB2", "RDB3"]\n')
+    config = loop.parse(["--config", str(file), "--steps", "9"])
+    assert (config.steps, config.lr, config.compare, config.taps) == (9, 1e-3, True, ("RDB1", "RDB2", "RDB3"))
+
+
+def test_options_keep_their_names() -> None:
+    names = {field.name for field in dataclasses.fields(skt.TrainConfig)}
+    stable = "data root orm knowledge_bank weights taps steps batch_size crop seed device out checkpoint_every"
+    assert names >= {*stable.split(), "resume", "compare", "config"}
+
+
+class Stranger(nn.Module):
+    """A network that knows nothing of this library."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(18, 12, 3, padding=1)
+        self.body = nn.Sequential(nn.Conv2d(12, 12, 3, padding=1), nn.BatchNorm2d(12), nn.Conv2d(12, 12, 1))
+        self.last = nn.Conv2d(12, 3, 1)
+
+    def forward(self, bracket: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.last(self.body(torch.relu(self.first(bracket.flatten(1, 2))))))
+
+
+def test_a_strangers_network_by_name(loop: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "strangers", ModuleType("strangers"))
+    sys.modules["strangers"].Stranger = Stranger  # type: ignore[attr-defined]
+    run = tmp_path / "run"
+    loop.main([*SMALL, "--orm", "strangers:Stranger", "--taps", "first", "body.0", "body", "--out", str(run)])
+    skt.load_weights(run / "orm.safetensors", Stranger())
+
+
+def test_a_folder_of_photographs(loop: ModuleType, tmp_path: Path) -> None:
+    run, root = tmp_path / "run", photographs(tmp_path / "photos")
+    loop.main([*SMALL, "--data", "hdr-folder", "--root", str(root), "--out", str(run)])
+    assert (run / "samples.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_real_photographs_improve(loop: ModuleType, tmp_path: Path, hdri_dir: Path) -> None:
+    run = tmp_path / "run"
+    loop.main(["--steps", "60", "--data", "hdr-folder", "--root", str(hdri_dir), "--out", str(run)])
+    lines = metrics(run)
+    scores = [line["validation"]["ORM"]["PSNR-mu"] for line in lines if "validation" in line]
+    losses = [line["terms"]["org"] for line in lines if "terms" in line]
+    assert scores[-1] > scores[0] + 3
+    assert losses[-1] < losses[0]
+
+
+def test_perceptual_term_over_the_bank(loop: ModuleType, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    loop.main([*SMALL, "--loss-weights", "paper", "--perceptual", "bank", "--out", str(run)])
+    assert all(np.isfinite(list(line["terms"].values())).all() for line in metrics(run) if "terms" in line)
+
+
+# --- failures
+
+
+def test_a_nan_stops_the_run_and_keeps_the_checkpoint(
+    loop: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    color = skt.SemanticHistogramLoss.forward
+
+    def poisoned(self: nn.Module, *args: object, **kwargs: object) -> torch.Tensor:
+        count["calls"] += 1
+        return color(self, *args, **kwargs) * (float("nan") if count["calls"] > 7 else 1.0)
+
+    count = {"calls": 0}
+    monkeypatch.setattr(skt.SemanticHistogramLoss, "forward", poisoned)
+    with pytest.raises(skt.NonFiniteError, match=r"NaN or infinity in color at step \d"):
+        loop.main([*SMALL, "--steps", "20", "--validate-every", "100", "--out", str(run)])
+    good = weights(run)
+    assert all(value.isfinite().all() for value in good.values() if value.is_floating_point())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_input_is_named(
+    loop: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    item = skt.SyntheticScenes.__getitem__
+
+    def broken(self: skt.SyntheticScenes, index: int) -> skt.HDRSample:
+        sample = item(self, index)
+        sample.bracket[0, 0, 0, 0] = value if self.split == "train" else 0.0
+        return sample
+
+    monkeypatch.setattr(skt.SyntheticScenes, "__getitem__", broken)
+    with pytest.raises(skt.NonFiniteError, match="the bracket"):
+        loop.main([*SMALL, "--out", str(tmp_path / "run")])
+
+
+def test_nothing_is_written_over(loop: ModuleType, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "mine.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        loop.main([*SMALL, "--out", str(run)])
+    assert [file.name for file in run.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--orm", "nonsense"], "--orm must be one of"),
+        (["--loss-weights", "paper"], "perceptual"),
+        (["--weights", "missing.pth"], "missing.pth"),
+        (["--config", "missing.toml"], "missing.toml"),
+        (["--resume", "missing"], "missing"),
+        (["--data", "hdr-folder", "--root", "missing"], "missing"),
+        (["--taps", "RDB1", "RDB2"], "taps must name 3"),
+        (["--taps", "RDB1", "RDB2", "RDB9"], "RDB9"),
+        (["--content-weight", "-1"], "content_weight"),
+    ],
+)
+def test_mistakes_are_explained(loop: ModuleType, tmp_path: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises((ValueError, OSError), match=message):
+        loop.main([*SMALL, *arguments, "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "--steps must be >= 1, got 0"),
+        (["--steps", "many"], "many"),
+        (["--data", "hdr-folder"], "needs --root"),
+        (["--root", "."], "--data hdr-folder"),
+        (["--stepz", "4"], "--stepz"),
+        (["--data", "kodak"], "kodak"),
+    ],
+)
+def test_options_out_of_range_are_refused(
+    loop: ModuleType, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        loop.parse(arguments)
+    assert stop.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_script_ends_with_a_line_not_a_traceback(tmp_path: Path) -> None:
+    unknown = run_script("--stepz", "4", cwd=tmp_path)
+    assert unknown.returncode != 0
+    assert "--stepz" in unknown.stdout + unknown.stderr
+    missing = run_script("--data", "hdr-folder", "--root", "nowhere", cwd=tmp_path)
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("train_full.py: ")
+    assert "nowhere" in missing.stderr
+    assert "Traceback" not in missing.stderr
+    assert list(tmp_path.iterdir()) == []
