@@ -245,6 +245,27 @@ TYPED_CALLS = [
     ("ops", "demosaic(mosaic(x), 'GRBG', 'malvar')", "demosaic(x)"),
     ("ops", "white_balance(x, (2.0, 1.0, 1.5))", "white_balance(x, ones(1, 3))"),
     ("ops", "apply_color_matrix(x, ones(2, 3, 3))", "apply_color_matrix(x, ones(4, 4))"),
+    ("ops", "mu_law(x)", "mu_law(x.long())"),
+    ("ops", "mu_law_inverse(x)", "mu_law_inverse(None)"),
+    ("ops", "linearize_ldr(ones(2, 3, 4, 4), ones(2))", "linearize_ldr(ones(2, 3, 4, 4), ones(3))"),
+    ("ops", "srgb_decode(srgb_encode(x))", "srgb_encode(0.5)"),
+    ("ops", "transposed_attention(x, x, x)", "transposed_attention(x, x[..., :8], x)"),
+    ("ops", "mix_features(x, x, x)", "mix_features(x, x, x[:1])"),
+    ("ops", "soft_histogram(x, labels=labels)", "soft_histogram(x, labels=labels[:1])"),
+    ("losses", "histogram_loss(x, x)", "histogram_loss(x, x[:1])"),
+    (
+        "losses",
+        "semantic_histogram_loss(x, x, ones(2, 4, 16, 16) > 0)",
+        "semantic_histogram_loss(x, x, ones(2, 4, 8, 8))",
+    ),
+    ("losses", "content_loss(x, x)", "content_loss(x, x[0])"),
+    ("losses", "mu_l1_loss(x, x)", "mu_l1_loss(x, x[:1])"),
+    ("losses", "perceptual_loss(x, x, lambda p: [p])", "perceptual_loss(x, x[..., :8], lambda p: [p])"),
+    ("modules", "DomainTransfer()(x)", "DomainTransfer()(x[0])"),
+    ("modules", "PriorFusionBlock(3, 3)(x, x[..., :8])", "PriorFusionBlock(3, 3)(x, x[0])"),
+    ("modules", "SKAM(3, 3, 4)(x, x)", "SKAM(3, 3, 4)(x, x[:1])"),
+    ("models", "AHDRNet(features=4)(ones(1, 3, 6, 8, 8))", "AHDRNet(features=4)(ones(3, 6, 8, 8))"),
+    ("models", "SPGRM([3], features=4)(x, [x])", "SPGRM([3], features=4)(x[0], [x])"),
 ]
 
 TYPED_CALLS_RUNNER = """
@@ -258,6 +279,7 @@ with install_import_hook("skt_components", "beartype.beartype"):
         module = importlib.import_module("skt_components." + package)
         scope = {name: getattr(module, name) for name in module.__all__}
         scope |= {"torch": torch, "ones": torch.ones, "x": torch.rand(2, 3, 16, 16)}
+        scope["labels"] = torch.zeros(2, 16, 16, dtype=torch.long)
         for call in calls:
             try:
                 eval(call, scope)

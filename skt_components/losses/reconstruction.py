@@ -10,7 +10,7 @@ from skt_components.ops.transfer import mu_law
 
 
 def mu_l1_loss(
-    prediction: Float[Tensor, "..."], target: Float[Tensor, "..."], *, mu: float = 5000.0, peak: float = 1.0
+    prediction: Float[Tensor, "*shape"], target: Float[Tensor, "*shape"], *, mu: float = 5000.0, peak: float = 1.0
 ) -> Float[Tensor, ""]:
     """Mean absolute difference after mu-law, the usual L_org of HDR reconstruction networks.
 
