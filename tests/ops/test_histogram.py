@@ -1,0 +1,606 @@
+"""Soft histograms against eq. 6 to 8 and what a histogram means."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from skt_components.ops import histogram, reference
+from skt_components.ops.histogram import soft_histogram
+
+# Windowed up to 0.1, dense at 0.5 (256 bins on [0, 1]).
+BANDWIDTHS = (1 / 400, 1 / 64, 0.05, 0.1, 0.5)
+every_bandwidth = pytest.mark.parametrize("bandwidth", BANDWIDTHS)
+both_paths = pytest.mark.parametrize("bandwidth", [1 / 64, 0.5], ids=["windowed", "dense"])
+seeds = st.integers(0, 10**6)
+
+
+def picture(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Smooth areas, edges and noise, mostly inside [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(*shape[:2], 3, 3, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=shape[2:], mode="bilinear", align_corners=True)
+    return (smooth + 0.02 * torch.randn(shape, generator=generator)).to(dtype)
+
+
+def regions(batch: int, height: int, width: int, count: int = 4, seed: int = 0) -> Tensor:
+    """Overlapping bool masks; the last is empty, the first of the last picture too."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.rand(batch, count, height, width, generator=generator) > 0.6
+    masks[:, -1] = masks[-1, 0] = False
+    return masks
+
+
+def region_map(batch: int, height: int, width: int, count: int = 4, seed: int = 0) -> Tensor:
+    """Labels in [-1, count]: some below and some above the valid ones."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-1, count + 1, (batch, height, width), generator=generator)
+
+
+def one_hot(labels: Tensor, count: int) -> Tensor:
+    return labels[:, None] == torch.arange(count)[:, None, None]
+
+
+def literal(values: Tensor, weights: Tensor | None, num_bins: int, value_range: tuple, bandwidth: float) -> Tensor:
+    """Eq. 6 and 7 in float64, each pixel's kernel counted by its weight, ``(B, R, C, N)``."""
+    centers = reference.eq6_centers(num_bins, value_range)
+    kernel = reference.eq7_kernel(values.double()[..., None], centers, bandwidth)
+    weights = torch.ones(len(values), 1, *values.shape[2:]) if weights is None else weights
+    return torch.einsum("brhw,bchwn->brcn", weights.double(), kernel)
+
+
+def compare(values: Tensor, weights: Tensor | None, tolerance: tuple[float, float], **options) -> None:
+    """Value and gradient of soft_histogram, relative L2, against the literal sum over ``weights``."""
+    bins = {"num_bins": 256, "value_range": (0.0, 1.0), "bandwidth": 1 / 400}
+    bins |= {name: options[name] for name in bins if name in options}
+    got = soft_histogram(x := values.detach().clone().requires_grad_(), **options)
+    wanted = literal(y := values.detach().double().requires_grad_(), weights, **bins)
+    assert got.shape == wanted.shape
+    assert got.dtype == (torch.float64 if values.dtype == torch.float64 else torch.float32)
+    upstream = torch.randn(got.shape, dtype=torch.float64)
+    (got_gradient,) = torch.autograd.grad(got, x, upstream.to(got.dtype))
+    (wanted_gradient,) = torch.autograd.grad(wanted, y, upstream)
+    assert got_gradient.dtype == values.dtype
+    assert wanted_gradient.norm() > 0
+    assert (got - wanted).norm() <= tolerance[0] * wanted.norm()
+    assert (got_gradient - wanted_gradient).norm() <= tolerance[1] * wanted_gradient.norm()
+
+
+# float64 is limited by the window (kernel values below 1e-7), float32 by the rounding of the values.
+TOLERANCES = {torch.float32: (2e-6, 1e-5), torch.float64: (1e-7, 1e-6)}
+both_dtypes = pytest.mark.parametrize("dtype", TOLERANCES)
+
+
+# matches_reference
+
+
+def test_the_bandwidths_below_exercise_both_code_paths():
+    dense = [histogram._Bins(256, 0.0, 1.0, bandwidth).dense for bandwidth in BANDWIDTHS]
+    assert dense == [False, False, False, False, True]
+
+
+@every_bandwidth
+@both_dtypes
+@pytest.mark.parametrize("kind", ["global", "masks", "weights", "labels"])
+def test_matches_the_equations(bandwidth, dtype, kind):
+    values = picture(2, 3, 9, 13, dtype=dtype)
+    masks, labels = regions(2, 9, 13), region_map(2, 9, 13)
+    weights = torch.rand(2, 4, 9, 13) * masks
+    options, expected = {
+        "global": ({}, None),
+        "masks": ({"masks": masks}, masks),
+        "weights": ({"masks": weights}, weights),
+        "labels": ({"labels": labels, "num_regions": 4}, one_hot(labels, 4)),
+    }[kind]
+    compare(values, expected, TOLERANCES[dtype], bandwidth=bandwidth, **options)
+
+
+@both_paths
+@pytest.mark.parametrize("size", [(1, 1), (1, 17), (31, 1), (5, 7)])
+def test_odd_sizes_match(bandwidth, size):
+    values = torch.rand(3, 2, *size, dtype=torch.float64)
+    masks = torch.rand(3, 2, *size) > 0.3
+    compare(values, None, TOLERANCES[torch.float64], bandwidth=bandwidth)
+    compare(values, masks, TOLERANCES[torch.float64], bandwidth=bandwidth, masks=masks)
+
+
+def test_global_histograms_match_eq8_picture_by_picture():
+    values = picture(2, 3, 9, 13, dtype=torch.float64)
+    got = soft_histogram(values, num_bins=64, bandwidth=0.02)
+    wanted = torch.stack([reference.eq8_histogram(x, 64, (0.0, 1.0), 0.02) for x in values])
+    torch.testing.assert_close(got[:, 0], wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_a_region_is_eq8_of_its_pixels():
+    values, masks = picture(2, 3, 9, 13, dtype=torch.float64), regions(2, 9, 13)
+    got = soft_histogram(values, masks=masks)
+    for b in range(2):
+        for r in range(4):
+            wanted = reference.eq8_histogram(values[b][:, masks[b, r]], 256, (0.0, 1.0), 1 / 400)
+            torch.testing.assert_close(got[b, r], wanted, rtol=1e-6, atol=1e-6)
+
+
+@both_paths
+@pytest.mark.parametrize("num_bins", [1, 7, 256])
+@pytest.mark.parametrize("value_range", [(0.0, 1.0), (-1.0, 3.0), (0.25, 0.5)])
+def test_bins_and_ranges_match(bandwidth, num_bins, value_range):
+    width = value_range[1] - value_range[0]
+    values = value_range[0] + width * picture(2, 3, 9, 13, dtype=torch.float64)
+    sigma = max(bandwidth, 0.6 / num_bins) * width
+    compare(values, None, TOLERANCES[torch.float64], num_bins=num_bins, value_range=value_range, bandwidth=sigma)
+
+
+@both_paths
+@pytest.mark.parametrize("layout", ["channels_last", "strided", "transposed", "offset"])
+def test_non_contiguous_inputs_match(bandwidth, layout):
+    change = {
+        "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x,
+        "strided": lambda x: x[..., ::2],
+        "transposed": lambda x: x.transpose(-2, -1),
+        "offset": lambda x: x[..., 1:, 3:],
+    }[layout]
+    values, masks, labels = picture(2, 3, 9, 14), regions(2, 9, 14), region_map(2, 9, 14)
+    values, masks, labels = change(values), change(masks), change(labels)
+    compare(values, masks, TOLERANCES[torch.float32], bandwidth=bandwidth, masks=masks)
+    compare(values, one_hot(labels, 4), TOLERANCES[torch.float32], bandwidth=bandwidth, labels=labels, num_regions=4)
+
+
+def test_expanded_inputs_match():
+    values = picture(1, 1, 9, 13).expand(2, 3, 9, 13)
+    masks = regions(1, 9, 13).expand(2, 4, 9, 13)
+    compare(values, masks, TOLERANCES[torch.float32], masks=masks)
+
+
+@both_paths
+@both_dtypes
+def test_values_outside_the_range_add_only_their_tail(bandwidth, dtype):
+    values = torch.linspace(-2, 3, 2 * 3 * 5 * 7, dtype=dtype).view(2, 3, 5, 7)
+    compare(values, None, TOLERANCES[dtype], bandwidth=bandwidth)
+
+
+@every_bandwidth
+def test_labels_equal_one_hot_masks_exactly(bandwidth):
+    labels = region_map(2, 9, 13)
+    results = []
+    for options in ({"labels": labels, "num_regions": 4}, {"masks": one_hot(labels, 4)}):
+        values = picture(2, 3, 9, 13).requires_grad_()
+        counts = soft_histogram(values, bandwidth=bandwidth, **options)
+        torch.manual_seed(1)
+        results.append((counts, *torch.autograd.grad(counts, values, torch.randn_like(counts))))
+    for by_label, by_mask in zip(*results, strict=True):
+        assert torch.equal(by_label, by_mask)
+
+
+@both_paths
+def test_weights_of_zero_and_one_equal_a_bool_mask(bandwidth):
+    values, masks = picture(2, 3, 9, 13), regions(2, 9, 13)
+    wanted = soft_histogram(values, masks=masks, bandwidth=bandwidth)
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        assert torch.equal(soft_histogram(values, masks=masks.to(dtype), bandwidth=bandwidth), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8])
+@pytest.mark.parametrize("num_regions", [3, 300])
+def test_every_integer_type_of_label_works(dtype, num_regions):
+    values, labels = picture(1, 3, 9, 13), region_map(1, 9, 13, 2).clamp_min(0)
+    got = soft_histogram(values, labels=labels.to(dtype), num_regions=num_regions)
+    assert torch.equal(got, soft_histogram(values, labels=labels, num_regions=num_regions))
+    assert got.shape[1] == num_regions
+    assert got[:, 3:].abs().max() == 0 if num_regions > 3 else got.min() >= 0
+
+
+def test_the_number_of_regions_is_read_off_the_labels():
+    values, labels = picture(2, 3, 9, 13), region_map(2, 9, 13)
+    assert torch.equal(soft_histogram(values, labels=labels), soft_histogram(values, labels=labels, num_regions=5))
+    assert soft_histogram(values, labels=torch.full_like(labels, -1)).shape == (2, 0, 3, 256)
+
+
+@both_paths
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_chunk_boundaries_change_nothing(monkeypatch, bandwidth, chunk):
+    # Masks are cut at 8192 pixels at least, so one picture must have more.
+    values, masks, labels = picture(2, 2, 70, 120), regions(2, 70, 120), region_map(2, 70, 120)
+    values, labels = (values, labels) if chunk == 100 else (values[..., :9, :13], labels[..., :9, :13])
+    cases = [{}, {"labels": labels, "num_regions": 4}, *([{"masks": masks}] if chunk == 100 else [])]
+    for options in cases:
+        results = []
+        for size in (1 << 16, chunk):
+            monkeypatch.setattr(histogram, "_CHUNK", size)
+            leaf = values.detach().clone().requires_grad_()
+            counts = soft_histogram(leaf, bandwidth=bandwidth, **options)
+            torch.manual_seed(1)
+            results.append((counts, *torch.autograd.grad(counts, leaf, torch.randn_like(counts))))
+        torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6)
+
+
+# empty regions, special values
+
+
+@every_bandwidth
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"masks": torch.zeros(2, 3, 9, 13)},
+        {"masks": torch.zeros(2, 3, 9, 13, dtype=torch.bool)},
+        {"labels": torch.full((2, 9, 13), -1), "num_regions": 3},
+        {"labels": torch.full((2, 9, 13), 3), "num_regions": 3},
+    ],
+)
+def test_empty_regions_are_a_connected_zero(bandwidth, options):
+    values = picture(2, 3, 9, 13).requires_grad_()
+    counts = soft_histogram(values, bandwidth=bandwidth, **options)
+    assert counts.shape == (2, 3, 3, 256)
+    assert counts.abs().max() == 0
+    (gradient,) = torch.autograd.grad(counts, values, torch.randn_like(counts))
+    assert gradient.shape == values.shape
+    assert gradient.abs().max() == 0
+
+
+@both_paths
+@pytest.mark.parametrize("options", [{"masks": torch.zeros(2, 0, 9, 13)}, {"labels": torch.full((2, 9, 13), -1)}])
+def test_no_regions_are_a_connected_nothing(bandwidth, options):
+    values = picture(2, 3, 9, 13).requires_grad_()
+    counts = soft_histogram(values, bandwidth=bandwidth, **options)
+    assert counts.shape == (2, 0, 3, 256)
+    (gradient,) = torch.autograd.grad(counts.sum(), values)
+    assert gradient.abs().max() == 0
+
+
+@both_paths
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4)])
+def test_no_pixels_are_a_connected_zero(bandwidth, shape):
+    values = torch.zeros(shape, requires_grad=True)
+    counts = soft_histogram(values, bandwidth=bandwidth)
+    assert counts.shape == (shape[0], 1, shape[1], 256)
+    counts.sum().backward()
+    assert values.grad.shape == shape
+
+
+@both_paths
+def test_pixels_of_no_region_have_no_gradient(bandwidth):
+    values, labels = picture(2, 3, 9, 13).requires_grad_(), region_map(2, 9, 13)
+    counts = soft_histogram(values, labels=labels, num_regions=4, bandwidth=bandwidth)
+    (gradient,) = torch.autograd.grad(counts, values, torch.randn_like(counts))
+    inside = ((labels >= 0) & (labels < 4))[:, None].expand_as(gradient)
+    assert gradient[~inside].abs().max() == 0
+    assert (gradient[inside] != 0).float().mean() > 0.9
+
+
+@both_paths
+@pytest.mark.parametrize("far", [float("inf"), float("-inf"), 1e30, -1e30])
+def test_infinities_count_nothing_and_have_no_gradient(bandwidth, far):
+    values = picture(1, 2, 5, 7)
+    with_far = values.clone()
+    with_far[:, :, 1, 2:5] = far
+    keep = torch.ones(1, 1, 5, 7, dtype=torch.bool)
+    keep[:, :, 1, 2:5] = False
+    leaf = with_far.requires_grad_()
+    counts = soft_histogram(leaf, bandwidth=bandwidth)
+    torch.testing.assert_close(counts, soft_histogram(values, masks=keep, bandwidth=bandwidth))
+    (gradient,) = torch.autograd.grad(counts, leaf, torch.randn_like(counts))
+    assert gradient.isfinite().all()
+    assert gradient[:, :, 1, 2:5].abs().max() == 0
+    assert gradient[:, :, 0].abs().max() > 0
+
+
+@both_paths
+def test_nan_makes_its_own_histogram_nan_and_no_other(bandwidth):
+    values, labels = picture(2, 3, 5, 7), region_map(2, 5, 7, 2).clamp(0, 1)
+    values[0, 1, 2, 3] = float("nan")
+    counts = soft_histogram(values, labels=labels, num_regions=2, bandwidth=bandwidth).sum(-1)
+    wanted = torch.zeros_like(counts, dtype=torch.bool)
+    wanted[0, labels[0, 2, 3], 1] = True
+    assert torch.equal(counts.isnan(), wanted)
+    labels[0, 2, 3] = -1
+    assert not soft_histogram(values, labels=labels, num_regions=2, bandwidth=bandwidth).isnan().any()
+
+
+# gradcheck
+
+
+@pytest.mark.parametrize(("num_bins", "bandwidth"), [(16, 0.1), (32, 1 / 40), (16, 0.5), (1, 0.5)])
+@pytest.mark.parametrize("kind", ["global", "masks", "weights", "labels"])
+def test_gradcheck(num_bins, bandwidth, kind):
+    values = picture(2, 2, 3, 4, dtype=torch.float64).requires_grad_()
+    masks = regions(2, 3, 4, 3)
+    options = {
+        "global": {},
+        "masks": {"masks": masks},
+        "weights": {"masks": masks * torch.rand(2, 3, 3, 4)},
+        "labels": {"labels": region_map(2, 3, 4, 3), "num_regions": 3},
+    }[kind]
+
+    def count(x):
+        return soft_histogram(x, num_bins=num_bins, bandwidth=bandwidth, **options)
+
+    (gradient,) = torch.autograd.grad(count(values).square().sum(), values)
+    assert gradient.abs().max() > 1e-3
+    assert torch.autograd.gradcheck(count, (values,))
+
+
+# invariants
+
+
+@given(seeds, st.sampled_from(BANDWIDTHS))
+def test_the_histograms_of_a_partition_add_up_to_the_global_one(seed, bandwidth):
+    values, labels = picture(2, 3, 6, 7, seed=seed), region_map(2, 6, 7, 3, seed=seed) % 3
+    parts = soft_histogram(values, labels=labels, num_regions=3, bandwidth=bandwidth)
+    torch.testing.assert_close(parts.sum(1, keepdim=True), soft_histogram(values, bandwidth=bandwidth))
+
+
+@given(seeds, st.sampled_from(BANDWIDTHS))
+def test_shuffling_pixels_changes_nothing(seed, bandwidth):
+    values = picture(2, 3, 6, 7, seed=seed)
+    order = torch.randperm(42, generator=torch.Generator().manual_seed(seed))
+    shuffled = values.flatten(2)[..., order].view_as(values)
+    torch.testing.assert_close(
+        soft_histogram(shuffled, bandwidth=bandwidth), soft_histogram(values, bandwidth=bandwidth)
+    )
+
+
+@given(seeds, st.floats(0.004, 0.04))
+def test_every_pixel_away_from_the_ends_counts_alike(seed, bandwidth):
+    # The area under the kernel is sqrt(pi) bandwidth; from 0.9 bins on, sampling at the centres misses < 1 %.
+    values = 0.25 + 0.5 * torch.rand(1, 1, 5, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    mass = soft_histogram(values, bandwidth=bandwidth).sum().item()
+    assert mass == pytest.approx(35 * math.sqrt(math.pi) * bandwidth * 256, rel=0.01)
+
+
+@given(seeds, st.sampled_from(BANDWIDTHS), st.floats(0.1, 50), st.floats(-5, 5))
+def test_the_unit_of_the_values_does_not_matter(seed, bandwidth, scale, shift):
+    values = picture(1, 3, 6, 7, seed=seed, dtype=torch.float64)
+    moved = soft_histogram(values * scale + shift, value_range=(shift, shift + scale), bandwidth=bandwidth * scale)
+    torch.testing.assert_close(moved, soft_histogram(values, bandwidth=bandwidth), rtol=1e-5, atol=1e-6)
+
+
+@given(seeds, st.sampled_from(BANDWIDTHS))
+def test_mirrored_values_give_the_mirrored_histogram(seed, bandwidth):
+    values = picture(1, 3, 6, 7, seed=seed, dtype=torch.float64)
+    mirrored = soft_histogram(1 - values, bandwidth=bandwidth).flip(-1)
+    torch.testing.assert_close(mirrored, soft_histogram(values, bandwidth=bandwidth), rtol=1e-6, atol=2e-6)
+
+
+@both_paths
+def test_pictures_channels_and_regions_are_independent(bandwidth):
+    values, masks = picture(3, 3, 9, 13), regions(3, 9, 13)
+    together = soft_histogram(values, masks=masks, bandwidth=bandwidth)
+    for b in range(3):
+        for r in range(4):
+            for c in range(3):
+                alone = soft_histogram(
+                    values[b : b + 1, c : c + 1], masks=masks[b : b + 1, r : r + 1], bandwidth=bandwidth
+                )
+                torch.testing.assert_close(together[b, r, c], alone[0, 0, 0])
+
+
+@both_paths
+def test_histograms_are_linear_in_the_weights(bandwidth):
+    values = picture(2, 3, 9, 13, dtype=torch.float64)
+    a, b = torch.rand(2, 2, 2, 9, 13, dtype=torch.float64).unbind(0)
+    combined, of_a, of_b = (soft_histogram(values, masks=m, bandwidth=bandwidth) for m in (a + 2 * b, a, b))
+    torch.testing.assert_close(combined, of_a + 2 * of_b)
+
+
+# precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_warns_and_is_computed_in_float32(dtype):
+    values = picture(1, 3, 9, 13).to(dtype)
+    with pytest.warns(UserWarning, match=f"histogram of {dtype} values: rounding them") as caught:
+        counts = soft_histogram(values.requires_grad_())
+    assert [warning.filename for warning in caught] == [__file__]
+    assert counts.dtype == torch.float32
+    assert torch.equal(counts, soft_histogram(values.float()))
+    (gradient,) = torch.autograd.grad(counts.square().sum(), values)
+    assert gradient.dtype == dtype
+    assert gradient.abs().max() > 0
+
+
+@both_paths
+def test_autocast_changes_nothing(bandwidth):
+    masks = regions(2, 9, 13)
+    results = []
+    for enabled in (False, True):
+        values = picture(2, 3, 9, 13).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            counts = soft_histogram(values, masks=masks, bandwidth=bandwidth)
+            (gradient,) = torch.autograd.grad(counts.square().sum(), values)
+        results.append((counts, gradient))
+    for plain, autocast in zip(*results, strict=True):
+        assert plain.dtype == autocast.dtype == torch.float32
+        assert torch.equal(plain, autocast)
+
+
+# bandwidth traps
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bandwidth": 400}, r"bandwidth=400 is 400 times the value range .* flat and its gradient practically zero"),
+        ({"bandwidth": 13, "value_range": (0, 4)}, "is 3.25 times the value range"),
+        ({"bandwidth": 1 / 400, "num_bins": 64}, r"bandwidth=0.0025 is 0.16 of a bin \(64 bins"),
+        ({"bandwidth": 1 / 400, "value_range": (0, 16)}, "between bin centres have practically no gradient"),
+    ],
+)
+def test_flat_and_narrow_bandwidths_warn_their_caller(options, message):
+    values = torch.full((1, 1, 2, 2), 0.5)
+    with pytest.warns(UserWarning, match=message) as caught:
+        counts = soft_histogram(values, **options)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert counts.isfinite().all()
+
+
+def test_the_warnings_are_true():
+    values = picture(1, 3, 9, 13, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        slopes = {}
+        for bandwidth in (400, 1 / 400, 1e-6):
+            leaf = values.clone().requires_grad_()
+            counts = soft_histogram(leaf, bandwidth=bandwidth)
+            slopes[bandwidth] = torch.autograd.grad(counts, leaf, torch.randn_like(counts))[0].abs().mean()
+    assert slopes[400] < 1e-3 * slopes[1 / 400]
+    assert slopes[1e-6] < 1e-9 * slopes[1 / 400]
+
+
+@pytest.mark.parametrize("options", [{}, {"bandwidth": 3.0}, {"bandwidth": 1 / 64, "num_bins": 16}])
+def test_sensible_bandwidths_do_not_warn(options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        soft_histogram(picture(1, 3, 5, 7), **options)
+
+
+# transforms
+
+
+def test_a_second_derivative_is_refused():
+    values = picture(1, 2, 5, 7).requires_grad_()
+    (gradient,) = torch.autograd.grad(soft_histogram(values).square().sum(), values, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+        gradient.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_is_right_in_value_and_gradient():
+    values, labels = picture(3, 2, 5, 7), region_map(3, 5, 7)
+    results = []
+    for batched in (False, True):
+        leaf = values.clone().requires_grad_()
+        if batched:
+            one = torch.vmap(lambda x, y: soft_histogram(x[None], labels=y[None], num_regions=4)[0])
+            counts = one(leaf, labels)
+        else:
+            counts = soft_histogram(leaf, labels=labels, num_regions=4)
+        results.append((counts, *torch.autograd.grad(counts.square().sum(), leaf)))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("bandwidth", [1 / 64, 0.5])
+def test_the_operator_keeps_torchs_rules(bandwidth):
+    student, teacher = picture(2, 3, 5, 7).flatten(2).requires_grad_(), picture(2, 3, 5, 7, seed=1).flatten(2)
+    labels, masks = region_map(2, 5, 7).flatten(1), regions(2, 5, 7).flatten(2)
+    for given_regions in ((None, None, 1), (labels, None, 4), (None, masks, 4)):
+        arguments = (student, teacher, *given_regions, 16, 0.0, 1.0, bandwidth)
+        torch.library.opcheck(torch.ops.skt_components.soft_histogram, arguments)
+
+
+# memory
+
+
+PEAK_MEMORY = """
+import torch
+from skt_components.ops.histogram import soft_histogram
+
+def kib(name):
+    return int(open("/proc/self/status").read().split(name + ":")[1].split()[0])
+
+def run(side, **options):
+    labels = torch.arange(side * side).view(1, side, side) % 16
+    masks = labels[:, None] == torch.arange(4).view(1, 4, 1, 1)
+    for regions in ({}, {"labels": labels, "num_regions": 16}, {"masks": masks}):
+        values = torch.rand(1, 3, side, side, requires_grad=True)
+        soft_histogram(values, **regions, **options).square().sum().backward()
+
+dense = {"num_bins": 64, "bandwidth": 0.25}
+run(64)
+run(64, **dense)
+before = kib("VmRSS")
+run(640)
+run(640, **dense)
+print(kib("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
+def test_peak_memory_is_far_below_pixels_times_bins():
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed means returned
+    run = subprocess.run(
+        [sys.executable, "-c", PEAK_MEMORY], capture_output=True, text=True, check=True, timeout=300, env=environment
+    )
+    dense = 3 * 640 * 640 * 256 * 4 / 1024  # KiB of one (pixels x bins) temporary in float32
+    assert int(run.stdout) < dense / 20
+
+
+# rejects_bad_input
+
+X = torch.rand(2, 3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "error", "message"),
+    [
+        (X.long(), {}, TypeError, "values must be a floating-point tensor"),
+        ([0.5], {}, TypeError, "values must be a torch.Tensor"),
+        (X[0], {}, ValueError, r"values must have 4 axes \(B, C, H, W\), got shape \(3, 4, 5\)"),
+        (X, {"num_bins": 0}, ValueError, "num_bins must be a whole number >= 1, got 0"),
+        (X, {"num_bins": 2.5}, ValueError, "num_bins must be a whole number >= 1, got 2.5"),
+        (X, {"value_range": (1, 0)}, ValueError, "value_range must be finite with low < high"),
+        (X, {"value_range": 1.0}, ValueError, "value_range must be a pair"),
+        (X, {"bandwidth": 0.0}, ValueError, "bandwidth must be a finite number > 0"),
+        (X, {"bandwidth": float("nan")}, ValueError, "bandwidth must be a finite number > 0"),
+        (X, {"backend": "cuda"}, ValueError, r"backend must be one of \[.*'torch'.*\], got 'cuda'"),
+        (X, {"masks": X[:, :2] > 0, "labels": X[:, 0].long()}, ValueError, "give masks or labels, not both"),
+        (X, {"masks": (X > 0).int()}, TypeError, r"masks must be a bool or floating tensor .* got torch.int32"),
+        (X, {"masks": [1]}, TypeError, "masks must be a bool or floating tensor .* got list"),
+        (X, {"masks": X[:1]}, ValueError, r"masks must be \(B, R, H, W\) with B, H, W = \(2, 4, 5\), got \(1, 3"),
+        (X, {"masks": X[:, 0]}, ValueError, r"masks must be \(B, R, H, W\)"),
+        (X, {"masks": X.clone().requires_grad_()}, ValueError, r"masks must not require a gradient.*masks.detach\(\)"),
+        (X, {"labels": X[:, 0]}, TypeError, r"labels must be an integer tensor \(B, H, W\), got torch.float32"),
+        (X, {"labels": X[:, 0] > 0}, TypeError, "labels must be an integer tensor .* got torch.bool"),
+        (X, {"labels": X.long()}, ValueError, r"labels must be \(B, H, W\) = \(2, 4, 5\), got \(2, 3, 4, 5\)"),
+        (X, {"labels": X[:, 0].long(), "num_regions": -1}, ValueError, "num_regions must be a whole number >= 0"),
+        (X, {"labels": X[:, 0].long(), "num_regions": 1.5}, ValueError, "num_regions must be a whole number >= 0"),
+    ],
+)
+def test_rejects(values, options, error, message):
+    with pytest.raises(error, match=message):
+        soft_histogram(values, **options)
+
+
+# compiles
+
+
+def check_compiled(backend: str, bandwidth: float) -> None:
+    torch._dynamo.reset()  # the limit on recompilations counts over all tests
+    compiled = torch.compile(soft_histogram, fullgraph=True, backend=backend)
+    labels, masks = region_map(2, 9, 13), regions(2, 9, 13)
+    for options in ({}, {"labels": labels, "num_regions": 4}, {"masks": masks}, {"masks": masks.float()}):
+        results = []
+        for count in (soft_histogram, compiled):
+            values = picture(2, 3, 9, 13).requires_grad_()
+            counts = count(values, bandwidth=bandwidth, **options)
+            results.append((counts, *torch.autograd.grad(counts.square().sum(), values)))
+        torch.testing.assert_close(*results)
+
+
+@both_paths
+def test_compiles(bandwidth):
+    check_compiled("aot_eager", bandwidth)
+
+
+@pytest.mark.slow
+def test_compiles_with_inductor():
+    check_compiled("inductor", 1 / 400)
+
+
+def test_compiles_in_silence_where_eager_warns():
+    torch._dynamo.reset()
+    compiled = torch.compile(soft_histogram, fullgraph=True, backend="aot_eager")
+    values = picture(1, 3, 5, 7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        counts = compiled(values, bandwidth=400)
+    with pytest.warns(UserWarning, match="times the value range"):
+        torch.testing.assert_close(counts, soft_histogram(values, bandwidth=400))
