@@ -122,9 +122,12 @@ def load_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
 def _replace(path: Path, write: Callable[[str], None]) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"folder {path.parent} does not exist, {path.name} was not written")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # mkstemp's files are readable by nobody else
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
+        temporary.touch()  # has the rights of any new file, which safetensors would take away
+        mode = temporary.stat().st_mode
         write(str(temporary))
+        temporary.chmod(mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -117,6 +117,10 @@ class TrainConfig:
         for name in ("steps", "batch_size", "crop", "log_every", "validate_every", "checkpoint_every", "regions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be >= 1, got {getattr(self, name)}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"--lr must be a finite number > 0, got {self.lr}")
+        if self.workers < 0:
+            raise ValueError(f"--workers must be >= 0, got {self.workers}")
         if self.data == "hdr-folder" and self.root is None:
             raise ValueError("--data hdr-folder needs --root FOLDER")
         if self.data == "synthetic" and self.root is not None:
@@ -191,4 +195,7 @@ def _toml(value: Any) -> str:
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
-    return repr(value) if isinstance(value, (int, float)) else json.dumps(str(value))
+    if isinstance(value, (int, float)):
+        return repr(value)
+    # TOML's strings are JSON's, but for surrogate pairs, which must be characters, and DEL, which must not.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

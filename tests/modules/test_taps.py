@@ -167,7 +167,8 @@ def test_an_exception_in_the_block_leaves_no_hooks_and_passes_through(where):
 
     def block() -> None:
         with FeatureTaps(["0", "2"]).capture(model):
-            assert where != "before", 1 / 0
+            if where == "before":
+                _ = 1 / 0
             model(x)
             _ = 1 / 0
 

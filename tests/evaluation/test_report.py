@@ -1,0 +1,222 @@
+"""What a run shows: tables, curves, pictures and the paired gain."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skt_components.evaluation import SampleRow, format_table, paired_gain, save_curves, save_samples
+
+
+def read_picture(path) -> torch.Tensor:
+    import matplotlib.image
+
+    return torch.from_numpy(matplotlib.image.imread(path))[..., :3]
+
+
+def make_row(name="scene", labels=True, results=("ours", "bare"), exposures=3, size=(20, 24)) -> SampleRow:
+    return SampleRow(
+        name,
+        torch.rand(exposures, 3, *size),
+        {result: torch.rand(3, *size, requires_grad=True) for result in results},
+        torch.rand(3, *size),
+        torch.randint(-1, 4, size) if labels else None,
+    )
+
+
+def write_lines(path, lines) -> None:
+    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n\n", encoding="utf-8")
+
+
+def training_lines(run="framework", steps=(0, 10, 20)) -> list[dict]:
+    lines = []
+    for step in steps:
+        terms = {"org": 0.5 / (step + 1), "color": 1e-3}
+        lines.append({"run": run, "step": step, "terms": terms, "gradient_norms": {"org": 0.1, "color": 0.0}})
+        lines.append({"run": run, "step": step, "validation": {"ORM": {"PSNR-mu": 30.0 + step}}})
+    return lines
+
+
+# format_table
+
+
+def test_the_layout_of_a_table():
+    table = format_table({"ORM": {"PSNR-mu": 40.1234, "SSIM": 0.9}, "teacher": {"SSIM": 0.98765, "LPIPS": 12.0}})
+    assert table.splitlines() == [
+        "         PSNR-mu   SSIM   LPIPS",
+        "ORM       40.123  0.900       -",
+        "teacher        -  0.988  12.000",
+    ]
+
+
+def test_digits_and_numbers_that_are_none():
+    assert format_table({"a": {"x": 1.26}}, digits=1).splitlines()[1] == "a  1.3"
+    assert format_table({"a": {"x": math.nan, "y": math.inf}}).splitlines()[1].split() == ["a", "nan", "inf"]
+    assert format_table({}) == ""
+    assert format_table({"a": {}}).splitlines()[1] == "a"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.dictionaries(
+        st.text("abcdef", min_size=1, max_size=9),
+        st.dictionaries(st.sampled_from(["PSNR-mu", "SSIM", "x"]), st.floats(-1e6, 1e6), max_size=3),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_columns_line_up_and_every_number_is_there(rows):
+    lines = format_table(rows).splitlines()
+    columns = list(dict.fromkeys(c for row in rows.values() for c in row))
+    assert len(lines) == len(rows) + 1
+    for line, (title, row) in zip(lines[1:], rows.items(), strict=True):
+        assert line.split() == [title, *(f"{row[c]:.3f}" if c in row else "-" for c in columns)]
+        assert len(line) == len(lines[0]) or not columns
+
+
+# paired_gain
+
+
+def test_paired_gain_of_a_worked_example():
+    # Differences 1, 2, 3: mean 2, standard deviation 1, standard error 1 / sqrt(3).
+    gain, error = paired_gain(torch.tensor([11.0, 22.0, 33.0]), torch.tensor([10.0, 20.0, 30.0]))
+    assert gain == pytest.approx(2.0)
+    assert error == pytest.approx(3**-0.5)
+
+
+def test_what_two_methods_share_cancels():
+    difficulty = torch.randn(50, dtype=torch.float64) * 10
+    gain, error = paired_gain(difficulty + 0.25, difficulty)
+    assert gain == pytest.approx(0.25)
+    assert error == pytest.approx(0, abs=1e-12)
+    assert paired_gain(difficulty, difficulty + 0.25)[0] == pytest.approx(-0.25)
+
+
+def test_small_differences_of_large_float32_numbers_are_exact():
+    theirs = torch.tensor([40.0, 41.0, 42.0])
+    ours = theirs + 2**-18
+    assert paired_gain(ours, theirs) == (2**-18, 0.0)
+
+
+def test_an_infinite_value_is_not_hidden():
+    gain, error = paired_gain(torch.tensor([math.inf, 40.0]), torch.tensor([math.inf, 39.0]))
+    assert math.isnan(gain)
+    assert math.isnan(error)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [((3,), (2,)), ((1,), (1,)), ((0,), (0,)), ((2, 1), (2,))])
+def test_paired_gain_rejects_bad_shapes(ours, theirs):
+    with pytest.raises(ValueError, match=r"ours and theirs must have one shape of >= 2 pictures, got \("):
+        paired_gain(torch.rand(ours), torch.rand(theirs))
+
+
+# save_curves
+
+
+def test_curves_are_drawn(tmp_path):
+    write_lines(tmp_path / "metrics.jsonl", training_lines())
+    save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    picture = read_picture(tmp_path / "curves.png")
+    assert picture.shape == (400, 1500, 3)
+    assert all(part.var() > 1e-3 for part in picture.split(500, dim=1))
+
+
+def drawn_lines(monkeypatch, tmp_path, lines) -> list[dict[str, list[list[float]]]]:
+    """Per axis: label -> points, as they were drawn."""
+    import matplotlib.pyplot as plt
+
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    monkeypatch.undo()
+    axes = [{line.get_label(): line.get_xydata().tolist() for line in axis.lines} for axis in figures[0].axes]
+    plt.close(figures[0])
+    return axes
+
+
+def test_the_curves_are_the_numbers_of_the_file(monkeypatch, tmp_path):
+    terms, norms, validation = drawn_lines(monkeypatch, tmp_path, training_lines())
+    assert terms == {"org": [[s, 0.5 / (s + 1)] for s in (0, 10, 20)], "color": [[s, 1e-3] for s in (0, 10, 20)]}
+    assert norms == {"org": [[s, 0.1] for s in (0, 10, 20)], "color": [[s, 0.0] for s in (0, 10, 20)]}
+    assert validation == {"framework ORM": [[s, 30.0 + s] for s in (0, 10, 20)]}
+
+
+def test_two_runs_are_two_lines_that_never_run_backwards(monkeypatch, tmp_path):
+    lines = training_lines() + training_lines("bare", (0, 5))
+    terms, _, validation = drawn_lines(monkeypatch, tmp_path, lines)
+    assert set(terms) == {"framework org", "framework color", "bare org", "bare color"}
+    assert set(validation) == {"framework ORM", "bare ORM"}
+    for points in (*terms.values(), *validation.values()):
+        steps = [step for step, _ in points]
+        assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("lines", [[], [{"run": "a", "step": 0, "terms": {"org": 0.0}, "gradient_norms": {}}]])
+def test_hardly_any_lines_still_give_a_picture(tmp_path, lines):
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    assert read_picture(tmp_path / "curves.png").var() > 1e-3
+
+
+def test_missing_metrics_are_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        save_curves(tmp_path / "none.jsonl", tmp_path / "curves.png")
+
+
+# save_samples
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_samples_are_drawn(tmp_path, labels):
+    save_samples(tmp_path / "samples.png", [make_row("one", labels), make_row("two", labels)])
+    picture = read_picture(tmp_path / "samples.png")
+    assert picture.var() > 1e-3
+    columns = 3 + labels + 2 + 1 + 2  # exposures, regions, results, target, errors
+    assert picture.shape[1] == pytest.approx(2.2 * columns * 110, abs=3)
+    assert picture.shape[0] == pytest.approx(2.35 * 2 * 110, abs=3)
+    assert all(part.var() > 1e-3 for part in picture.chunk(columns, dim=1))
+
+
+def test_what_is_drawn_is_what_was_given(tmp_path):
+    flat = [torch.full((3, 20, 24), value) for value in (0.0, 0.2, 0.6)]
+    flat[2][0] = 7.0  # clamped to 1
+    row = SampleRow("flat", torch.stack(flat), {"ours": flat[1]}, flat[1])
+    save_samples(tmp_path / "samples.png", [row])
+    picture = (read_picture(tmp_path / "samples.png") * 255).round()
+    columns = picture.chunk(6, dim=1)
+    middles = [column[column.shape[0] // 2 + 5, column.shape[1] // 2].tolist() for column in columns]
+    assert middles[:3] == [[0, 0, 0], [51, 51, 51], [255, 153, 153]]
+    assert middles[3] == middles[4]  # the result equals the target
+    assert max(middles[5]) < 8  # and its error map is black
+
+
+def test_rows_that_do_not_match_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="rows must hold at least one scene"):
+        save_samples(tmp_path / "samples.png", [])
+    for other in (make_row("two", results=("ours",)), make_row("two", exposures=5), make_row("two", labels=False)):
+        with pytest.raises(ValueError, match=r"rows must have the same pictures: 'two' has \["):
+            save_samples(tmp_path / "samples.png", [make_row("one"), other])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_figure_stays_open(tmp_path):
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+    write_lines(tmp_path / "metrics.jsonl", training_lines())
+    save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    save_samples(tmp_path / "samples.png", [make_row()])
+    assert plt.get_fignums() == []
+
+
+def test_a_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match=r'matplotlib is needed for pictures: pip install "skt-components\[train\]"'):
+        save_samples(tmp_path / "samples.png", [make_row()])

@@ -1,0 +1,337 @@
+"""AHDRNet: the authors' layout, any bracket, and what its output may and may not depend on."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from skt_components.models import AHDRNet
+from skt_components.modules import DilatedResidualDenseBlock
+
+# The authors' state dict, weights only (each has a bias of its first axis), as released in 2019.
+OFFICIAL = """
+conv1 64 6 3 3
+conv2 64 192 3 3
+att11 128 128 3 3
+att12 64 128 3 3
+attConv1 64 64 3 3
+att31 128 128 3 3
+att32 64 128 3 3
+attConv3 64 64 3 3
+RDB1.dense_layers.0.conv 32 64 3 3
+RDB1.dense_layers.1.conv 32 96 3 3
+RDB1.dense_layers.2.conv 32 128 3 3
+RDB1.dense_layers.3.conv 32 160 3 3
+RDB1.dense_layers.4.conv 32 192 3 3
+RDB1.dense_layers.5.conv 32 224 3 3
+RDB1.conv_1x1 64 256 1 1
+RDB2.dense_layers.0.conv 32 64 3 3
+RDB2.dense_layers.1.conv 32 96 3 3
+RDB2.dense_layers.2.conv 32 128 3 3
+RDB2.dense_layers.3.conv 32 160 3 3
+RDB2.dense_layers.4.conv 32 192 3 3
+RDB2.dense_layers.5.conv 32 224 3 3
+RDB2.conv_1x1 64 256 1 1
+RDB3.dense_layers.0.conv 32 64 3 3
+RDB3.dense_layers.1.conv 32 96 3 3
+RDB3.dense_layers.2.conv 32 128 3 3
+RDB3.dense_layers.3.conv 32 160 3 3
+RDB3.dense_layers.4.conv 32 192 3 3
+RDB3.dense_layers.5.conv 32 224 3 3
+RDB3.conv_1x1 64 256 1 1
+GFF_1x1 64 192 1 1
+GFF_3x3 64 64 3 3
+conv_up 64 64 3 3
+conv3 3 64 3 3
+"""
+UNUSED = ("attConv1", "attConv3")  # in the authors' file, never run by their forward
+
+
+def official_state() -> dict[str, tuple[int, ...]]:
+    state = {}
+    for line in OFFICIAL.strip().splitlines():
+        name, *shape = line.split()
+        state[f"{name}.weight"] = tuple(map(int, shape))
+        state[f"{name}.bias"] = (int(shape[0]),)
+    return state
+
+
+def small(**options) -> AHDRNet:
+    """A small network whose sigmoid is not saturated, so that differences show."""
+    model = AHDRNet(**{"features": 6, "num_layers": 2, "growth": 3, **options})
+    with torch.no_grad():
+        model.conv3.weight.mul_(0.1)
+    return model
+
+
+# the authors' layout
+
+
+def test_names_and_shapes_are_the_authors():
+    wanted = {name: shape for name, shape in official_state().items() if name.split(".")[0] not in UNUSED}
+    found = {name: tuple(tensor.shape) for name, tensor in AHDRNet().state_dict().items()}
+    assert found == wanted
+    assert len(official_state()) == 66
+
+
+def test_parameter_count_is_the_authors_without_the_unused_convolutions():
+    count = sum(p.numel() for p in AHDRNet().parameters())
+    assert count == 1_441_283
+    official = sum(torch.Size(shape).numel() for shape in official_state().values())
+    assert official == 1_515_139
+    assert official - count == 73_856
+
+
+def test_an_official_state_dict_loads_once_its_unused_keys_are_dropped():
+    state = {name: torch.rand(shape) for name, shape in official_state().items()}
+    model = AHDRNet()
+    result = model.load_state_dict(state, strict=False)
+    assert not result.missing_keys
+    assert {key.split(".")[0] for key in result.unexpected_keys} == set(UNUSED)
+    assert torch.equal(model.RDB2.dense_layers[3].conv.weight, state["RDB2.dense_layers.3.conv.weight"])
+
+
+# matches_reference
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(12, 10), (9, 7)])
+def test_the_forward_is_that_of_the_paper_with_its_gradient(dtype, size):
+    # AHDRNet as published for three frames, written out layer by layer from the description.
+    model = small(peak=2.0).to(dtype)
+    w = dict(model.named_parameters())
+    bracket = torch.rand(2, 3, 6, *size, dtype=dtype, requires_grad=True)
+
+    def conv(name: str, x: torch.Tensor, dilation: int = 1) -> torch.Tensor:
+        weight, reach = w[f"{name}.weight"], dilation * (w[f"{name}.weight"].shape[-1] // 2)
+        return F.conv2d(x, weight, w[f"{name}.bias"], padding=reach, dilation=dilation)
+
+    def block(name: str, x: torch.Tensor) -> torch.Tensor:
+        dense = x
+        for i in range(2):
+            dense = torch.cat([dense, conv(f"{name}.dense_layers.{i}.conv", dense, 2).relu()], dim=1)
+        return x + conv(f"{name}.conv_1x1", dense)
+
+    f1, f2, f3 = (F.leaky_relu(conv("conv1", bracket[:, i]), 0.01) for i in range(3))
+    a1 = conv("att12", F.leaky_relu(conv("att11", torch.cat([f1, f2], 1)), 0.01)).sigmoid()
+    a3 = conv("att32", F.leaky_relu(conv("att31", torch.cat([f3, f2], 1)), 0.01)).sigmoid()
+    first = block("RDB1", conv("conv2", torch.cat([f1 * a1, f2, f3 * a3], 1)))
+    second = block("RDB2", first)
+    third = block("RDB3", second)
+    fused = conv("GFF_3x3", conv("GFF_1x1", torch.cat([first, second, third], 1))) + f2
+    expected = 2.0 * conv("conv3", conv("conv_up", fused)).sigmoid()
+
+    out = model(bracket)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+    upstream = torch.randn_like(out)
+    wrt = [bracket, *w.values()]
+    got, wanted = torch.autograd.grad(out, wrt, upstream), torch.autograd.grad(expected, wrt, upstream)
+    for ours, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3 * max(1.0, theirs.abs().max().item()), rtol=1e-3)
+        assert ours.abs().max() > 0
+
+
+# gradcheck
+
+
+def test_gradcheck():
+    model = small(features=2, growth=2, num_layers=1, in_channels=2).double()
+    bracket = torch.rand(1, 3, 2, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(model, (bracket,))
+    (gradient,) = torch.autograd.grad(model(bracket).sum(), bracket)
+    assert gradient.abs().max() > 1e-4
+
+
+# invariants
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_any_bracket_gives_a_picture_inside_the_range(data):
+    frames = data.draw(st.integers(1, 11))
+    reference = data.draw(st.one_of(st.none(), st.integers(0, frames - 1)))
+    channels, out = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 5))
+    height, width = data.draw(st.integers(1, 21)), data.draw(st.integers(1, 21))
+    peak = data.draw(st.sampled_from([1.0, 16.0, 0.5]))
+    model = small(num_frames=frames, in_channels=channels, out_channels=out, reference=reference, peak=peak)
+    assert model.reference == (frames // 2 if reference is None else reference)
+    hdr = model(torch.rand(2, frames, channels, height, width))
+    assert hdr.shape == (2, out, height, width)
+    assert hdr.isfinite().all()
+    assert hdr.min() >= 0
+    assert hdr.max() <= peak
+
+
+def test_the_output_lies_strictly_between_zero_and_the_peak():
+    model = small(peak=16.0)
+    hdr = model(torch.rand(2, 3, 6, 24, 24))
+    assert hdr.min() > 0
+    assert hdr.max() < 16
+    torch.testing.assert_close(
+        copy_with_peak(model, 1.0)(torch.ones(1, 3, 6, 8, 8)) * 16, model(torch.ones(1, 3, 6, 8, 8))
+    )
+
+
+def copy_with_peak(model: AHDRNet, peak: float) -> AHDRNet:
+    twin = copy.deepcopy(model)
+    twin.peak = peak
+    return twin
+
+
+@pytest.mark.parametrize(("frames", "reference"), [(3, None), (5, 0), (5, 4), (4, 1)])
+def test_every_parameter_and_every_frame_takes_part(frames, reference):
+    model = small(num_frames=frames, reference=reference)
+    bracket = torch.rand(2, frames, 6, 9, 8, requires_grad=True)
+    model(bracket).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+    assert (bracket.grad.abs().amax(dim=(0, 2, 3, 4)) > 0).all()
+
+
+def test_moving_frames_are_interchangeable_together_with_their_branches():
+    model, features = small(num_frames=5, reference=2).double(), 6
+    order = [3, 0, 2, 4, 1]  # the reference stays
+    twin = copy.deepcopy(model)
+    state = model.state_dict()
+    for place, frame in enumerate(order):
+        if frame != 2:
+            for part in ("1", "2"):
+                twin.get_submodule(f"att{place + 1}{part}").load_state_dict(
+                    model.get_submodule(f"att{frame + 1}{part}").state_dict()
+                )
+    columns = state["conv2.weight"].split(features, dim=1)
+    with torch.no_grad():
+        twin.conv2.weight.copy_(torch.cat([columns[frame] for frame in order], dim=1))
+    bracket = torch.rand(1, 5, 6, 10, 8, dtype=torch.float64)
+    torch.testing.assert_close(twin(bracket[:, order]), model(bracket))
+    assert not torch.allclose(model(bracket[:, order]), model(bracket))
+
+
+def test_batch_mates_do_not_see_each_other():
+    model = small()
+    bracket = torch.rand(3, 3, 6, 11, 9)
+    together = model(bracket)
+    torch.testing.assert_close(together, torch.cat([model(one[None]) for one in bracket]), atol=1e-5, rtol=1e-4)
+    bracket[1] = float("nan")
+    broken = model(bracket)
+    assert broken[1].isnan().all()
+    torch.testing.assert_close(broken[[0, 2]], together[[0, 2]], atol=1e-5, rtol=1e-4)
+
+
+def test_inside_a_crop_the_output_is_that_of_the_whole_picture():
+    model = small().double()  # two dilated layers per block
+    radius = 1 + 2 + 1 + 3 * 2 * 2 + 1 + 2  # conv1, attention, conv2, the blocks, GFF_3x3, the tail
+    bracket = torch.rand(1, 3, 6, 64, 60, dtype=torch.float64, requires_grad=True)
+    whole = model(bracket)
+    crop = model(bracket[..., 6:58, 4:56])
+    inside = slice(radius, 52 - radius)
+    torch.testing.assert_close(
+        crop[..., inside, inside], whole[..., 6 + radius : 58 - radius, 4 + radius : 56 - radius]
+    )
+    (gradient,) = torch.autograd.grad(whole[0, :, 32, 30].sum(), bracket)
+    rows = gradient.abs().sum(dim=(0, 1, 2, 4)).nonzero().flatten()
+    assert (rows.min(), rows.max()) == (32 - radius, 32 + radius)
+
+
+def test_the_attention_can_silence_a_frame():
+    model = small()
+    with torch.no_grad():
+        model.att12.weight.zero_()
+        model.att12.bias.fill_(-1e4)  # sigmoid 0: the first frame is not believed
+    bracket = torch.rand(1, 3, 6, 8, 8)
+    other = bracket.clone()
+    other[:, 0] = torch.rand(6, 8, 8)
+    assert torch.equal(model(bracket), model(other))
+    other[:, 2] = torch.rand(6, 8, 8)
+    assert not torch.equal(model(bracket), model(other))
+
+
+# layouts and precision
+
+
+def test_channels_last_and_non_contiguous_brackets():
+    model = small()
+    bracket = torch.rand(2, 3, 10, 8, 6).permute(0, 1, 4, 2, 3)
+    assert not bracket.is_contiguous()
+    expected = model(bracket.contiguous())
+    torch.testing.assert_close(model(bracket), expected, atol=1e-5, rtol=1e-4)
+    fast = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(fast(bracket), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_bf16_autocast_runs_forward_and_backward():
+    model = small()
+    bracket = torch.rand(2, 3, 6, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        hdr = model(bracket)
+    hdr.float().sum().backward()
+    assert hdr.isfinite().all()
+    assert (hdr.float() - model(bracket)).abs().max() < 0.05
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+# fusion modules for the SPGRM
+
+
+def test_taps_and_fusion_modules_fit_the_network():
+    model = AHDRNet(features=12, num_layers=3, growth=5)
+    assert model.fusion_taps == ("RDB1", "RDB2", "RDB3")
+    fusion = model.make_fusion_module()
+    assert isinstance(fusion, DilatedResidualDenseBlock)
+    assert {k: v.shape for k, v in fusion.state_dict().items()} == {
+        k: v.shape for k, v in model.RDB1.state_dict().items()
+    }
+    assert not any(p is q for p in fusion.parameters() for q in model.parameters())
+    assert fusion(torch.rand(1, 12, 5, 7)).shape == (1, 12, 5, 7)
+
+
+def test_convolutions_start_kaiming_normal():
+    torch.manual_seed(3)
+    weight = AHDRNet().RDB1.dense_layers[5].conv.weight
+    assert weight.std().item() == pytest.approx((2 / (224 * 9)) ** 0.5, rel=0.02)
+    assert abs(weight.mean().item()) < 1e-3
+
+
+# rejects_bad_input
+
+
+@pytest.mark.parametrize(("frames", "reference"), [(3, 3), (3, -1), (1, 1), (0, None)])
+def test_rejects_a_reference_outside_the_bracket(frames, reference):
+    with pytest.raises(ValueError, match=rf"reference must be in \[0, {frames}\), got {reference}"):
+        AHDRNet(num_frames=frames, reference=reference)
+
+
+def test_rejects_a_bad_peak():
+    with pytest.raises(ValueError, match=r"peak must be a finite number > 0, got 0"):
+        AHDRNet(peak=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 6, 8, 8), (1, 3, 4, 8, 8), (3, 6, 8, 8), (1, 18, 8, 8)])
+def test_rejects_other_brackets_than_announced(shape):
+    with pytest.raises(ValueError, match=r"bracket must be \(B, 3, 6, H, W\), got \(") as error:
+        small()(torch.rand(shape))
+    assert str(shape) in str(error.value)
+
+
+# compiles
+
+
+def test_compiles():
+    model = small()
+    bracket = torch.rand(1, 3, 6, 9, 8)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(bracket), model(bracket), atol=1e-5, rtol=1e-4)
+    got = torch.autograd.grad(compiled(bracket).sum(), [*model.parameters()])
+    wanted = torch.autograd.grad(model(bracket).sum(), [*model.parameters()])
+    for ours, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+
+
+def test_only_convolutions_hold_parameters():
+    names = {type(m) for m in small().modules() if next(m.parameters(recurse=False), None) is not None}
+    assert names == {nn.Conv2d}

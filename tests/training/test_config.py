@@ -1,0 +1,224 @@
+"""Loss weights and run options: the paper's numbers, the checks, and TOML that comes back as it went."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+import tyro
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skt_components.training import LossWeights, TrainConfig, make_run_folder, read_options
+from skt_components.training.config import _toml
+
+OTHER = TrainConfig(
+    data="hdr-folder",
+    root=Path('photos of mine/ünï "quoted" \\ back'),
+    orm="my_package.nets:MyNet",
+    taps=("enc.0", "body[1]", "dec[-1]"),
+    knowledge_bank="resnet18",
+    weights="weights/bank.pth",
+    regions=5,
+    loss_weights="paper",
+    content_weight=0.0,
+    color_weight=1e-7,
+    alignment_weight=2.0,
+    perceptual_weight=1e22,
+    perceptual="bank",
+    steps=7,
+    batch_size=2,
+    crop=48,
+    lr=3e-05,
+    seed=9,
+    device="cpu",
+    workers=3,
+    log_every=4,
+    validate_every=5,
+    checkpoint_every=6,
+    compare=True,
+)
+
+
+# LossWeights
+
+
+def test_the_papers_weights_are_the_papers():
+    paper = LossWeights.paper()
+    assert paper.perceptual_weight == 1e-2  # lambda of eq. 5
+    assert paper.content_weight == 1e-3  # lambda_1 of eq. 14
+    assert paper.color_weight == 100  # lambda_2 of eq. 14
+    assert paper.alignment_weight == 1  # L_feat has no factor in eq. 14
+
+
+def test_the_recommended_weights_need_no_perceptual_network():
+    weights = LossWeights.recommended()
+    assert weights.perceptual_weight == 0
+    assert sum(dataclasses.astuple(weights)) > 0
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(LossWeights)])
+@pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf, -math.inf, "1", None])
+def test_rejects_bad_weights(name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be a finite number >= 0, got {value!r}"):
+        dataclasses.replace(LossWeights.paper(), **{name: value})
+
+
+def test_weights_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        LossWeights.paper().color_weight = 1.0
+
+
+# TrainConfig
+
+
+@pytest.mark.parametrize(
+    "name", ["steps", "batch_size", "crop", "log_every", "validate_every", "checkpoint_every", "regions"]
+)
+@pytest.mark.parametrize("value", [0, -3])
+def test_rejects_counts_below_one(name, value):
+    with pytest.raises(ValueError, match=rf"--{name.replace('_', '-')} must be >= 1, got {value}"):
+        TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 0.0}, r"--lr must be a finite number > 0, got 0.0"),
+        ({"lr": math.nan}, r"--lr must be a finite number > 0, got nan"),
+        ({"workers": -1}, r"--workers must be >= 0, got -1"),
+        ({"data": "hdr-folder"}, r"--data hdr-folder needs --root FOLDER"),
+        ({"root": Path("x")}, r"--root is a folder of photographs: it goes with --data hdr-folder"),
+    ],
+)
+def test_rejects_options_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**options)
+
+
+def test_every_option_has_a_help_text_on_the_command_line(capsys):
+    with pytest.raises(SystemExit):
+        tyro.cli(TrainConfig, args=["--help"])
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(TrainConfig):
+        assert f"--{field.name.replace('_', '-')}" in shown
+
+
+def test_every_loss_weight_has_an_override():
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert {field.name for field in dataclasses.fields(LossWeights)} <= names
+    for preset in get_args(get_type_hints(TrainConfig)["loss_weights"]):
+        assert isinstance(getattr(LossWeights, preset)(), LossWeights)
+
+
+# TOML round trip
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), OTHER], ids=["defaults", "other"])
+def test_the_run_folders_file_gives_the_configuration_back(tmp_path, config):
+    run = make_run_folder(dataclasses.replace(config, out=tmp_path / "run"))
+    assert run == tmp_path / "run"
+    assert [path.name for path in run.iterdir()] == ["config.toml"]
+    assert tyro.cli(TrainConfig, args=read_options(run / "config.toml")) == config
+
+
+def test_the_other_configuration_differs_in_every_option():
+    skipped = {"config", "resume", "out"}
+    for field in dataclasses.fields(TrainConfig):
+        if field.name not in skipped:
+            assert getattr(OTHER, field.name) != field.default, field.name
+
+
+def test_where_a_run_came_from_is_not_written(tmp_path):
+    make_run_folder(TrainConfig(out=tmp_path / "run", config=tmp_path / "c.toml"))
+    text = (tmp_path / "run" / "config.toml").read_text(encoding="utf-8")
+    assert {line.split(" = ")[0] for line in text.splitlines()}.isdisjoint({"config", "resume", "out"})
+
+
+def test_the_command_line_wins_over_the_file(tmp_path):
+    (tmp_path / "c.toml").write_text('steps = 5\ncompare = true\nlr = 0.1\ntaps = ["a", "b", "c"]\n', encoding="utf-8")
+    options = read_options(tmp_path / "c.toml")
+    assert options == ["--steps", "5", "--compare", "--lr", "0.1", "--taps", "a", "b", "c"]
+    config = tyro.cli(TrainConfig, args=[*options, "--steps", "9", "--no-compare"])
+    assert (config.steps, config.compare, config.lr, config.taps) == (9, False, 0.1, ("a", "b", "c"))
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.one_of(
+        TEXT, st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.lists(TEXT, max_size=3)
+    )
+)
+def test_any_value_survives_toml(value):
+    try:
+        import tomllib
+    except ImportError:
+        import tomli as tomllib
+    back = tomllib.loads(f"key = {_toml(value)}")["key"]
+    assert back == value
+    assert type(back) is type(value)
+
+
+# make_run_folder
+
+
+def test_an_existing_run_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "kept.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"--out .* exists and is not empty: choose another, or --resume"):
+        make_run_folder(TrainConfig(out=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+    with pytest.raises(FileExistsError, match=r"kept\.txt exists"):
+        make_run_folder(TrainConfig(out=tmp_path / "kept.txt"))
+
+
+def test_an_empty_folder_is_used_and_parents_are_made(tmp_path):
+    assert make_run_folder(TrainConfig(out=tmp_path)) == tmp_path
+    deep = tmp_path / "a" / "b"
+    assert make_run_folder(TrainConfig(out=deep)) == deep
+    assert (deep / "config.toml").is_file()
+
+
+def test_the_default_name_says_what_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = make_run_folder(TrainConfig(orm="package.module:Net"))
+    assert run.parent == Path("runs")
+    assert run.name.startswith("synthetic-package.module.Net-")
+    assert (tmp_path / run / "config.toml").is_file()
+
+
+def test_resuming_returns_the_folder_unchanged_or_says_that_there_is_none(tmp_path):
+    assert make_run_folder(TrainConfig(resume=tmp_path)) == tmp_path
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError, match=r"--resume: no run folder at .*none"):
+        make_run_folder(TrainConfig(resume=tmp_path / "none"))
+
+
+# read_options
+
+
+def test_bad_files_are_named(tmp_path):
+    path = tmp_path / "bad.toml"
+    with pytest.raises(FileNotFoundError, match=r"no configuration file at .*bad\.toml"):
+        read_options(path)
+    path.write_text("steps = = 3", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"bad\.toml is not a TOML file: .*line 1"):
+        read_options(path)
+    path.write_bytes(b'name = "\xff\xfe"')
+    with pytest.raises(ValueError, match=r"bad\.toml is not a TOML file"):
+        read_options(path)
+    path.write_text("[train]\nsteps = 3", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"bad\.toml: train is a table, expected a plain option"):
+        read_options(path)
+
+
+def test_a_misspelt_option_stops_the_command_line(tmp_path, capsys):
+    (tmp_path / "c.toml").write_text("stepz = 3", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        tyro.cli(TrainConfig, args=read_options(tmp_path / "c.toml"))
+    assert "stepz" in capsys.readouterr().err
