@@ -49,8 +49,9 @@ def build_data(config: skt.TrainConfig) -> tuple[Data, Data]:
     """Training crops and the fixed validation pictures."""
     per_epoch = 100 * config.batch_size
     if config.root is not None:
-        photos = skt.HDRFolder(config.root, crop=config.crop, seed=config.seed, samples_per_epoch=per_epoch)
-        return photos, skt.HDRFolder(config.root, crop=128, split="val", samples_per_epoch=16)
+        held_out = {"root": config.root, "val_fraction": 0.2}  # whole photographs, never seen in training
+        photos = skt.HDRFolder(**held_out, crop=config.crop, seed=config.seed, samples_per_epoch=per_epoch)
+        return photos, skt.HDRFolder(**held_out, crop=128, split="val", samples_per_epoch=16)
     scenes = skt.SyntheticScenes(per_epoch, config.crop, seed=config.seed, split="train")
     return scenes, skt.SyntheticScenes(16, 128, seed=0, split="val")
 

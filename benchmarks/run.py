@@ -1,0 +1,98 @@
+"""Everything worth measuring on a machine, in one command: GPU tests, kernels, training step, training comparison.
+
+python benchmarks/run.py                         # writes benchmarks/results/suite--<device>.json
+python benchmarks/run.py --steps 2000 --seeds 3  # a longer comparison
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from cases import histogram_methods, step_methods
+from timing import environment, interleave, ratios
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure this machine."""
+
+    steps: int = 300
+    """Steps of the training comparison; 0 leaves it out."""
+    seeds: int = 1
+    """Seeds of the training comparison."""
+    rounds: int = 7
+    """Interleaved rounds of each timing."""
+    out: Path = ROOT / "benchmarks" / "results"
+    """Folder of the JSON."""
+
+
+def gpu_tests() -> str:
+    """Closing line of the tests marked gpu."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    print(done.stdout[-2000:])
+    return done.stdout.strip().splitlines()[-1]
+
+
+def histogram(device: torch.device, rounds: int) -> dict[str, dict]:
+    """The loss against the dense forms; the dense ones only where their temporaries fit."""
+    found = {}
+    for shape, regions in [((1, 3, 256, 256), 1), ((1, 3, 256, 256), 16), ((16, 3, 256, 256), 64)]:
+        methods = histogram_methods(shape, regions, device)
+        dense_fits = shape[0] * regions == 1 or (device.type == "cuda" and shape[0] * regions <= 16)
+        kept = methods if dense_fits else {"ours": methods["ours"]}
+        key = f"{'x'.join(map(str, shape))}, {regions} regions"
+        found[key] = ratios(interleave(kept, device, rounds), "ours")
+        print(key, json.dumps(found[key], indent=1))
+    return found
+
+
+def training_comparison(steps: int, seed: int) -> dict[str, float]:
+    """Final validation of the network in the framework and bare, from `examples/train_full.py --compare`."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = [sys.executable, str(ROOT / "examples" / "train_full.py"), "--compare"]
+        options = ["--steps", str(steps), "--seed", str(seed), "--out", f"{folder}/run"]
+        done = subprocess.run([*script, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+        lines = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+    print(done.stdout)
+    final = {line["run"]: line["validation"]["ORM"]["PSNR-mu"] for line in lines if "validation" in line}
+    gain = re.search(r"gain over the bare network: ([+-][\d.]+)", done.stdout)
+    assert gain is not None, done.stdout
+    return {"seed": seed, "steps": steps, **final, "paired_gain_db": float(gain[1])}
+
+
+def main(options: Options) -> None:
+    """Measure, print, write."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cuda = device.type == "cuda"
+    result: dict[str, object] = {
+        "command": " ".join(["python benchmarks/run.py", *sys.argv[1:]]),
+        **environment(device),
+    }
+    result["gpu_tests"] = gpu_tests() if cuda else "no GPU"
+    result["histogram_loss"] = histogram(device, options.rounds)
+    batch, crop = (16, 256) if cuda else (4, 64)
+    step = interleave(step_methods(device, cuda, batch, crop), device, options.rounds)
+    result["training_step"] = {"batch": batch, "crop": crop, "full_size": cuda, **ratios(step, "bare step")}
+    print(json.dumps(result["training_step"], indent=1))
+    if options.steps:
+        result["training"] = [training_comparison(options.steps, seed) for seed in range(options.seeds)]
+    options.out.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"\W+", "-", str(result["device"])).strip("-").lower()
+    file = options.out / f"suite--{name}.json"
+    file.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"wrote {file}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
