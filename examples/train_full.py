@@ -18,6 +18,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,9 +50,9 @@ def build_data(config: skt.TrainConfig) -> tuple[Data, Data]:
     """Training crops and the fixed validation pictures."""
     per_epoch = 100 * config.batch_size
     if config.root is not None:
-        held_out = {"root": config.root, "val_fraction": 0.2}  # whole photographs, never seen in training
-        photos = skt.HDRFolder(**held_out, crop=config.crop, seed=config.seed, samples_per_epoch=per_epoch)
-        return photos, skt.HDRFolder(**held_out, crop=128, split="val", samples_per_epoch=16)
+        photos = partial(skt.HDRFolder, config.root, val_fraction=0.2)  # split by photograph
+        train = photos(crop=config.crop, seed=config.seed, samples_per_epoch=per_epoch)
+        return train, photos(crop=128, split="val", samples_per_epoch=16)
     scenes = skt.SyntheticScenes(per_epoch, config.crop, seed=config.seed, split="train")
     return scenes, skt.SyntheticScenes(16, 128, seed=0, split="val")
 
