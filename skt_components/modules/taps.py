@@ -14,8 +14,8 @@ _SPEC = re.compile(r"^(?P<name>.*?)(?:\[(?P<call>-?\d+)\])?$")
 # Plain, DistributedDataParallel, torch.compile, and the two in either order.
 _WRAPPERS = ("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.")
 _COMPILED = (
-    ". A compiled model that first ran without taps does not see them: set "
-    "torch._dynamo.config.skip_nnmodule_hook_guards = False before its first run"
+    ". A compiled model that ran before its first capture does not see taps: capture it once before, or set "
+    "torch._dynamo.config.skip_nnmodule_hook_guards = False"
 )
 
 
@@ -58,7 +58,8 @@ class FeatureTaps:
         """Within the block, run ``model``; afterwards the list holds one tensor per layer, in order.
 
         Captures may nest and may run in any order; each fills its own list. A layer that returns a tuple or list
-        gives its first tensor.
+        gives its first tensor. For a compiled model PyTorch is told to heed hooks from here on
+        (``torch._dynamo.config.skip_nnmodule_hook_guards = False``).
 
         Raises:
             ValueError: the model has no such layer (similar names are listed).
@@ -68,6 +69,8 @@ class FeatureTaps:
         calls: list[list[Tensor]] = [[] for _ in parsed]
         handles = []
         stages: list[Tensor] = []
+        if _is_compiled(model):  # else a graph that was compiled outside a capture would be reused inside one
+            torch._dynamo.config.skip_nnmodule_hook_guards = False
         try:
             for (name, _), outputs in zip(parsed, calls, strict=True):
                 handles.append(find_layer(model, name).register_forward_hook(_recorder(name, outputs)))

@@ -290,35 +290,50 @@ def test_distributed_data_parallel_on_one_process(tmp_path):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("compile_it", ["function", "in place"])
-def test_compiled_models_give_each_capture_its_own_stages(compile_it):
+def test_compiled_models_give_each_capture_its_own_stages(compile_it, backend):
     model, taps = chain().eval(), FeatureTaps(["0", "2"])
-    wrapped = torch.compile(model, backend="eager") if compile_it == "function" else model
+    wrapped = torch.compile(model, backend=backend) if compile_it == "function" else model
     if compile_it == "in place":
-        model.compile(backend="eager")
+        model.compile(backend=backend)
     for step in range(3):
         x = torch.rand(1, 3, 4, 4) + step
         with taps.capture(wrapped) as stages:
             wrapped(x)
         torch.testing.assert_close(stages[0], model[0](x))
-        assert stages[0].grad_fn is not None
+        (got,) = torch.autograd.grad(stages[0].square().sum(), model[0].weight)
+        (wanted,) = torch.autograd.grad(model[0](x).square().sum(), model[0].weight)
+        torch.testing.assert_close(got, wanted)
 
 
 def test_a_compiled_model_that_ran_without_taps_says_what_to_do():
-    torch._dynamo.reset()
     model = chain().eval()
     wrapped, x = torch.compile(model, backend="eager"), torch.rand(1, 3, 4, 4)
-    wrapped(x)
-    with pytest.raises(RuntimeError, match=r"ran 0 times.*skip_nnmodule_hook_guards = False before its first run"):
-        run_tapped(wrapped, ["0"], x)
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=True):  # PyTorch's default
         wrapped(x)
-        for _ in range(2):
-            with FeatureTaps(["0"]).capture(wrapped) as stages:
-                wrapped(x)
-            wrapped(x)
-    assert torch.equal(stages[0], model[0](x))
+        with pytest.raises(RuntimeError, match=r"ran 0 times.*compiled model that ran before its first capture"):
+            run_tapped(wrapped, ["0"], x)
+
+
+@pytest.mark.parametrize("order", ["tpttppt", "tpnmtpnm"])
+def test_a_compiled_model_may_run_with_and_without_taps_in_any_order_after_the_first_capture(order):
+    model, runs = chain().eval(), []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]):
+        runs.append(1)
+        return graph.forward
+
+    wrapped = torch.compile(model, backend=backend)
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=True):
+        for letter in order:  # t, p: with and without taps; n, m: the same without gradient
+            x = torch.rand(1, 3, 4, 4)
+            with torch.set_grad_enabled(letter in "tp"):
+                if letter in "tn":
+                    assert torch.equal(run_tapped(wrapped, ["0"], x)[0], model[0](x))
+                else:
+                    assert torch.equal(wrapped(x), model(x))
+    assert len(runs) <= len(set(order))  # compiled once for each way of running it, not at each step
 
 
 @pytest.mark.parametrize("prefixes", [["module"], ["_orig_mod"], ["module", "_orig_mod"], ["_orig_mod", "module"]])
