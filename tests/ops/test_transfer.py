@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from skt_components.ops.transfer import linearize_ldr, mu_law, mu_law_inverse, srgb_decode, srgb_encode
@@ -112,6 +112,7 @@ def test_mu_law_keeps_zero_and_one(dtype, mu):
     assert mu_law_inverse(ends, mu).tolist() == pytest.approx([0.0, 1.0, -1.0], rel=1e-5)
 
 
+@settings(deadline=None)
 @given(radiances, mus)
 @example(0.0, MU)
 def test_mu_law_is_odd(value, mu):
@@ -120,6 +121,7 @@ def test_mu_law_is_odd(value, mu):
     assert mu_law_inverse(-x, mu) == -mu_law_inverse(x, mu)
 
 
+@settings(deadline=None)
 @given(radiances, radiances, mus)
 def test_mu_law_is_strictly_monotone(a, b, mu):
     low, high = sorted((a, b))
@@ -156,6 +158,7 @@ def test_mu_law_round_trip(dtype, tolerance, sign):
     torch.testing.assert_close(mu_law(mu_law_inverse(y)), y, rtol=tolerance, atol=0)
 
 
+@settings(deadline=None)
 @given(radiances, mus)
 def test_mu_law_round_trip_at_any_mu(value, mu):
     torch.testing.assert_close(mu_law_inverse(mu_law(scalar(value), mu), mu), scalar(value), rtol=1e-9, atol=1e-12)
@@ -180,6 +183,7 @@ def test_nan_stays_nan_and_infinity_infinite():
         assert (high, low) == (float("inf"), float("-inf"))
 
 
+@settings(deadline=None)
 @given(st.floats(-0.5, 4.0))
 @example(0.0031308)
 @example(0.04045)
@@ -194,6 +198,7 @@ def test_srgb_is_strictly_monotone_across_its_joint():
     assert (srgb_decode(torch.linspace(-0.1, 0.2, 3001, dtype=torch.float64)).diff() > 0).all()
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 100.0), st.floats(0.5, 3.0))
 def test_a_static_scene_linearizes_to_the_same_radiance_at_every_exposure(time, gamma):
     radiance = torch.linspace(0.01, 0.9, 12, dtype=torch.float64).view(1, 1, 3, 4) / max(time, 1.0)
