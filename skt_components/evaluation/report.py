@@ -139,8 +139,10 @@ def _draw(axis, steps: list[dict], key: str, title: str) -> None:  # type: ignor
             curves.setdefault(f"{step.get('run')} {name}" if several else name, []).append((step["step"], value))
     for name, points in curves.items():
         axis.plot(*zip(*points, strict=True), label=name)
-    if any(value > 0 for line in axis.lines for value in line.get_ydata()):
+    highest = max((value for line in axis.lines for value in line.get_ydata()), default=0.0)
+    if highest > 0:
         axis.set_yscale("log")
+        axis.set_ylim(bottom=highest * 1e-6)  # a term that starts at zero would squeeze all others
     axis.set(title=title, xlabel="step")
 
 
