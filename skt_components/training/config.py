@@ -90,7 +90,7 @@ class TrainConfig:
     """Samples per step."""
     crop: int = 64
     """Side of the training crops, in pixels."""
-    lr: float = 5e-4
+    lr: float = 1e-3
     """Learning rate of Adam; falls along a cosine to a fiftieth."""
     seed: int = 0
     """Seeds weights, data and masks."""
