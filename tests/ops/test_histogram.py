@@ -216,7 +216,7 @@ def test_chunk_boundaries_change_nothing(monkeypatch, bandwidth, chunk):
     cases = [{}, {"labels": labels, "num_regions": 4}, *([{"masks": masks}] if chunk == 100 else [])]
     for options in cases:
         results = []
-        for size in (1 << 16, chunk):
+        for size in (1 << 30, chunk):  # all at once, and bit by bit
             monkeypatch.setattr(histogram, "_CHUNK", size)
             leaf = values.detach().requires_grad_()
             counts = soft_histogram(leaf, bandwidth=bandwidth, **options)
