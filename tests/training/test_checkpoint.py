@@ -84,6 +84,17 @@ def test_saving_replaces_the_file_and_leaves_no_other(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="an open file cannot be replaced on Windows")
+def test_whoever_reads_the_old_file_reads_it_to_the_end(tmp_path):
+    path = tmp_path / "a.ckpt"
+    save_checkpoint(path, {"value": 1})
+    before = path.read_bytes()
+    with open(path, "rb", buffering=0) as reader:
+        start = reader.read(100)
+        save_checkpoint(path, {"value": torch.rand(50)})
+        assert start + reader.read() == before
+
+
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_a_writer_that_fails_midway_leaves_the_old_file_alone(tmp_path, monkeypatch, error):
     path = tmp_path / "a.ckpt"

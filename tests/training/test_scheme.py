@@ -25,7 +25,7 @@ NONE = LossWeights(0.0, 0.0, 0.0, 0.0)
 
 
 class TinyBank(nn.Module):
-    """A plain module, not frozen by itself, with a batch norm; its regions are three levels of brightness."""
+    """A plain module, not frozen by itself, with a batch norm; three levels of brightness and two empty regions."""
 
     channels = (7, 6, 5, 4)
     reduction = (16, 8, 4, 2)
@@ -44,7 +44,7 @@ class TinyBank(nn.Module):
     def forward(self, tonemapped: torch.Tensor):
         self.seen.append((torch.is_grad_enabled(), tonemapped.requires_grad, self.training))
         labels = (tonemapped.mean(dim=1) * 3).floor().clamp(0, 2).long()
-        return priors_from_labels(self.extract_features(tonemapped), labels, 3)
+        return priors_from_labels(self.extract_features(tonemapped), labels, 5)
 
 
 def make_orm(**options) -> AHDRNet:
@@ -252,6 +252,15 @@ def test_the_pictures_of_a_step_are_the_parts_outputs():
     assert torch.equal(output.tonemapped, DomainTransfer()(output.hdr))
     assert torch.equal(output.priors.labels, framework.bank(output.tonemapped).labels)
     assert torch.equal(output.refined, framework.spgrm(output.tonemapped, output.priors.features))
+
+
+def test_gradients_reach_the_bracket_for_what_stands_before_the_network():
+    bracket, target = make_data()
+    bracket.requires_grad_()
+    output = make()(bracket, target)
+    for name in ("org", "content", "color", "alignment"):
+        (gradient,) = torch.autograd.grad(output.terms[name], bracket, retain_graph=True)
+        assert (gradient.abs().amax(dim=(0, 2, 3, 4)) > 0).all()
 
 
 @pytest.mark.parametrize("name", ["content", "color", "alignment"])
