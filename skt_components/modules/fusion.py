@@ -105,13 +105,14 @@ class PriorFusionBlock(nn.Module):
         if prior.shape[-2:] != features.shape[-2:]:
             prior = F.interpolate(prior, size=features.shape[-2:], mode="bilinear", align_corners=False)
         key, value = self.to_key_value(self.norm(features)).chunk(2, dim=1)
-        # gamma divides: kept away from 0, where the softmax would turn into a hard choice without gradient.
-        temperature = self.temperature.clamp_min(1e-2)
+        # gamma divides: kept away from 0, where the softmax would turn into a hard choice without gradient. The
+        # clamp's own gradient is bypassed, so that a gamma that fell below can come back.
+        below = (self.temperature.clamp_min(1e-2) - self.temperature).detach()
         attended = transposed_attention(
             self.to_query(prior),
             key,
             value,
-            temperature=temperature,
+            temperature=self.temperature + below,
             num_heads=self.num_heads,
             normalize=self.normalize,
         )

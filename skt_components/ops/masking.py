@@ -45,7 +45,9 @@ def complementary_masks(
         raise ValueError(f"mask_ratio must be in [0, 1], got {mask_ratio!r}")
     source = generator.device if generator is not None else torch.device(device or "cpu")
     target = torch.device(device) if device is not None else source
-    mask = (torch.rand(tuple(shape), generator=generator, device=source) < mask_ratio).to(target, dtype)
+    # generator=None, spelled out, keeps torch.compile from tracing dynamic shapes.
+    options = {} if generator is None else {"generator": generator}
+    mask = (torch.rand(tuple(shape), device=source, **options) < mask_ratio).to(target, dtype)
     return mask, 1 - mask
 
 

@@ -265,7 +265,7 @@ def _find_taps(model: nn.Module, names: Sequence[str] | None) -> FeatureTaps:
     if names is None:
         raise ValueError(
             f"{type(model).__name__} does not say its stages in fusion_taps: pass taps=[three layer names]; "
-            "suggest_taps(model, bracket) lists candidates"
+            "suggest_taps(model, bracket) lists candidates. (A teacher of your own must have the attribute.)"
         )
     taps = FeatureTaps(names)
     if len(taps) != _STAGES:

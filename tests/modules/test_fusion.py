@@ -120,6 +120,8 @@ def test_the_temperature_is_kept_away_from_zero(low):
         block.temperature.fill_(low)
     out = block(features, prior)
     assert out.isfinite().all()
+    (gradient,) = torch.autograd.grad(out.square().sum(), block.temperature)
+    assert gradient.abs().max() > 0  # it can come back
     with torch.no_grad():
         block.temperature.fill_(1e-2)
     torch.testing.assert_close(out, block(features, prior))

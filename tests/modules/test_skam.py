@@ -235,7 +235,7 @@ def test_compiles(teacher_size):
     skam = SKAM(4, 6, latent_channels=5)
     f_s, f_t = features(teacher_size=teacher_size)
     mask = (torch.rand(2, 5, *teacher_size) < 0.5).float()
-    compiled = torch.compile(skam, fullgraph=True, backend="aot_eager", dynamic=False)
+    compiled = torch.compile(skam, fullgraph=True, backend="aot_eager")
     got, wanted = compiled(f_s, f_t, mask=mask), skam(f_s, f_t, mask=mask)
     torch.testing.assert_close(got.loss, wanted.loss)
     for a, b in zip(torch.autograd.grad(got.loss, [f_s]), torch.autograd.grad(wanted.loss, [f_s]), strict=True):
