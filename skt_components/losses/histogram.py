@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from skt_components.ops._checks import (
     check_choice,
+    check_count,
     check_positive,
     check_range,
     check_same_shape,
@@ -47,10 +48,12 @@ def semantic_histogram_loss(
     Args:
         student: picture that learns, nominally in ``value_range``.
         teacher: picture it is compared with, same shape. It receives a gradient too unless detached.
-        masks: regions, bool or binary. Floating masks must say ``soft_masks``; without it they have to be 0 or 1,
-            which is verified on the CPU only, since looking would stall an accelerator.
-        labels: regions as an integer map in [0, num_regions), -1 for none. Give masks or labels.
-        num_regions: number of regions in ``labels``; None reads it off the map, waiting for the device.
+        masks: regions, bool or binary. Others must say ``soft_masks``; without it masks have to be 0 or 1, which is
+            verified on the CPU only, since looking would stall an accelerator (there, floats count as weights).
+        labels: regions as an integer map in [0, num_regions). Give masks or labels. Pixels with -1, or with
+            ``num_regions`` and more (a 255 for "ignore", say), belong to none.
+        num_regions: number of regions in ``labels``. None reads it off the map: that waits for the device, and R
+            then depends on the largest label in the batch.
         valid: which of the regions count in the average 1/R; all of them when None, the empty ones too.
         num_bins: bins N of eq. 6.
         value_range: outer edges of the bins.
@@ -175,16 +178,23 @@ def histogram_loss(
 def _prepare_masks(masks: Tensor, soft_masks: str | None) -> Tensor:
     if not isinstance(masks, Tensor):
         raise TypeError(f"masks must be a tensor (B, R, H, W), got {type(masks).__name__}")
-    if not masks.is_floating_point():
-        return masks.bool()
     if masks.requires_grad and soft_masks != "literal":
         raise ValueError("masks must not require a gradient: it is not computed; pass masks.detach()")
-    if soft_masks is None and masks.device.type == "cpu" and bool(((masks != 0) & (masks != 1)).any()):
-        raise ValueError(
-            "masks hold values other than 0 and 1. Pass masks > 0.5, or say which loss is meant with "
-            'soft_masks="weighted" (pixels counted in proportion) or "literal" (the picture multiplied, eq. 10)'
-        )
-    return masks if soft_masks is not None else masks.bool()
+    if masks.dtype == torch.bool or (soft_masks is not None and masks.is_floating_point()):
+        return masks
+    if masks.device.type == "cpu" and not torch.compiler.is_compiling():
+        binary = (masks == 0) | (masks == 1)
+        if not masks.is_floating_point():
+            binary |= masks == 255  # as mask files have it
+        if not bool(binary.all()):
+            raise ValueError(
+                "masks hold values other than 0 and 1. A label map goes into labels=; otherwise pass masks > 0.5, or "
+                'say which loss is meant with soft_masks="weighted" (pixels counted in proportion) or "literal" (the '
+                "picture multiplied, eq. 10)"
+            )
+        return masks.bool()
+    # Not looked at: as weights, masks of 0 and 1 mean the same, and others are not rounded up to 1.
+    return masks if masks.is_floating_point() else masks.bool()
 
 
 def _literal_difference(student: Tensor, teacher: Tensor, masks: Tensor, options: dict) -> Tensor:
@@ -214,7 +224,7 @@ def _normalize(
         index = torch.where((index >= 0) & (index < regions), index, regions)
         area = difference.new_zeros(batch, regions + 1)
         area = area.scatter_add(1, index, area.new_ones(()).expand_as(index))[:, :regions]
-    return difference / area.clamp_min(1)[:, :, None, None]
+    return difference / torch.where(area > 0, area, 1)[:, :, None, None]
 
 
 def _reduce(per_picture: Tensor, reduction: str) -> Tensor:
@@ -240,6 +250,7 @@ class _HistogramModule(nn.Module):
         check_choice("reduction", reduction, REDUCTIONS)
         check_choice("backend", backend, BACKENDS)
         check_positive("bandwidth", bandwidth)
+        check_count("num_bins", num_bins, 1)
         self.options: dict[str, Any] = {
             "num_bins": num_bins,
             "value_range": check_range("value_range", value_range),

@@ -61,8 +61,8 @@ class PerceptualLoss(nn.Module):
     """Mean absolute difference of a frozen network's features; options of :func:`perceptual_loss`.
 
     Args:
-        extractor: a module or function as in :func:`perceptual_loss`. Frozen extractors of this library
-            (``VGG19Features``, the knowledge banks) add nothing to ``state_dict``.
+        extractor: a module or function as in :func:`perceptual_loss`. A module is frozen, in place, and stays in
+            eval mode; those of this library (``VGG19Features``, the knowledge banks) add nothing to ``state_dict``.
         layer_weights: one weight per feature map; equal weights that sum to 1 when None.
 
     Example:
@@ -76,8 +76,15 @@ class PerceptualLoss(nn.Module):
         super().__init__()
         if not callable(getattr(extractor, "extract_features", extractor)):
             raise TypeError(f"extractor must be callable, got {type(extractor).__name__}")
-        self.extractor = extractor
+        self.extractor = extractor.requires_grad_(False).eval() if isinstance(extractor, nn.Module) else extractor
         self.layer_weights = None if layer_weights is None else tuple(layer_weights)
+
+    def train(self, mode: bool = True) -> PerceptualLoss:
+        """Keep the extractor in eval mode, whatever ``mode`` is."""
+        super().train(mode)
+        if isinstance(self.extractor, nn.Module):
+            self.extractor.eval()
+        return self
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the loss of ``student`` against ``teacher``, RGB pictures ``(B, 3, H, W)``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -128,7 +129,11 @@ def _parse(spec: str) -> tuple[str, int | None]:
 
 
 def _recorder(name: str, outputs: list[Tensor]):  # type: ignore[no-untyped-def]
+    thread = threading.get_ident()  # the same model may be running in another thread, with a capture of its own
+
     def record(_module: nn.Module, _args: object, output: object) -> None:
+        if not torch.compiler.is_compiling() and threading.get_ident() != thread:
+            return
         if isinstance(output, (tuple, list)):
             output = next((item for item in output if isinstance(item, Tensor)), None)
         if not isinstance(output, Tensor):
@@ -138,37 +143,52 @@ def _recorder(name: str, outputs: list[Tensor]):  # type: ignore[no-untyped-def]
     return record
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the network inside DistributedDataParallel and torch.compile wrappers."""
+    while isinstance(inner := getattr(model, "module", getattr(model, "_orig_mod", None)), nn.Module):
+        model = inner
+    return model
+
+
 def as_feature_map(feature: Tensor, size: tuple[int, int]) -> Tensor:
     """Bring a stage's output to ``(B, C, H, W)``.
 
     Args:
-        feature: a map ``(B, C, H, W)``, which is returned as it is, or tokens ``(B, L, C)`` in row-major order.
-        size: height and width of the picture; tokens must lie on it divided by a whole number.
+        feature: a map ``(B, C, H, W)``, which is returned as it is, a channels-last map ``(B, H, W, C)``, or tokens
+            ``(B, L, C)`` in row-major order.
+        size: height and width of the picture; channels-last maps and tokens must lie on it divided by a whole number.
 
     Raises:
-        ValueError: the output is neither.
+        ValueError: the output is none of these.
     """
     if feature.ndim == 4:
-        return feature
+        return feature.permute(0, 3, 1, 2) if _is_channels_last(feature, size) else feature
     if feature.ndim == 3:
         batch, length, channels = feature.shape
-        for stride in range(1, max(size) + 1):
-            height, width = -(-size[0] // stride), -(-size[1] // stride)
+        for height, width in _grids(size):
             if height * width == length:
                 return feature.transpose(1, 2).reshape(batch, channels, height, width)
-            if height * width < length:
-                break
     raise ValueError(
-        f"a tapped layer gave {tuple(feature.shape)}: wanted a map (B, C, H, W), or tokens (B, L, C) that cover the "
-        f"picture {size}"
+        f"a tapped layer gave {tuple(feature.shape)}: wanted a map (B, C, H, W) or (B, H, W, C), or tokens (B, L, C) "
+        f"that cover the picture {size}"
     )
+
+
+def _grids(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Sizes of the picture divided by 1, 2, 3, ..."""
+    return ((-(-size[0] // stride), -(-size[1] // stride)) for stride in range(1, max(size) + 1))
+
+
+def _is_channels_last(feature: Tensor, size: tuple[int, int]) -> bool:
+    grids = set(_grids(size))
+    return tuple(feature.shape[1:3]) in grids and tuple(feature.shape[2:]) not in grids
 
 
 def suggest_taps(
     model: nn.Module,
     sample: Tensor,
     *,
-    forward: Callable[[nn.Module, Tensor], object] | None = None,
+    forward_orm: Callable[[nn.Module, Tensor], object] | None = None,
     max_depth: int = 2,
 ) -> list[tuple[str, tuple[int, ...]]]:
     """Print, in the order they run, the layers whose output could be a stage, with their shapes.
@@ -176,12 +196,12 @@ def suggest_taps(
     Args:
         model: any network. It runs once, in eval mode and without gradient.
         sample: an input for it.
-        forward: how to call it, ``forward(model, sample)``; ``model(sample)`` when None.
+        forward_orm: how to call it, ``forward_orm(model, sample)``; ``model(sample)`` when None.
         max_depth: how deep into nested modules to look.
 
     Returns:
-        ``(name, shape)`` of each layer that gives a feature map ``(B, C, H, W)`` or tokens ``(B, L, C)`` of at
-        least 8 channels.
+        ``(name, shape)`` of each layer that gives a feature map ``(B, C, H, W)`` or ``(B, H, W, C)``, or tokens
+        ``(B, L, C)``, of at least 8 channels.
 
     Example:
         >>> import torch
@@ -193,10 +213,11 @@ def suggest_taps(
     """
     layers = {n: m for n, m in model.named_modules() if n and n.count(".") < max_depth}
     found: list[tuple[str, Tensor]] = []
-    handles = [layer.register_forward_hook(_candidate(name, found)) for name, layer in layers.items()]
+    size = (sample.shape[-2], sample.shape[-1])
+    handles = [layer.register_forward_hook(_candidate(name, found, size)) for name, layer in layers.items()]
     try:
         with torch.no_grad(), eval_mode(model):
-            model(sample) if forward is None else forward(model, sample)
+            model(sample) if forward_orm is None else forward_orm(model, sample)
     finally:
         for handle in handles:
             handle.remove()
@@ -212,10 +233,10 @@ def suggest_taps(
     return list(candidates.items())
 
 
-def _candidate(name: str, found: list[tuple[str, Tensor]]):  # type: ignore[no-untyped-def]
+def _candidate(name: str, found: list[tuple[str, Tensor]], size: tuple[int, int]):  # type: ignore[no-untyped-def]
     def record(_module: nn.Module, _args: object, output: object) -> None:
-        channel_axis = {4: 1, 3: 2}
-        if isinstance(output, Tensor) and output.ndim in channel_axis and output.is_floating_point():
-            found.extend([(name, output)] if output.shape[channel_axis[output.ndim]] >= 8 else [])
+        if isinstance(output, Tensor) and output.ndim in (3, 4) and output.is_floating_point():
+            channels_last = output.ndim == 3 or _is_channels_last(output, size)
+            found.extend([(name, output)] if output.shape[-1 if channels_last else 1] >= 8 else [])
 
     return record

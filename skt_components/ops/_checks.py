@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Collection
 
 import torch
@@ -21,7 +22,8 @@ def check_tensor(
         channels: the size that axis -3 must have.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor {layout}, got {type(value).__name__}".replace("  ", " "))
+        wanted = " ".join(["torch.Tensor", *layout.split()])
+        raise TypeError(f"{name} must be a {wanted}, got {type(value).__name__}")
     if not value.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
     if ndim is not None and value.ndim != ndim:
@@ -46,8 +48,15 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
 
 def check_positive(name: str, value: float) -> None:
     """Raise ValueError unless ``value`` is a finite number above zero."""
-    if isinstance(value, Tensor) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < float("inf"):
         raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+
+
+def check_count(name: str, value: int, minimum: int) -> int:
+    """Return ``value`` as an int; raise ValueError unless it is a whole number of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
+        raise ValueError(f"{name} must be a whole number >= {minimum}, got {value!r}")
+    return int(value)
 
 
 def check_range(name: str, value: tuple[float, float]) -> tuple[float, float]:

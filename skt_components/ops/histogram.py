@@ -9,8 +9,6 @@ difference of two large sums.
 from __future__ import annotations
 
 import math
-import sys
-import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,7 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from skt_components.ops._checks import check_choice, check_positive, check_range, check_tensor, float_dtype
+from skt_components.ops._checks import check_choice, check_count, check_range, check_tensor, float_dtype
+from skt_components.ops._histogram_checks import check_bandwidth, check_values, count_regions, full_precision
 
 BACKENDS = ("auto", "torch")
 _TOLERANCE = 1e-7  # kernel values below it are outside the window
@@ -44,7 +43,8 @@ def soft_histogram(
 
     Args:
         values: pictures, any floating dtype; half precision is computed in float32, with a warning.
-        masks: regions, bool, or floating weights; they may overlap. Not differentiable.
+        masks: regions, bool, or floating weights; they may overlap. Not differentiable. Their pixels are listed,
+            which waits for the device; labels do not.
         labels: regions as a map of integers in [0, num_regions), -1 where a pixel belongs to none. Cheaper than
             masks: any number of regions costs as much as one.
         num_regions: number of regions in ``labels``. When None it is read off ``labels``, which waits for the
@@ -103,15 +103,15 @@ def histogram_difference(
     """
     check_choice("backend", backend, BACKENDS)
     check_tensor("values" if teacher is None else "student", student, ndim=4, layout="(B, C, H, W)")
-    if not isinstance(num_bins, int) or num_bins < 1:
-        raise ValueError(f"num_bins must be a whole number >= 1, got {num_bins!r}")
+    num_bins = check_count("num_bins", num_bins, 1)
     low, high = check_range("value_range", value_range)
     check_bandwidth(bandwidth, num_bins, (low, high))
-    regions = _region_count(student, masks, labels, num_regions)
+    regions = count_regions(student, masks, labels, num_regions)
+    check_values(student, low, high)
     with torch.autocast(student.device.type, enabled=False):
         return torch.ops.skt_components.soft_histogram(
-            _full_precision(student).flatten(2),
-            None if teacher is None else _full_precision(teacher).flatten(2),
+            full_precision(student).flatten(2),
+            None if teacher is None else full_precision(teacher).flatten(2),
             None if labels is None else labels.flatten(1),
             None if masks is None else masks.flatten(2),
             regions,
@@ -120,78 +120,6 @@ def histogram_difference(
             high,
             float(bandwidth),
         )
-
-
-def check_bandwidth(bandwidth: float, num_bins: int, value_range: tuple[float, float]) -> None:
-    """Raise unless ``bandwidth`` is a number above zero; warn where the loss would be flat.
-
-    Too wide, every bin counts every pixel alike. Too narrow, a pixel between two bin centres is seen by neither.
-    Both leave a gradient of practically zero.
-    """
-    check_positive("bandwidth", bandwidth)
-    width = value_range[1] - value_range[0]
-    if bandwidth > 3 * width:
-        _warn(
-            f"bandwidth={bandwidth:g} is {bandwidth / width:.3g} times the value range {value_range}: the histogram "
-            f"is flat and its gradient practically zero. The paper's literal 400 is meant as 1/400 on [0, 1]."
-        )
-    elif bandwidth * num_bins < 0.25 * width:
-        _warn(
-            f"bandwidth={bandwidth:g} is {bandwidth * num_bins / width:.3g} of a bin ({num_bins} bins on "
-            f"{value_range}): values between bin centres have practically no gradient. Use at least half a bin."
-        )
-
-
-def _warn(message: str) -> None:
-    """Warn in the name of the first caller outside this package and torch; in silence while torch.compile traces."""
-    if torch.compiler.is_compiling():
-        return
-    level, frame = 1, sys._getframe()
-    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] in ("skt_components", "torch"):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=level)
-
-
-def _full_precision(x: Tensor) -> Tensor:
-    dtype = float_dtype(x)
-    if x.dtype != dtype and x.dtype in (torch.float16, torch.bfloat16):
-        cost = "7 %" if x.dtype == torch.float16 else "48 %"
-        _warn(
-            f"histogram of {x.dtype} values: rounding them already moves the gradient by about {cost} at the default "
-            f"bandwidth. Compute the picture in float32 (outside autocast)."
-        )
-    return x.to(dtype)
-
-
-def _region_count(values: Tensor, masks: Tensor | None, labels: Tensor | None, num_regions: int | None) -> int:
-    batch, _, height, width = values.shape
-    if masks is not None and labels is not None:
-        raise ValueError("give masks or labels, not both")
-    if masks is not None:
-        if not isinstance(masks, Tensor) or not (masks.dtype == torch.bool or masks.is_floating_point()):
-            raise TypeError(f"masks must be a bool or floating tensor (B, R, H, W), got {_kind(masks)}")
-        if masks.ndim != 4 or (masks.shape[0], *masks.shape[2:]) != (batch, height, width):
-            raise ValueError(
-                f"masks must be (B, R, H, W) with B, H, W = {(batch, height, width)}, got {tuple(masks.shape)}"
-            )
-        if masks.requires_grad:
-            raise ValueError("masks must not require a gradient: it is not computed; pass masks.detach()")
-        return masks.shape[1]
-    if labels is None:
-        return 1
-    if not isinstance(labels, Tensor) or labels.dtype == torch.bool or labels.is_floating_point():
-        raise TypeError(f"labels must be an integer tensor (B, H, W), got {_kind(labels)}")
-    if tuple(labels.shape) != (batch, height, width):
-        raise ValueError(f"labels must be (B, H, W) = {(batch, height, width)}, got {tuple(labels.shape)}")
-    if num_regions is None:
-        return max(int(labels.max()) + 1, 0) if labels.numel() else 0
-    if not isinstance(num_regions, int) or num_regions < 0:
-        raise ValueError(f"num_regions must be a whole number >= 0, got {num_regions!r}")
-    return num_regions
-
-
-def _kind(value: object) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
 class _Chunk(NamedTuple):

@@ -46,8 +46,11 @@ def complementary_masks(
     source = generator.device if generator is not None else torch.device(device or "cpu")
     target = torch.device(device) if device is not None else source
     # generator=None, spelled out, keeps torch.compile from tracing dynamic shapes.
-    options = {} if generator is None else {"generator": generator}
-    mask = (torch.rand(tuple(shape), device=source, **options) < mask_ratio).to(target, dtype)
+    if generator is None:
+        draw = torch.rand(tuple(shape), device=source)
+    else:
+        draw = torch.rand(tuple(shape), device=source, generator=generator)
+    mask = (draw < mask_ratio).to(target, dtype)
     return mask, 1 - mask
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -18,7 +19,7 @@ from skt_components.losses.reconstruction import MuL1Loss
 from skt_components.models.spgrm import SPGRM
 from skt_components.modules.domain_transfer import DomainTransfer
 from skt_components.modules.skam import SKAM
-from skt_components.modules.taps import FeatureTaps, as_feature_map, eval_mode
+from skt_components.modules.taps import FeatureTaps, as_feature_map, eval_mode, unwrap
 from skt_components.ops._checks import check_same_shape, check_tensor, float_dtype
 from skt_components.training.config import LossWeights
 
@@ -61,7 +62,8 @@ class SemanticKnowledgeTransfer(nn.Module):
             part of no state dict.
         taps: names of the network's three stages that are aligned with the teacher's; the network's own
             ``fusion_taps`` when None. ``suggest_taps`` lists candidates.
-        orm_loss: L_org, called as ``orm_loss(hdr, target)``; L1 after mu-law when None.
+        orm_loss: L_org, called as ``orm_loss(hdr, target)``; L1 after mu-law when None. If it has weights, they
+            are frozen and stay out of every state dict.
         domain: "srgb", "raw", or a :class:`DomainTransfer` with options of its own.
         weights: weights of the terms; ``LossWeights.recommended()`` when None. May be replaced between steps.
         forward_orm: how to call the network, ``forward_orm(orm, bracket) -> hdr``; ``orm(bracket)`` when None.
@@ -110,18 +112,19 @@ class SemanticKnowledgeTransfer(nn.Module):
         sample: Tensor | None = None,
     ) -> None:
         super().__init__()
+        _check_arguments(orm, knowledge_bank, weights, sample)
         self.weights = weights if weights is not None else LossWeights.recommended()
-        self.perceptual = Frozen(perceptual) if isinstance(perceptual, nn.Module) else perceptual
+        self.perceptual = _frozen(perceptual)
         self._check_weights()
         self.orm = orm
         self.forward_orm = forward_orm if forward_orm is not None else _call
         self.taps = _find_taps(orm, taps)
         self.transfer = domain if isinstance(domain, DomainTransfer) else DomainTransfer(domain)
         self.bank = Frozen(knowledge_bank)  # type: ignore[arg-type]
-        self.orm_loss = orm_loss if orm_loss is not None else MuL1Loss(self.transfer.mu, self.transfer.peak)
+        self.orm_loss = _frozen(orm_loss or MuL1Loss(self.transfer.mu, self.transfer.peak))
         self.spgrm = spgrm if spgrm is not None else _make_spgrm(orm, knowledge_bank)
         self.teacher_taps = _find_taps(self.spgrm, None)
-        self.color_loss = color_loss if color_loss is not None else SemanticHistogramLoss()
+        self.color_loss = _frozen(color_loss or SemanticHistogramLoss())
         self.joint, self.detach_teacher = joint, detach_teacher
         student, teacher = self._stage_channels(sample)
         latent = student if latent_channels is None else [latent_channels] * _STAGES
@@ -161,6 +164,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         if self.weights.alignment_weight > 0:
             size = (bracket.shape[-2], bracket.shape[-1])
             stages = [as_feature_map(stage, size) for stage in student_stages]
+            self._check_stages(stages, hdr)
             terms["alignment"] = self._alignment(stages, teacher_stages, generator)
         terms["spgrm"] = (refined - self._tonemap(target)).abs().mean()
         orm_loss = sum((w * terms[name] for name, w in self._active_weights(terms)), terms["org"])
@@ -170,10 +174,13 @@ class SemanticKnowledgeTransfer(nn.Module):
         """Return the norm of each weighted term's gradient with respect to the network's parameters.
 
         Call it before ``backward``; it costs one backward pass per term. A healthy run has the transfer terms well
-        below ``org``.
+        below ``org``. Empty when the network is frozen; a network with reentrant activation checkpointing needs
+        ``checkpoint(..., use_reentrant=False)`` for it.
         """
         parameters = [p for p in self.orm.parameters() if p.requires_grad]
-        norms = {}
+        norms: dict[str, float] = {}
+        if not parameters:
+            return norms
         for name, weight in [("org", 1.0), *self._active_weights(output.terms)]:
             term = weight * output.terms[name]
             gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
@@ -216,6 +223,17 @@ class SemanticKnowledgeTransfer(nn.Module):
                 "perceptual=PerceptualLoss(VGG19Features(weights=FILE)), or set the weight to 0"
             )
 
+    def _check_stages(self, stages: list[Tensor], hdr: Tensor) -> None:
+        if not (torch.is_grad_enabled() and hdr.requires_grad):
+            return
+        for name, stage in zip(self.taps.layers, stages, strict=True):
+            if not stage.requires_grad:
+                warnings.warn(
+                    f"tap {name!r} carries no gradient, so L_feat can not train the network there: its layers are "
+                    "frozen, or it is inside checkpoint(..., use_reentrant=True)",
+                    stacklevel=4,
+                )
+
     def _reconstruct(self, bracket: Tensor) -> Tensor:
         hdr = self.forward_orm(self.orm, bracket)
         check_tensor("the network's output", hdr, ndim=4, layout="(B, C, H, W)")
@@ -246,7 +264,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         return student_channels, self._teacher_channels(hdr)
 
     def _teacher_channels(self, hdr: Tensor) -> list[int]:
-        device = next(self.spgrm.parameters()).device
+        device = next(self.spgrm.parameters(), hdr).device
         tonemapped = self._tonemap(hdr).float().to(device)
         height, width = tonemapped.shape[-2:]
         bank = cast(KnowledgeBank, self.bank.network)
@@ -261,22 +279,41 @@ class SemanticKnowledgeTransfer(nn.Module):
 
 def _find_taps(model: nn.Module, names: Sequence[str] | None) -> FeatureTaps:
     if names is None:
-        names = getattr(model, "fusion_taps", None)
+        names = getattr(unwrap(model), "fusion_taps", None)
     if names is None:
         raise ValueError(
             f"{type(model).__name__} does not say its stages in fusion_taps: pass taps=[three layer names]; "
             "suggest_taps(model, bracket) lists candidates. (A teacher of your own must have the attribute.)"
         )
     taps = FeatureTaps(names)
-    if len(taps) != _STAGES:
-        raise ValueError(f"taps must name {_STAGES} stages, one for each stage of the SPGRM, got {list(names)}")
+    if len(set(taps.layers)) != _STAGES:
+        raise ValueError(
+            f"taps must name {_STAGES} different stages, one for each stage of the SPGRM, got {list(names)}"
+        )
     return taps
 
 
 def _make_spgrm(orm: nn.Module, bank: KnowledgeBank) -> SPGRM:
-    make_fusion = getattr(orm, "make_fusion_module", None)
-    features = getattr(orm, "features", 64) if make_fusion else 64
+    network = unwrap(orm)
+    make_fusion = getattr(network, "make_fusion_module", None)
+    features = getattr(network, "features", 64) if make_fusion else 64
     return SPGRM(bank.channels, features=features, make_fusion=make_fusion, num_heads=math.gcd(4, features))
+
+
+def _frozen(loss: Any) -> Any:
+    """A loss with weights of its own (a VGG inside L_org, say) is neither trained nor saved."""
+    return Frozen(loss) if isinstance(loss, nn.Module) and loss.state_dict() else loss
+
+
+def _check_arguments(orm: object, bank: object, weights: object, sample: object) -> None:
+    if not isinstance(orm, nn.Module):
+        raise TypeError(f"orm must be an nn.Module, got {type(orm).__name__}")
+    if not isinstance(bank, nn.Module) or not (hasattr(bank, "channels") and hasattr(bank, "reduction")):
+        raise TypeError(f"knowledge_bank must be an nn.Module with channels and reduction, got {type(bank).__name__}")
+    if weights is not None and not isinstance(weights, LossWeights):
+        raise TypeError(f"weights must be LossWeights, got {type(weights).__name__}")
+    if sample is not None:
+        check_tensor("sample", sample, ndim=5, layout="(B, N, C, H, W)")
 
 
 def _call(orm: nn.Module, bracket: Tensor) -> Tensor:

@@ -837,3 +837,47 @@ def test_semantic_module_equals_its_function():
         )
     assert not module.state_dict()
     assert not list(module.parameters())
+
+
+# traps
+
+
+def test_pictures_outside_the_value_range_warn():
+    student = torch.rand(1, 3, 16, 16) * 255
+    with pytest.warns(UserWarning, match=r"of the values are outside value_range \(0.0, 1.0\)"):
+        histogram_loss(student, student.flip(-1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        histogram_loss(student, student.flip(-1), value_range=(0.0, 255.0), bandwidth=1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float32])
+def test_a_label_map_passed_as_masks_is_refused(dtype):
+    labels = torch.randint(0, 4, (1, 1, 16, 16)).to(dtype)
+    x = torch.rand(1, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"A label map goes into labels="):
+        semantic_histogram_loss(x, x.flip(-1), labels)
+
+
+def test_labels_beyond_the_regions_are_ignored():
+    x, y = torch.rand(2, 1, 3, 16, 16).unbind(0)
+    labels = torch.randint(0, 3, (1, 16, 16))
+    ignored = labels.clone()
+    ignored[:, :4] = -1
+    as_bytes = torch.where(ignored < 0, 255, ignored).to(torch.uint8)
+    expected = semantic_histogram_loss(x, y, labels=ignored, num_regions=3)
+    assert torch.equal(semantic_histogram_loss(x, y, labels=as_bytes, num_regions=3), expected)
+
+
+def test_area_normalisation_does_not_depend_on_the_weights_scale():
+    x, y = torch.rand(2, 1, 3, 16, 16).unbind(0)
+    options = {"soft_masks": "weighted", "normalization": "area"}
+    one = semantic_histogram_loss(x, y, torch.ones(1, 1, 16, 16), **options)
+    for scale in (1e-1, 1e-4):
+        torch.testing.assert_close(semantic_histogram_loss(x, y, torch.full((1, 1, 16, 16), scale), **options), one)
+
+
+def test_float_masks_compile():
+    loss = torch.compile(SemanticHistogramLoss(), fullgraph=True, backend="aot_eager")
+    x, y, masks = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16), (torch.rand(1, 2, 16, 16) > 0.5).float()
+    torch.testing.assert_close(loss(x, y, masks), SemanticHistogramLoss()(x, y, masks))

@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 import pickle
+import threading
 import weakref
 
 import pytest
@@ -422,8 +423,38 @@ def test_tokens_become_the_map_they_came_from(size, stride):
 
 @pytest.mark.parametrize("shape", [(1, 7, 8), (1, 61, 8), (1, 0, 8), (2, 8), (1, 8, 2, 2, 2)])
 def test_what_covers_no_picture_is_an_error(shape):
-    with pytest.raises(ValueError, match=r"wanted a map \(B, C, H, W\), or tokens \(B, L, C\) that cover the picture"):
+    with pytest.raises(ValueError, match=r"wanted a map .*, or tokens \(B, L, C\) that cover the picture"):
         as_feature_map(torch.rand(shape), (6, 10))
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 16, 24), (2, 8, 12, 6), (2, 64, 64, 60)])
+def test_channels_last_maps_are_recognised(shape):
+    size = (64, 96) if shape[1] != shape[2] else (64, 64)
+    feature = torch.randn(shape)
+    assert torch.equal(as_feature_map(feature, size), feature.permute(0, 3, 1, 2))
+    map_ = feature.permute(0, 3, 1, 2)
+    assert as_feature_map(map_, size) is map_
+
+
+def test_captures_in_two_threads_do_not_mix():
+    model = nn.Sequential(nn.Conv2d(1, 8, 1), nn.ReLU())
+    taps, wrong = FeatureTaps(["0"]), []
+
+    def run(seed):
+        value = float(seed)
+        for _ in range(100):
+            with taps.capture(model) as stages:
+                model(torch.full((1, 1, 16, 16), value))
+            expected = model[0](torch.full((1, 1, 16, 16), value))
+            if not torch.equal(stages[0], expected):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
 
 
 # suggest_taps
@@ -450,7 +481,7 @@ def test_suggest_taps_looks_no_deeper_than_asked(capsys):
 
 def test_suggest_taps_shows_tokens_and_takes_a_forward(capsys):
     model = nn.Sequential(nn.Linear(4, 16), nn.Linear(16, 7), nn.Flatten(0))
-    found = suggest_taps(model, torch.rand(1, 4, 3, 3), forward=lambda m, x: m(x.flatten(2).transpose(1, 2)))
+    found = suggest_taps(model, torch.rand(1, 4, 3, 3), forward_orm=lambda m, x: m(x.flatten(2).transpose(1, 2)))
     assert found == [("0", (1, 9, 16))]
 
 

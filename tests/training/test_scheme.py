@@ -737,7 +737,7 @@ class Silent(AHDRNet):
         ),
         (
             {"taps": ["RDB1", "RDB2"]},
-            r"taps must name 3 stages, one for each stage of the SPGRM, got \['RDB1', 'RDB2'\]",
+            r"taps must name 3 different stages, one for each stage of the SPGRM, got \['RDB1', 'RDB2'\]",
         ),
         ({"taps": []}, r"layers must be a sequence of layer names, got \[\]"),
         ({"taps": ["RDB1", "RDB2", "RDB9"]}, r"^AHDRNet has no layer 'RDB9'; it has "),
@@ -754,7 +754,9 @@ def test_rejects_bad_options(options, message):
 
 
 def test_rejects_a_bank_that_is_no_module():
-    with pytest.raises(TypeError, match=r"network must be an nn.Module, got function"):
+    with pytest.raises(
+        TypeError, match=r"knowledge_bank must be an nn.Module with channels and reduction, got function"
+    ):
         make(knowledge_bank=lambda x: x)
 
 
@@ -817,3 +819,78 @@ def test_rejects_bad_brackets_and_targets():
         with pytest.raises(ValueError, match=wanted):
             framework(bracket, bad)
     assert not any(m._forward_hooks for m in framework.modules())
+
+
+# from a stranger's hands
+
+
+class ChannelsLast(nn.Module):
+    """Stages as (B, H, W, C), as window transformers have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(18, 12, 4, stride=4)
+        self.stages = nn.ModuleList(nn.Linear(12, 12) for _ in range(3))
+        self.head = nn.Conv2d(12, 3, 1)
+
+    def forward(self, bracket):
+        x = self.embed(bracket.flatten(1, 2)).permute(0, 2, 3, 1)
+        for stage in self.stages:
+            x = stage(x)
+        full = self.head(x.permute(0, 3, 1, 2))
+        return torch.sigmoid(nn.functional.interpolate(full, size=bracket.shape[-2:]))
+
+
+def test_channels_last_stages_are_aligned_by_their_channels():
+    taps = ["stages.0", "stages.1", "stages.2"]
+    framework = make(ChannelsLast(), taps=taps, sample=torch.rand(1, 3, 6, 64, 64))
+    assert [skam.student_encoder[0].in_channels for skam in framework.skams] == [12, 12, 12]
+    output = framework(torch.rand(1, 3, 6, 32, 48), torch.rand(1, 3, 32, 48))
+    output.terms["alignment"].backward()
+    assert framework.orm.embed.weight.grad.abs().max() > 0
+
+
+def test_a_stage_without_gradient_warns():
+    framework = make(make_orm())
+    framework.orm.requires_grad_(False)
+    framework.orm.conv3.requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"tap 'RDB1' carries no gradient"):
+        framework(torch.rand(1, 3, 6, 32, 32), torch.rand(1, 3, 32, 32))
+
+
+def test_a_loss_with_weights_is_neither_trained_nor_saved():
+    class Weighted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Conv2d(3, 4, 3)
+
+        def forward(self, hdr, target):
+            return (self.features(hdr) - self.features(target)).abs().mean()
+
+    loss = Weighted()
+    framework = make(make_orm(), orm_loss=loss)
+    framework(torch.rand(1, 3, 6, 32, 32), torch.rand(1, 3, 32, 32)).total.backward()
+    assert not any("orm_loss" in key for key in framework.state_dict())
+    assert loss.features.weight.grad is None
+    assert framework.orm.conv1.weight.grad.abs().max() > 0
+
+
+def test_a_frozen_network_has_no_gradient_norms():
+    framework = make(make_orm())
+    output = framework(torch.rand(1, 3, 6, 32, 32), torch.rand(1, 3, 32, 32))
+    framework.orm.requires_grad_(False)
+    assert framework.gradient_norms(output) == {}
+
+
+def test_a_wrapped_network_gets_its_own_kind_of_teacher():
+    class Wrapper(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, bracket):
+            return self.module(bracket)
+
+    orm = make_orm()
+    framework = make(Wrapper(orm))
+    assert framework.spgrm.features == orm.features

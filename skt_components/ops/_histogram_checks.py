@@ -1,0 +1,97 @@
+"""What the soft histogram accepts, what it refuses, and when it warns of a flat loss."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import torch
+from torch import Tensor
+
+from skt_components.ops._checks import check_count, check_positive, float_dtype
+
+
+def check_bandwidth(bandwidth: float, num_bins: int, value_range: tuple[float, float]) -> None:
+    """Raise unless ``bandwidth`` is a number above zero; warn where the loss would be flat.
+
+    Too wide, every bin counts every pixel alike. Too narrow, a pixel between two bin centres is seen by neither.
+    Both leave a gradient of practically zero.
+    """
+    check_positive("bandwidth", bandwidth)
+    width = value_range[1] - value_range[0]
+    if bandwidth > 3 * width:
+        _warn(
+            f"bandwidth={bandwidth:g} is {bandwidth / width:.3g} times the value range {value_range}: the histogram "
+            f"is flat and its gradient practically zero. The paper's literal 400 is meant as 1/400 on [0, 1]."
+        )
+    elif bandwidth * num_bins < 0.25 * width:
+        _warn(
+            f"bandwidth={bandwidth:g} is {bandwidth * num_bins / width:.3g} of a bin ({num_bins} bins on "
+            f"{value_range}): values between bin centres have practically no gradient. Use at least half a bin."
+        )
+
+
+def check_values(values: Tensor, low: float, high: float) -> None:
+    """Warn when most values can not be seen; on the CPU only, where looking costs no waiting."""
+    if values.device.type == "cpu" and not torch.compiler.is_compiling() and values.numel():
+        try:
+            outside = ((values < low) | (values > high)).float().mean().item()
+        except RuntimeError:  # under torch.func.vmap there is no value to look at
+            return
+        if outside > 0.5:
+            _warn(
+                f"{outside:.0%} of the values are outside value_range {(low, high)}: they hardly count and have no "
+                "gradient. Pass value_range, or pictures in it."
+            )
+
+
+def _warn(message: str) -> None:
+    """Warn in the name of the first caller outside this package and torch; in silence while torch.compile traces."""
+    if torch.compiler.is_compiling():
+        return
+    level, frame = 1, sys._getframe()
+    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] in ("skt_components", "torch"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Return float64 as it is and everything else as float32, with a warning for half precision."""
+    dtype = float_dtype(x)
+    if x.dtype != dtype and x.dtype in (torch.float16, torch.bfloat16):
+        cost = "7 % (and what is below 6e-8 of it vanishes)" if x.dtype == torch.float16 else "48 %"
+        _warn(
+            f"histogram of {x.dtype} values: rounding them already moves the gradient by about {cost} at the default "
+            f"bandwidth. Compute the picture in float32 (outside autocast)."
+        )
+    return x.to(dtype)
+
+
+def count_regions(values: Tensor, masks: Tensor | None, labels: Tensor | None, num_regions: int | None) -> int:
+    """Return the number of regions R; raise unless the regions fit the pictures ``(B, C, H, W)``."""
+    batch, _, height, width = values.shape
+    if masks is not None and labels is not None:
+        raise ValueError("give masks or labels, not both")
+    if masks is not None:
+        if not isinstance(masks, Tensor) or not (masks.dtype == torch.bool or masks.is_floating_point()):
+            raise TypeError(f"masks must be a bool or floating tensor (B, R, H, W), got {_kind(masks)}")
+        if masks.ndim != 4 or (masks.shape[0], *masks.shape[2:]) != (batch, height, width):
+            raise ValueError(
+                f"masks must be (B, R, H, W) with B, H, W = {(batch, height, width)}, got {tuple(masks.shape)}"
+            )
+        if masks.requires_grad:
+            raise ValueError("masks must not require a gradient: it is not computed; pass masks.detach()")
+        return masks.shape[1]
+    if labels is None:
+        return 1
+    if not isinstance(labels, Tensor) or labels.dtype == torch.bool or labels.is_floating_point():
+        raise TypeError(f"labels must be an integer tensor (B, H, W), got {_kind(labels)}")
+    if tuple(labels.shape) != (batch, height, width):
+        raise ValueError(f"labels must be (B, H, W) = {(batch, height, width)}, got {tuple(labels.shape)}")
+    if num_regions is None:
+        return max(int(labels.long().max()) + 1, 0) if labels.numel() else 0
+    return check_count("num_regions", num_regions, 0)
+
+
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
