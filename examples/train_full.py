@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib
 import itertools
 import json
 import math
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +22,7 @@ from pathlib import Path
 import torch
 import tyro
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 import skt_components as skt
@@ -35,6 +33,9 @@ ORMS: dict[str, Callable[[], nn.Module]] = {
 }
 Framework = skt.SemanticKnowledgeTransfer
 Data = skt.SyntheticScenes | skt.HDRFolder
+Forward = Callable[[nn.Module, Tensor], Tensor]
+Network = Callable[[Tensor], Tensor]
+Scores = dict[str, dict[str, Tensor]]
 
 
 def parse(arguments: list[str]) -> skt.TrainConfig:
@@ -52,24 +53,12 @@ def build_data(config: skt.TrainConfig) -> tuple[Data, Data]:
     if config.root is not None:
         photos = partial(skt.HDRFolder, config.root, val_fraction=0.2)  # split by photograph
         train = photos(crop=config.crop, seed=config.seed, samples_per_epoch=per_epoch)
-        return train, photos(crop=128, split="val", samples_per_epoch=16)
+        return train, photos(crop=config.val_crop, split="val", samples_per_epoch=16)
     scenes = skt.SyntheticScenes(per_epoch, config.crop, seed=config.seed, split="train")
-    return scenes, skt.SyntheticScenes(16, 128, seed=0, split="val")
+    return scenes, skt.SyntheticScenes(16, config.val_crop, seed=0, split="val")
 
 
-def build_orm(config: skt.TrainConfig) -> nn.Module:
-    """Make the network, its weights drawn from the seed."""
-    torch.manual_seed(config.seed)
-    if config.orm in ORMS:
-        return ORMS[config.orm]()
-    module, _, name = config.orm.partition(":")
-    if not name:
-        raise ValueError(f"--orm must be one of {', '.join(ORMS)} or package.module:callable, got {config.orm!r}")
-    sys.path.insert(0, os.getcwd())
-    return getattr(importlib.import_module(module), name)()
-
-
-def build_framework(config: skt.TrainConfig, orm: nn.Module, sample: Tensor) -> Framework:
+def build_framework(config: skt.TrainConfig, orm: nn.Module, forward: Forward, sample: Tensor) -> Framework:
     """Put the network into the framework."""
     regions = skt.ColorPositionKMeans(config.regions)
     bank = skt.TimmFeatureExtractor(config.knowledge_bank, weights=config.weights, regions=regions)
@@ -82,6 +71,7 @@ def build_framework(config: skt.TrainConfig, orm: nn.Module, sample: Tensor) -> 
         bank,
         taps=config.taps or None,
         weights=replace(getattr(skt.LossWeights, config.loss_weights)(), **overrides),
+        forward_orm=forward,
         perceptual=None if extractor is None else skt.PerceptualLoss(extractor),
         sample=sample,
     )
@@ -94,40 +84,25 @@ def batches(dataset: Data, config: skt.TrainConfig, step: int) -> Iterator[skt.H
         dataset.set_epoch(epoch)
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed + epoch)).tolist()
         done = (step % per_epoch if epoch == step // per_epoch else 0) * config.batch_size
-        left = torch.utils.data.Subset(dataset, order[done:])
-        pin = torch.cuda.is_available()
-        yield from DataLoader(left, config.batch_size, num_workers=config.workers, drop_last=True, pin_memory=pin)
+        left = Subset(dataset, order[done:])
+        yield from DataLoader(left, config.batch_size, num_workers=config.workers, drop_last=True)
 
 
 @torch.no_grad()
-def validate(orm: nn.Module, data: DataLoader, device: torch.device, framework: Framework | None) -> dict[str, dict]:
-    """Per-picture metrics of the network and, inside the framework, of the teacher."""
+def validate(reconstruct: Callable[[Tensor, Tensor], dict[str, Tensor]], data: DataLoader) -> Scores:
+    """Metrics of every picture, by the name of what made it."""
     scores: dict[str, dict[str, list[Tensor]]] = {}
-    module = framework if framework is not None else orm
-    module.eval()
     for sample in data:
-        bracket, target = sample.bracket.to(device), sample.target.to(device)
-        pictures = {"ORM": orm(bracket)}
-        if framework is not None:
-            output = framework(bracket, target)
-            pictures["SPGRM"] = framework.transfer.inverse(output.refined)
-        for name, picture in pictures.items():
+        for name, picture in reconstruct(sample.bracket, sample.target).items():
             row = scores.setdefault(name, {"PSNR-mu": [], "PSNR-L": [], "SSIM-mu": []})
-            row["PSNR-mu"].append(skt.psnr_mu(picture, target))
-            row["PSNR-L"].append(skt.psnr_l(picture, target))
-            row["SSIM-mu"].append(skt.ssim_mu(picture, target))
-    module.train()
-    return {name: {metric: torch.cat(v).cpu() for metric, v in row.items()} for name, row in scores.items()}
+            for metric, function in zip(row, (skt.psnr_mu, skt.psnr_l, skt.ssim_mu), strict=True):
+                row[metric].append(function(picture, sample.target.to(picture.device)).cpu())
+    return {name: {metric: torch.cat(values) for metric, values in row.items()} for name, row in scores.items()}
 
 
-def means(scores: dict[str, dict]) -> dict[str, dict[str, float]]:
+def means(scores: Scores) -> dict[str, dict[str, float]]:
     """Average over pictures."""
-    return {name: {metric: float(v.mean()) for metric, v in row.items()} for name, row in scores.items()}
-
-
-def learning_rate(config: skt.TrainConfig, step: int) -> float:
-    """Cosine from ``lr`` to a fiftieth of it."""
-    return config.lr * (0.02 + 0.49 * (1 + math.cos(math.pi * step / config.steps)))
+    return {name: {metric: float(values.mean()) for metric, values in row.items()} for name, row in scores.items()}
 
 
 def train(
@@ -135,109 +110,119 @@ def train(
     run: Path,
     name: str,
     orm: nn.Module,
+    forward: Forward,
     framework: Framework | None,
-    data: Data,
-    validation: DataLoader,
+    data: tuple[Data, DataLoader],
     device: torch.device,
-) -> list[dict[str, dict]]:
-    """Train the network, in the framework or bare; return its scores at every validation."""
+) -> Scores:
+    """Train the network, in the framework or bare; return its last scores."""
     module: nn.Module = orm if framework is None else framework
     module.to(device).train()
     optimizer = torch.optim.Adam(module.parameters(), lr=config.lr, betas=(0.9, 0.999))
-    checkpoint, start, history = run / f"{name}.ckpt", 0, []
+    checkpoint, start, scores, org_loss = run / f"{name}.ckpt", 0, {}, skt.MuL1Loss()
     if config.resume is not None and checkpoint.exists():
-        state = skt.load_checkpoint(checkpoint)
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
-    org_loss, stream = skt.MuL1Loss(), batches(data, config, start)
+        start = skt.restore_checkpoint(checkpoint, module=module, optimizer=optimizer)
+        if start > config.steps:
+            raise ValueError(f"--steps {config.steps}, but {checkpoint} is already at step {start}")
+    skt.rewind_metrics(run / "metrics.jsonl", name, start)
 
     def log(step: int, **entry: object) -> None:
         with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"run": name, "step": step, **entry}) + "\n")
 
-    def score(step: int) -> None:
-        history.append(validate(orm, validation, device, framework))
-        log(step, validation=means(history[-1]))
+    def reconstruct(bracket: Tensor, target: Tensor) -> dict[str, Tensor]:
+        if framework is None:
+            return {"ORM": forward(orm, bracket.to(device))}
+        output = framework(bracket.to(device), target.to(device))
+        return {"ORM": output.hdr, "SPGRM": framework.transfer.inverse(output.refined)}
 
-    if start in (0, config.steps):
-        score(start)
-    bar = tqdm(range(start, config.steps), name, initial=start, total=config.steps, mininterval=1.0)
-    for step in bar:
-        sample = next(stream)
-        torch.manual_seed((config.seed << 32) + step)  # masks and dropout: the same after a resume
-        bracket, target = (x.to(device, non_blocking=True) for x in (sample.bracket, sample.target))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            if framework is None:
-                loss = org_loss(orm(bracket).float(), target)
-                terms = {"org": loss}
-            else:
-                output = framework(bracket, target)
-                loss, terms = output.total, output.terms
-        skt.check_finite({"the bracket": bracket, "the target": target, **terms}, step)
-        if step % config.log_every == 0 or step == config.steps - 1:
-            values = {term: value.item() for term, value in terms.items()}
-            norms = {} if framework is None else framework.gradient_norms(output)
-            log(step, lr=group["lr"], terms=values, gradient_norms=norms)
-            bar.set_postfix({term: f"{value:.4f}" for term, value in values.items()})
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(module.parameters(), math.inf)
-        skt.check_finite({"the gradient": norm}, step)
-        optimizer.step()
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            state = {"step": step + 1, "module": module.state_dict(), "optimizer": optimizer.state_dict()}
-            skt.save_checkpoint(checkpoint, state)
-        if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
-            score(step + 1)
-    return history
+    def score() -> Scores:
+        module.eval()
+        found = validate(reconstruct, data[1])
+        module.train()
+        return found
+
+    if start == 0:
+        log(0, validation=means(score()))
+    stream, bar = batches(data[0], config, start), tqdm(range(start, config.steps), name, config.steps, initial=start)
+    with skt.deferred_interrupt() as interrupted:
+        for step in bar:
+            sample = next(stream)
+            torch.manual_seed((config.seed << 32) + step)  # masks and dropout: the same after a resume
+            bracket, target = sample.bracket.to(device), sample.target.to(device)
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * (0.02 + 0.49 * (1 + math.cos(math.pi * step / config.steps)))
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                if framework is None:
+                    loss = org_loss(forward(orm, bracket).float(), target)
+                    terms = {"org": loss}
+                else:
+                    output = framework(bracket, target)
+                    loss, terms = output.total, output.terms
+            skt.check_finite({"the bracket": bracket, "the target": target, **terms}, step)
+            if step % config.log_every == 0 or step == config.steps - 1:
+                values = {term: value.item() for term, value in terms.items()}
+                norms = {} if framework is None else framework.gradient_norms(output)
+                log(step, lr=group["lr"], terms=values, gradient_norms=norms)
+                bar.set_postfix({term: f"{value:.4f}" for term, value in values.items()})
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            skt.check_finite({"the gradient": nn.utils.clip_grad_norm_(module.parameters(), math.inf)}, step)
+            optimizer.step()
+            last = step + 1 == config.steps
+            if last or interrupted() or (step + 1) % config.checkpoint_every == 0:
+                state = {"step": step + 1, "module": module.state_dict(), "optimizer": optimizer.state_dict()}
+                skt.save_checkpoint(checkpoint, state)
+            if interrupted():
+                raise KeyboardInterrupt(f"interrupted after step {step}; continue with --resume {run}")
+            if last or (step + 1) % config.validate_every == 0:
+                scores = score()
+                log(step + 1, validation=means(scores))
+    return scores or score()
 
 
-def draw_samples(path: Path, results: dict[str, nn.Module], framework: Framework, data: Data) -> None:
+def draw_samples(
+    path: Path, networks: Mapping[str, Callable[[Tensor], Tensor]], framework: Framework, data: Data
+) -> None:
     """Draw three validation scenes: exposures, regions, results, target and errors."""
     rows, device = [], next(framework.parameters()).device
     for index in range(0, len(data), max(len(data) // 3, 1)):
         sample = data[index]
         bracket, target = sample.bracket[None].to(device), framework.transfer(sample.target[None].to(device))
         with torch.no_grad():
-            pictures = {name: framework.transfer(orm(bracket))[0] for name, orm in results.items()}
-            labels = framework.bank(framework.transfer(results["ours"](bracket))).labels[0]
-        rows.append(skt.SampleRow(sample.name, sample.bracket[:, 3:], pictures, target[0], labels))
+            pictures = {name: framework.transfer(network(bracket)) for name, network in networks.items()}
+            labels = framework.bank(pictures["ours"]).labels[0]
+        results = {name: picture[0] for name, picture in pictures.items()}
+        rows.append(skt.SampleRow(sample.name, sample.bracket[:, 3:], results, target[0], labels))
     skt.save_samples(path, rows[:3])
 
 
 def main(arguments: list[str]) -> None:
     """Build, train, report."""
     config = parse(arguments)
-    device = torch.device(config.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
+    device = skt.pick_device(config.device)
     train_data, validation_data = build_data(config)
-    validation = DataLoader(validation_data, 4)
-    orm = build_orm(config)
+    torch.manual_seed(config.seed)
+    orm, forward = skt.load_network(config.orm, ORMS)
     bare = copy.deepcopy(orm)
-    framework = build_framework(config, orm, validation_data[0].bracket[None])
-    run = skt.make_run_folder(config)
+    framework = build_framework(config, orm, forward, validation_data[0].bracket[None])
+    run, data = skt.make_run_folder(config), (train_data, DataLoader(validation_data, 4))
     print(f"{config.orm} with {config.knowledge_bank} on {config.data}, {device}, {config.steps} steps -> {run}")
-    history = train(config, run, "framework", orm, framework, train_data, validation, device)
-    lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    before = next(line["validation"] for line in lines if "validation" in line)
-    rows = {"ORM before": before["ORM"], "ORM after": means(history[-1])["ORM"]}
-    rows["SPGRM (teacher)"] = means(history[-1])["SPGRM"]
+    ours = train(config, run, "framework", orm, forward, framework, data, device)
     skt.save_weights(run / "orm.safetensors", orm)
-    results = {"ours": orm}
+    before = next(line["validation"] for line in skt.read_metrics(run / "metrics.jsonl") if "validation" in line)
+    rows = {"ORM before": before["ORM"], "ORM after": means(ours)["ORM"], "SPGRM (teacher)": means(ours)["SPGRM"]}
+    networks, gain = {"ours": partial(forward, orm)}, ""
     if config.compare:
-        bare_history = train(config, run, "bare", bare, None, train_data, validation, device)
-        rows["bare ORM after"] = means(bare_history[-1])["ORM"]
-        results["bare"] = bare
+        theirs = train(config, run, "bare", bare, forward, None, data, device)
+        rows["bare ORM after"], networks["bare"] = means(theirs)["ORM"], partial(forward, bare)
+        mean, error = skt.paired_gain(ours["ORM"]["PSNR-mu"], theirs["ORM"]["PSNR-mu"])
+        gain = f"\npaired gain over the bare network: {mean:+.3f} dB PSNR-mu (standard error {error:.3f})"
     skt.save_curves(run / "metrics.jsonl", run / "curves.png")
-    draw_samples(run / "samples.png", results, framework, validation_data)
-    table = skt.format_table(rows)
+    draw_samples(run / "samples.png", networks, framework.eval(), validation_data)
+    table = skt.format_table(rows) + gain
     (run / "table.txt").write_text(table + "\n", encoding="utf-8")
     print(table)
-    if config.compare:
-        gain, error = skt.paired_gain(history[-1]["ORM"]["PSNR-mu"], bare_history[-1]["ORM"]["PSNR-mu"])
-        print(f"paired gain over the bare network: {gain:+.3f} dB PSNR-mu (standard error {error:.3f})")
 
 
 if __name__ == "__main__":
@@ -245,3 +230,6 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except (skt.NonFiniteError, OSError, ValueError, ImportError) as error:
         sys.exit(f"train_full.py: {error}")
+    except KeyboardInterrupt as stop:
+        print(f"train_full.py: {stop}", file=sys.stderr)
+        sys.exit(130)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -46,6 +47,38 @@ def format_table(rows: Mapping[str, Mapping[str, float]], digits: int = 3) -> st
     return "\n".join(line.rstrip() for line in lines)
 
 
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read a run's JSON lines; a line that a killed run left half-written is skipped.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    lines = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            with suppress(json.JSONDecodeError):
+                lines.append(json.loads(line))
+    return lines
+
+
+def rewind_metrics(path: str | os.PathLike[str], run: str, step: int) -> None:
+    """Drop what ``run`` logged from ``step`` on, for a run that goes on from there; no file, nothing to do.
+
+    A validation at ``step`` itself, which came before the step, stays.
+    """
+    if not os.path.exists(path):
+        return
+    kept = [
+        line
+        for line in read_metrics(path)
+        if line.get("run") != run or line["step"] < step or ("validation" in line and line["step"] == step > 0)
+    ]
+    temporary = f"{os.fspath(path)}.new"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in kept)
+    os.replace(temporary, path)
+
+
 def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """Draw a run's ``metrics.jsonl``: loss terms, gradient norms of the weighted terms, validation PSNR-mu.
 
@@ -59,8 +92,7 @@ def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -
         FileNotFoundError: ``metrics`` does not exist.
     """
     plt = _pyplot()
-    with open(metrics, encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file if line.strip()]
+    lines = read_metrics(metrics)
     figure, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
     steps = [line for line in lines if "terms" in line]
     _draw(axes[0], steps, "terms", "loss terms (unweighted)")

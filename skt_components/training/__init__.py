@@ -3,13 +3,16 @@
 from skt_components.training.checkpoint import (
     NonFiniteError,
     check_finite,
+    deferred_interrupt,
     load_checkpoint,
     load_weights,
+    restore_checkpoint,
     save_checkpoint,
     save_weights,
 )
 from skt_components.training.config import LossWeights, TrainConfig, make_run_folder, read_options
 from skt_components.training.scheme import SemanticKnowledgeTransfer, StepOutput
+from skt_components.training.setup import load_network, pick_device
 
 __all__ = [
     "LossWeights",
@@ -18,10 +21,14 @@ __all__ = [
     "StepOutput",
     "TrainConfig",
     "check_finite",
+    "deferred_interrupt",
     "load_checkpoint",
+    "load_network",
     "load_weights",
     "make_run_folder",
+    "pick_device",
     "read_options",
+    "restore_checkpoint",
     "save_checkpoint",
     "save_weights",
 ]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,28 @@ def check_finite(tensors: Mapping[str, Tensor], step: int | None = None) -> None
         raise NonFiniteError(f"NaN or infinity in {', '.join(broken)}{where}")
 
 
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Within the block Ctrl-C only sets a flag, so that a training step is never cut in two; the flag can be asked.
+
+    In a thread other than the main one, where Python has no signals, the flag stays unset.
+
+    Example:
+        >>> with deferred_interrupt() as interrupted:
+        ...     interrupted()
+        False
+    """
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    previous = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write ``state`` with ``torch.save``; a reader sees the old file or the new one, never half of one.
 
@@ -71,6 +96,23 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError(f"{path} must hold a dict, got {type(state).__name__}")
     return state
+
+
+def restore_checkpoint(path: str | os.PathLike[str], *, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put a checkpoint with "step", "module" and "optimizer" back into a run, and return its step.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is broken, or was made with other options.
+    """
+    state = load_checkpoint(path)
+    try:
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"])
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} does not fit: it was made with other options ({reason})") from error
 
 
 def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:

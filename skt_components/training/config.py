@@ -94,6 +94,8 @@ class TrainConfig:
     """Learning rate of Adam; falls along a cosine to a fiftieth."""
     seed: int = 0
     """Seeds weights, data and masks."""
+    val_crop: int = 128
+    """Side of the validation pictures, in pixels."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     workers: int = 0
@@ -117,6 +119,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "crop", "log_every", "validate_every", "checkpoint_every", "regions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be >= 1, got {getattr(self, name)}")
+        if self.val_crop < 16:
+            raise ValueError(f"--val-crop must be >= 16, got {self.val_crop}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"--lr must be a finite number > 0, got {self.lr}")
         if self.workers < 0:
@@ -125,6 +129,8 @@ class TrainConfig:
             raise ValueError("--data hdr-folder needs --root FOLDER")
         if self.data == "synthetic" and self.root is not None:
             raise ValueError("--root is a folder of photographs: it goes with --data hdr-folder")
+        if self.resume is not None and self.out is not None:
+            raise ValueError("--resume continues in its own folder: leave --out away")
 
 
 def read_options(path: str | os.PathLike[str]) -> list[str]:
@@ -165,7 +171,7 @@ def read_options(path: str | os.PathLike[str]) -> list[str]:
 
 
 def make_run_folder(config: TrainConfig) -> Path:
-    """Create the run's folder with its ``config.toml``, or return the one to resume.
+    """Create the run's folder, or return the one to resume, and write the options into its ``config.toml``.
 
     Raises:
         FileExistsError: ``config.out`` exists and is not empty.
@@ -174,11 +180,13 @@ def make_run_folder(config: TrainConfig) -> Path:
     if config.resume is not None:
         if not config.resume.is_dir():
             raise FileNotFoundError(f"--resume: no run folder at {config.resume}")
+        _write_options(config.resume / "config.toml", asdict(config))
         return config.resume
     name = f"{config.data}-{config.orm.replace(':', '.')}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = config.out if config.out is not None else Path("runs") / name
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise FileExistsError(f"--out {run} exists and is not empty: choose another, or --resume {run}")
+        way_out = f", or --resume {run}" if (run / "config.toml").is_file() else ""
+        raise FileExistsError(f"--out {run} exists and is not empty: choose another{way_out}")
     run.mkdir(parents=True, exist_ok=True)
     _write_options(run / "config.toml", asdict(config))
     return run
@@ -198,4 +206,5 @@ def _toml(value: Any) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     # TOML's strings are JSON's, but for surrogate pairs, which must be characters, and DEL, which must not.
+    value = value.resolve() if isinstance(value, Path) else value  # a run may be resumed from elsewhere
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

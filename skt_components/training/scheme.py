@@ -22,8 +22,8 @@ from skt_components.modules.skam import SKAM
 from skt_components.modules.taps import FeatureTaps, as_feature_map, eval_mode, unwrap
 from skt_components.ops._checks import check_same_shape, check_tensor, float_dtype
 from skt_components.training.config import LossWeights
+from skt_components.training.setup import ForwardORM, call_network
 
-ForwardORM = Callable[[nn.Module, Tensor], Tensor]
 PairLoss = Callable[[Tensor, Tensor], Tensor]
 _STAGES = 3
 
@@ -117,7 +117,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         self.perceptual = _frozen(perceptual)
         self._check_weights()
         self.orm = orm
-        self.forward_orm = forward_orm if forward_orm is not None else _call
+        self.forward_orm = forward_orm or call_network
         self.taps = _find_taps(orm, taps)
         self.transfer = domain if isinstance(domain, DomainTransfer) else DomainTransfer(domain)
         self.bank = Frozen(knowledge_bank)  # type: ignore[arg-type]
@@ -152,7 +152,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         check_tensor("bracket", bracket, ndim=5, layout="(B, N, C, H, W)")
         check_tensor("target", target, ndim=4, layout="(B, C, H, W)")
         with self.taps.capture(self.orm) as student_stages:
-            hdr = self._reconstruct(bracket)
+            hdr = self._check_output(self.forward_orm(self.orm, bracket))
         check_same_shape("the network's output", hdr, "target", target)
         tonemapped = self._tonemap(hdr)
         with torch.no_grad():
@@ -234,8 +234,12 @@ class SemanticKnowledgeTransfer(nn.Module):
                     stacklevel=4,
                 )
 
-    def _reconstruct(self, bracket: Tensor) -> Tensor:
-        hdr = self.forward_orm(self.orm, bracket)
+    def _check_output(self, hdr: object) -> Tensor:
+        if not isinstance(hdr, Tensor):
+            raise TypeError(
+                f"the network returned {type(hdr).__name__}, not a tensor (B, C, H, W): choose the picture with "
+                "forward_orm=lambda orm, bracket: orm(bracket)[...]"
+            )
         check_tensor("the network's output", hdr, ndim=4, layout="(B, C, H, W)")
         return _full(hdr)
 
@@ -253,12 +257,13 @@ class SemanticKnowledgeTransfer(nn.Module):
         sample = sample[:1].to(parameter.device, parameter.dtype)
         with torch.no_grad(), eval_mode(self.orm), self.taps.capture(self.orm) as student:
             try:
-                hdr = self._reconstruct(sample)
+                hdr = self.forward_orm(self.orm, sample)
             except Exception as error:  # whatever a network may raise on input that it was not made for
                 raise ValueError(
                     f"the network did not run on a bracket of shape {tuple(sample.shape)}: {error}. Pass "
                     "sample=<a bracket it takes>, or forward_orm=lambda orm, bracket: ... if it is called differently"
                 ) from error
+            hdr = self._check_output(hdr)
         size = (sample.shape[-2], sample.shape[-1])
         student_channels = [as_feature_map(stage, size).shape[1] for stage in student]
         return student_channels, self._teacher_channels(hdr)
@@ -314,10 +319,6 @@ def _check_arguments(orm: object, bank: object, weights: object, sample: object)
         raise TypeError(f"weights must be LossWeights, got {type(weights).__name__}")
     if sample is not None:
         check_tensor("sample", sample, ndim=5, layout="(B, N, C, H, W)")
-
-
-def _call(orm: nn.Module, bracket: Tensor) -> Tensor:
-    return orm(bracket)
 
 
 def _full(x: Tensor) -> Tensor:

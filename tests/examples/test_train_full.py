@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ import skt_components as skt
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = ["--steps", "4", "--batch-size", "2", "--crop", "32", "--log-every", "1", "--checkpoint-every", "2"]
+STAGES = ("first", "body.0", "body")
 FILES = ("orm.safetensors", "config.toml", "metrics.jsonl", "curves.png", "samples.png", "table.txt", "framework.ckpt")
 
 
@@ -30,6 +32,15 @@ def loop() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(autouse=True)
+def _strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that a user wrote."""
+    module = ModuleType("strangers")
+    module.Stranger = Stranger  # type: ignore[attr-defined]
+    module.called_differently = lambda: (Stranger(), lambda net, b: {"hdr": net(b)}["hdr"])  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "strangers", module)
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +150,49 @@ def test_resume_is_exact(loop: ModuleType, tmp_path: Path, monkeypatch: pytest.M
     assert (broken / "config.toml").read_text() == (whole / "config.toml").read_text()
 
 
+def test_resume_with_too_few_steps_or_another_network_is_explained(loop: ModuleType, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    loop.main([*SMALL, "--out", str(run)])
+    with pytest.raises(ValueError, match=r"--steps 3, but .*framework.ckpt is already at step 4"):
+        loop.main(["--resume", str(run), "--steps", "3"])
+    with pytest.raises(ValueError, match=r"framework.ckpt does not fit: it was made with other options"):
+        loop.main(["--resume", str(run), "--steps", "5", "--orm", "strangers:Stranger", "--taps", *STAGES])
+    loop.main(["--resume", str(run), "--steps", "6", "--orm", "ahdrnet-small", "--taps"])
+    loop.main(["--resume", str(run)])  # finished: only reports again
+    steps = [line["step"] for line in metrics(run) if "terms" in line]
+    assert steps == [0, 1, 2, 3, 4, 5]
+    assert [line["step"] for line in metrics(run) if "validation" in line] == [0, 4, 6]
+
+
+def test_ctrl_c_saves_and_the_log_has_no_doubles(loop: ModuleType, tmp_path: Path) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    loop.main([*SMALL, "--out", str(whole)])
+    color, calls = skt.SemanticHistogramLoss.forward, []
+
+    def interrupted(self: nn.Module, *args: object, **kwargs: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 4:  # in the middle of a step
+            signal.raise_signal(signal.SIGINT)
+        return color(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(skt.SemanticHistogramLoss, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt, match=r"interrupted after step \d; continue with --resume"):
+            loop.main([*SMALL, "--checkpoint-every", "100", "--out", str(run)])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"run": "framework", "step": 3, "te')  # as a killed run leaves it
+    loop.main(["--resume", str(run)])
+    assert all(torch.equal(value, weights(run)[key]) for key, value in weights(whole).items())
+    assert metrics(run) == metrics(whole)
+
+
+def test_a_network_with_a_call_of_its_own(loop: ModuleType, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    loop.main([*SMALL, "--orm", "strangers:called_differently", "--taps", *STAGES, "--compare", "--out", str(run)])
+    skt.load_weights(run / "orm.safetensors", Stranger())
+
+
 def test_batches_do_not_depend_on_where_a_run_starts(loop: ModuleType) -> None:
     config = skt.TrainConfig(batch_size=2)
     data = skt.SyntheticScenes(6, 16)
@@ -175,11 +229,9 @@ class Stranger(nn.Module):
         return torch.sigmoid(self.last(self.body(torch.relu(self.first(bracket.flatten(1, 2))))))
 
 
-def test_a_strangers_network_by_name(loop: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "strangers", ModuleType("strangers"))
-    sys.modules["strangers"].Stranger = Stranger  # type: ignore[attr-defined]
+def test_a_strangers_network_by_name(loop: ModuleType, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    loop.main([*SMALL, "--orm", "strangers:Stranger", "--taps", "first", "body.0", "body", "--out", str(run)])
+    loop.main([*SMALL, "--orm", "strangers:Stranger", "--taps", *STAGES, "--out", str(run)])
     skt.load_weights(run / "orm.safetensors", Stranger())
 
 
@@ -255,7 +307,12 @@ def test_nothing_is_written_over(loop: ModuleType, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--orm", "nonsense"], "--orm must be one of"),
+        (["--orm", "nonsense"], "the network must be one of"),
+        (["--orm", "nonsense:Net"], "nonsense:Net does not give a network"),
+        (["--orm", "math:nothing"], "math:nothing does not give a network"),
+        (["--orm", "math:pow"], "math:pow does not give a network"),
+        (["--orm", "os:getcwd"], "must return an nn.Module"),
+        (["--device", "warp"], "no device 'warp'"),
         (["--loss-weights", "paper"], "perceptual"),
         (["--weights", "missing.pth"], "missing.pth"),
         (["--config", "missing.toml"], "missing.toml"),

@@ -35,6 +35,7 @@ OTHER = TrainConfig(
     lr=3e-05,
     seed=9,
     device="cpu",
+    val_crop=96,
     workers=3,
     log_every=4,
     validate_every=5,
@@ -90,6 +91,8 @@ def test_rejects_counts_below_one(name, value):
         ({"lr": 0.0}, r"--lr must be a finite number > 0, got 0.0"),
         ({"lr": math.nan}, r"--lr must be a finite number > 0, got nan"),
         ({"workers": -1}, r"--workers must be >= 0, got -1"),
+        ({"val_crop": 4}, r"--val-crop must be >= 16, got 4"),
+        ({"resume": Path("a"), "out": Path("b")}, r"--resume continues in its own folder"),
         ({"data": "hdr-folder"}, r"--data hdr-folder needs --root FOLDER"),
         ({"root": Path("x")}, r"--root is a folder of photographs: it goes with --data hdr-folder"),
     ],
@@ -122,7 +125,8 @@ def test_the_run_folders_file_gives_the_configuration_back(tmp_path, config):
     run = make_run_folder(dataclasses.replace(config, out=tmp_path / "run"))
     assert run == tmp_path / "run"
     assert [path.name for path in run.iterdir()] == ["config.toml"]
-    assert tyro.cli(TrainConfig, args=read_options(run / "config.toml")) == config
+    root = None if config.root is None else config.root.resolve()  # a run may be resumed from another folder
+    assert tyro.cli(TrainConfig, args=read_options(run / "config.toml")) == dataclasses.replace(config, root=root)
 
 
 def test_the_other_configuration_differs_in_every_option():
@@ -170,11 +174,14 @@ def test_any_value_survives_toml(value):
 
 def test_an_existing_run_is_refused_and_left_alone(tmp_path):
     (tmp_path / "kept.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"--out .* exists and is not empty: choose another, or --resume"):
+    with pytest.raises(FileExistsError, match=r"--out .* exists and is not empty: choose another$"):
         make_run_folder(TrainConfig(out=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
     with pytest.raises(FileExistsError, match=r"kept\.txt exists"):
         make_run_folder(TrainConfig(out=tmp_path / "kept.txt"))
+    run = make_run_folder(TrainConfig(out=tmp_path / "run"))
+    with pytest.raises(FileExistsError, match=r"choose another, or --resume .*run"):
+        make_run_folder(TrainConfig(out=run))
 
 
 def test_an_empty_folder_is_used_and_parents_are_made(tmp_path):
@@ -192,9 +199,10 @@ def test_the_default_name_says_what_runs(tmp_path, monkeypatch):
     assert (tmp_path / run / "config.toml").is_file()
 
 
-def test_resuming_returns_the_folder_unchanged_or_says_that_there_is_none(tmp_path):
-    assert make_run_folder(TrainConfig(resume=tmp_path)) == tmp_path
-    assert list(tmp_path.iterdir()) == []
+def test_resuming_returns_the_folder_with_the_new_options_or_says_that_there_is_none(tmp_path):
+    assert make_run_folder(TrainConfig(resume=tmp_path, steps=9)) == tmp_path
+    assert "steps = 9" in (tmp_path / "config.toml").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
     with pytest.raises(FileNotFoundError, match=r"--resume: no run folder at .*none"):
         make_run_folder(TrainConfig(resume=tmp_path / "none"))
 

@@ -795,7 +795,7 @@ def test_a_network_that_returns_no_picture_is_an_error():
         def forward(self, bracket):
             return super().forward(bracket), None
 
-    with pytest.raises(ValueError, match=r"the network's output must be a torch.Tensor \(B, C, H, W\), got tuple"):
+    with pytest.raises(TypeError, match=r"the network returned tuple, not a tensor .* forward_orm="):
         make(Pair(features=8))
     framework = make(Pair(features=8), forward_orm=lambda orm, bracket: orm(bracket)[0])
     assert framework(*make_data()).hdr.shape == (2, 3, 32, 24)

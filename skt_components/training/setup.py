@@ -1,0 +1,66 @@
+"""What a run is built from by name: its device and its network."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+ForwardORM = Callable[[nn.Module, Tensor], Tensor]
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device called ``name``; "auto" takes a CUDA device if there is one.
+
+    Raises:
+        ValueError: there is no such device on this machine.
+
+    Example:
+        >>> pick_device("cpu")
+        device(type='cpu')
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"no device {name!r} on this machine: {reason}") from error
+
+
+def load_network(name: str, known: Mapping[str, Callable[[], nn.Module]]) -> tuple[nn.Module, ForwardORM]:
+    """Make a network by a known name or as ``package.module:callable``, and say how to call it.
+
+    Args:
+        name: a key of ``known``, or the import path of a callable without arguments that returns a network, or a
+            network and a function ``forward(network, bracket) -> hdr`` for one that is called differently. The
+            working directory is searched too.
+        known: makers by name.
+
+    Raises:
+        ValueError: there is no such name, it does not import, or it gives no network.
+    """
+    if name in known:
+        return known[name](), call_network
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ValueError(f"the network must be one of {', '.join(known)} or package.module:callable, got {name!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        made = getattr(importlib.import_module(module), attribute)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(f"{name} does not give a network when called without arguments: {error}") from error
+    network, forward = made if isinstance(made, tuple) and len(made) == 2 else (made, call_network)
+    if not isinstance(network, nn.Module) or not callable(forward):
+        raise ValueError(f"{name} must return an nn.Module, or one and a function, got {type(made).__name__}")
+    return network, forward
+
+
+def call_network(network: nn.Module, bracket: Tensor) -> Tensor:
+    """Call a network in the plain way."""
+    return network(bracket)
