@@ -186,11 +186,17 @@ def list_pictures(root: Path, suffixes: Sequence[str]) -> list[Path]:
         raise ValueError(f"suffixes must be among {', '.join(SUPPORTED_SUFFIXES)}, got {tuple(suffixes)!r}")
     if not root.is_dir():
         raise FileNotFoundError(f"root must be a folder of HDR pictures, there is none at {root}")
-    found = (path for path in root.rglob("*") if path.suffix.lower() in wanted and path.is_file())
-    files = [p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts)]
+    # os.walk, because it can be told not to pass over a folder that it may not read.
+    found = (Path(folder) / name for folder, _, names in os.walk(root, onerror=_raise) for name in names)
+    visible = (path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
+    files = [path for path in visible if path.suffix.lower() in wanted and path.is_file()]
     if not files:
         raise FileNotFoundError(f"root has no pictures with suffix {', '.join(sorted(wanted))}: {root}")
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def split_pictures(
@@ -211,5 +217,8 @@ def split_pictures(
         return files
     chosen = [path for path in files if (path in held_out) == (split == "val")]
     if not chosen:
-        raise ValueError(f'split "{split}" has no picture: {len(held_out)} of {len(files)} files are for validation')
+        raise ValueError(
+            f'split "{split}" has no picture: {len(held_out)} of {len(files)} files are for validation; '
+            "training and validation need a photograph each"
+        )
     return chosen

@@ -85,8 +85,11 @@ class PriorFusionBlock(nn.Module):
         bias: bool = False,
     ) -> None:
         super().__init__()
+        if min(channels, prior_channels) < 1:
+            raise ValueError(f"channels and prior_channels must be >= 1, got {channels} and {prior_channels}")
         if num_heads < 1 or channels % num_heads:
             raise ValueError(f"num_heads must divide channels={channels}, got {num_heads}")
+        self.channels, self.prior_channels = channels, prior_channels
         self.num_heads, self.normalize = num_heads, normalize
         self.norm = _LayerNorm2d(channels) if normalize else nn.Identity()
         self.prior_norm = _LayerNorm2d(prior_channels) if normalize else nn.Identity()
@@ -99,8 +102,12 @@ class PriorFusionBlock(nn.Module):
         self, features: Float[Tensor, "b c h w"], prior: Float[Tensor, "b p _h _w"]
     ) -> Float[Tensor, "b c h w"]:
         """Return the fused features; ``prior`` is resized bilinearly to their size."""
-        check_tensor("features", features, ndim=4, layout="(B, C, H, W)")
-        check_tensor("prior", prior, ndim=4, layout="(B, C, H, W)")
+        check_tensor("features", features, ndim=4, layout="(B, C, H, W)", channels=self.channels)
+        check_tensor("prior", prior, ndim=4, layout="(B, C, H, W)", channels=self.prior_channels)
+        if prior.shape[0] != features.shape[0]:
+            raise ValueError(
+                f"features and prior must have one batch size, got {tuple(features.shape)} and {tuple(prior.shape)}"
+            )
         prior = self.prior_norm(prior)  # before the resizing, while it is small
         if prior.shape[-2:] != features.shape[-2:]:
             prior = F.interpolate(prior, size=features.shape[-2:], mode="bilinear", align_corners=False)

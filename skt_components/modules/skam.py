@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -60,7 +60,7 @@ class SKAM(nn.Module):
             raise ValueError(f"student, teacher and latent channels must be >= 1, got {widths}")
         if not 0.0 <= mask_ratio <= 1.0:
             raise ValueError(f"mask_ratio must be in [0, 1], got {mask_ratio!r}")
-        self.mask_ratio = mask_ratio
+        self.student_channels, self.teacher_channels, self.mask_ratio = student_channels, teacher_channels, mask_ratio
         self.student_encoder = _two_convs(student_channels, latent_channels, latent_channels)
         self.teacher_encoder = _two_convs(teacher_channels, latent_channels, latent_channels)
         self.decoder = _two_convs(latent_channels, latent_channels, teacher_channels)
@@ -70,7 +70,7 @@ class SKAM(nn.Module):
         student: Float[Tensor, "b s _h _w"],
         teacher: Float[Tensor, "b t h w"],
         *,
-        mask: Float[Tensor, "b l h w"] | None = None,
+        mask: Shaped[Tensor, "b l h w"] | None = None,
         generator: torch.Generator | None = None,
         detach_teacher: bool = True,
     ) -> SKAMOutput:
@@ -79,7 +79,7 @@ class SKAM(nn.Module):
         Args:
             student: the student's feature; its latent is resized bilinearly to the teacher's size.
             teacher: the teacher's feature.
-            mask: the mask to use instead of a random one, at the latent's shape.
+            mask: the mask to use instead of a random one, at the latent's shape; bool or 0 and 1.
             generator: source of the mask's randomness.
             detach_teacher: keep the loss from training the teacher.
 
@@ -87,8 +87,8 @@ class SKAM(nn.Module):
             TypeError: a feature is not a floating-point tensor.
             ValueError: the batch sizes differ, or ``mask`` has another shape than the latent.
         """
-        check_tensor("student", student, ndim=4, layout="(B, C, H, W)")
-        check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
+        check_tensor("student", student, ndim=4, layout="(B, C, H, W)", channels=self.student_channels)
+        check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)", channels=self.teacher_channels)
         if student.shape[0] != teacher.shape[0]:
             raise ValueError(
                 f"student and teacher must have one batch size, got {tuple(student.shape)}, {tuple(teacher.shape)}"
@@ -108,6 +108,7 @@ class SKAM(nn.Module):
             )
         elif mask.shape != latent_teacher.shape:
             raise ValueError(f"mask must be {tuple(latent_teacher.shape)}, got {tuple(mask.shape)}")
+        mask = mask.to(latent_teacher.dtype)
         enhanced = self.decoder(mix_features(latent_student, latent_teacher, mask))
         dtype = float_dtype(teacher)
         return SKAMOutput(F.mse_loss(enhanced.to(dtype), teacher.to(dtype)), enhanced, mask)

@@ -258,7 +258,7 @@ def test_rejects_bad_inputs():
     with pytest.raises(TypeError, match=r"prior must be a floating-point tensor"):
         block(features, prior.detach().long())
     with pytest.raises(
-        ValueError, match=r"query and key must have the same shape, got \(1, 8, 6, 5\) and \(2, 8, 6, 5\)"
+        ValueError, match=r"features and prior must have one batch size, got \(2, 8, 6, 5\) and \(1, 4, 6, 5\)"
     ):
         block(features, prior[:1])
 

@@ -223,8 +223,10 @@ def test_rejects_bad_features():
         skam(f_s, f_t.detach().long())
     with pytest.raises(ValueError, match=r"mask must be \(2, 5, 7, 5\), got \(2, 1, 7, 5\)"):
         skam(f_s, f_t, mask=torch.ones(2, 1, 7, 5))
-    with pytest.raises(TypeError, match=r"mask must be a floating-point tensor, got torch.bool"):
-        skam(f_s, f_t, mask=torch.ones(2, 5, 7, 5, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"student must have 4 channels"):
+        skam(f_t, f_t)
+    with pytest.raises(ValueError, match=r"teacher must have 6 channels"):
+        skam(f_s, f_s)
 
 
 # compiles
@@ -250,3 +252,10 @@ def test_a_copy_is_independent_and_the_ratio_is_shown():
         twin.decoder[0].weight.add_(1)
     assert not torch.equal(twin.decoder[0].weight, skam.decoder[0].weight)
     assert "mask_ratio=0.25" in repr(skam)
+
+
+def test_a_bool_mask_is_a_mask():
+    skam = SKAM(4, 6, latent_channels=5)
+    f_s, f_t = features()
+    mask = torch.rand(2, 5, 7, 5) < 0.5
+    assert torch.equal(skam(f_s, f_t, mask=mask).enhanced, skam(f_s, f_t, mask=mask.float()).enhanced)
