@@ -68,10 +68,3 @@ def check_size(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
     if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 8 for v in (height, width)):
         raise ValueError(f"{name} must be whole numbers of at least 8 pixels, got {size!r}")
     return height, width
-
-
-def check_count(name: str, value: int, least: int) -> int:
-    """Return ``value``; raise ValueError unless it is a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
-    return value

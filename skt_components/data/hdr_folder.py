@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from skt_components.data._cache import PictureCache
-from skt_components.data._seeding import SharedEpoch, check_count, check_size, integer, make_generator
+from skt_components.data._seeding import SharedEpoch, check_size, integer, make_generator
 from skt_components.data._views import FlatView, SphereLimits, SphereView
 from skt_components.data.camera import Camera, simulate_bracket
 from skt_components.data.io import SUPPORTED_SUFFIXES, read_image
 from skt_components.data.motion import Motion
 from skt_components.data.sample import HDRSample
-from skt_components.ops._checks import check_choice
+from skt_components.ops._checks import check_choice, check_count
 
 # A crop must have light in this share of its pixels.
 MIN_LIT = 0.05

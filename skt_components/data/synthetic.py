@@ -10,11 +10,11 @@ from torch.utils.data import Dataset
 
 from skt_components.data._objects import SceneObject, add_object, draw_objects
 from skt_components.data._scene import FINE, Background, draw_background
-from skt_components.data._seeding import SharedEpoch, check_count, check_size, make_generator
+from skt_components.data._seeding import SharedEpoch, check_size, make_generator
 from skt_components.data.camera import Camera, capture, exposure_scale
 from skt_components.data.motion import Motion, camera_pose, move_grid, pixel_grid, sample_linear
 from skt_components.data.sample import HDRSample, make_bracket
-from skt_components.ops._checks import check_choice
+from skt_components.ops._checks import check_choice, check_count
 
 
 class SyntheticScenes(Dataset[HDRSample]):

@@ -50,7 +50,7 @@ class LossWeights:
 
     @classmethod
     def recommended(cls) -> LossWeights:
-        """Return the default: every transfer term pulls well below L_org; see the fidelity page for the evidence."""
+        """Return the default: every transfer term pulls well below L_org; the results page has the evidence."""
         return cls(content_weight=0.1, color_weight=0.01, alignment_weight=1.0, perceptual_weight=0.0)
 
 
