@@ -21,7 +21,7 @@ from skt_components.ops._histogram_checks import check_bandwidth, check_values, 
 
 BACKENDS = ("auto", "torch")
 _TOLERANCE = 1e-7  # kernel values below it are outside the window
-_CHUNK = 1 << 16  # pixels at a time: bounds the temporaries to a few MiB
+_CHUNK = 1 << 14  # pixels at a time: the temporaries stay small enough to be reused, and in the cache
 
 
 def soft_histogram(
