@@ -117,14 +117,15 @@ class SemanticKnowledgeTransfer(nn.Module):
         self.perceptual = _frozen(perceptual)
         self._check_weights()
         self.orm = orm
-        self.forward_orm = forward_orm or call_network
+        self.forward_orm = call_network if forward_orm is None else forward_orm
         self.taps = _find_taps(orm, taps)
         self.transfer = domain if isinstance(domain, DomainTransfer) else DomainTransfer(domain)
         self.bank = Frozen(knowledge_bank)  # type: ignore[arg-type]
-        self.orm_loss = _frozen(orm_loss or MuL1Loss(self.transfer.mu, self.transfer.peak))
+        default = MuL1Loss(self.transfer.mu, self.transfer.peak)
+        self.orm_loss = _frozen(default if orm_loss is None else orm_loss)
         self.spgrm = spgrm if spgrm is not None else _make_spgrm(orm, knowledge_bank)
         self.teacher_taps = _find_taps(self.spgrm, None)
-        self.color_loss = _frozen(color_loss or SemanticHistogramLoss())
+        self.color_loss = _frozen(SemanticHistogramLoss() if color_loss is None else color_loss)
         self.joint, self.detach_teacher = joint, detach_teacher
         student, teacher = self._stage_channels(sample)
         latent = student if latent_channels is None else [latent_channels] * _STAGES
