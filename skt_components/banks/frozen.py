@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -67,9 +68,46 @@ class Frozen(nn.Module):
         return self.network(*args, **kwargs)
 
     def extra_repr(self) -> str:
-        """Name the network and its size."""
-        size = sum(p.numel() for p in self.network.parameters())
+        """Name the network and its size, that of networks frozen inside it included."""
+        size = sum(t.numel() for _, t in _named_tensors(self.network) if isinstance(t, nn.Parameter))
         return f"{type(self.network).__name__}, {size / 1e6:.2f} M parameters"
+
+
+def fingerprint(module: nn.Module, *options: object) -> str:
+    """Return a hash of everything a module computes with: parameters, buffers, and what ``options`` says.
+
+    Networks inside :class:`Frozen` count, and so do buffers that no state dict has. Floating-point numbers are
+    taken as float32, so a module in float64 keeps its fingerprint; one rounded to half precision is another.
+
+    Args:
+        module: the module; read on the CPU, wherever it is.
+        options: what else decides the result, compared by ``repr``.
+
+    Returns:
+        64 hexadecimal digits (SHA-256).
+
+    Example:
+        >>> fingerprint(nn.ReLU(), "a") == fingerprint(nn.ReLU(), "a")
+        True
+        >>> fingerprint(nn.ReLU(), "a") == fingerprint(nn.ReLU(), "b")
+        False
+    """
+    digest = hashlib.sha256(repr(options).encode())
+    for name, tensor in _named_tensors(module):
+        values = tensor.detach().cpu().contiguous()
+        values = values.float() if values.is_floating_point() else values
+        digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _named_tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield parameters and buffers, also of networks that a Frozen hides from the usual traversals."""
+    for tensors in (module.named_parameters(prefix), module.named_buffers(prefix)):
+        yield from tensors
+    for name, child in module.named_modules(prefix=prefix):
+        if isinstance(child, Frozen):
+            yield from _named_tensors(child.network, f"{name}.network" if name else "network")
 
 
 class Normalize(nn.Module):

@@ -11,18 +11,19 @@ from torch import Tensor
 
 
 class SemanticPriors(NamedTuple):
-    """Frozen knowledge about a batch of pictures: feature maps and a partition into regions.
+    """Frozen knowledge about a batch of pictures: feature maps and regions.
 
     Attributes:
         features: four maps ``(B, C_i, ceil(H / s_i), ceil(W / s_i))``, coarse to fine (strides 16, 8, 4, 2).
-        masks: ``(B, R, H, W)`` bool, one mask per region; disjoint when made by ``priors_from_labels``.
-        labels: ``(B, H, W)`` int64, the region of each pixel, -1 where there is none.
+        masks: ``(B, R, H, W)`` bool, one mask per region.
+        labels: ``(B, H, W)`` int64, the region of each pixel, -1 where there is none; the masks say the same. None
+            where regions may overlap, which a label map cannot say: then only the masks count.
         valid: ``(B, R)`` bool, whether the region has any pixel in that picture.
     """
 
     features: list[Tensor]
     masks: Bool[Tensor, "b r h w"]
-    labels: Int[Tensor, "b h w"]
+    labels: Int[Tensor, "b h w"] | None
     valid: Bool[Tensor, "b r"]
 
 
@@ -30,8 +31,10 @@ class SemanticPriors(NamedTuple):
 class RegionSource(Protocol):
     """Anything that cuts pictures into regions: a callable with the number of regions it may use.
 
-    It maps RGB pictures ``(B, 3, H, W)`` in [0, 1] to int64 labels ``(B, H, W)`` in
-    [-1, ``num_regions``), without gradient. A source with weights of its own belongs in ``Frozen``.
+    It maps RGB pictures ``(B, 3, H, W)`` in [0, 1] and the bank's feature maps, coarse to fine, to int64 labels
+    ``(B, H, W)`` in [-1, ``num_regions``), without gradient. It may ignore the features. One that is an
+    ``nn.Module`` is frozen by the bank; one of another kind should tell its options in its ``repr``, which the
+    bank's ``fingerprint`` reads.
     """
 
     @property
@@ -39,7 +42,7 @@ class RegionSource(Protocol):
         """How many regions a picture can have."""
         ...
 
-    def __call__(self, images: Float[Tensor, "b 3 h w"], /) -> Int[Tensor, "b h w"]:
+    def __call__(self, images: Float[Tensor, "b 3 h w"], features: Sequence[Tensor], /) -> Int[Tensor, "b h w"]:
         """Label every pixel."""
         ...
 
@@ -107,3 +110,39 @@ def priors_from_labels(
     index = torch.arange(num_regions, device=labels.device)
     masks = labels[:, None] == index[None, :, None, None]
     return SemanticPriors(list(features), masks, labels, masks.flatten(2).any(dim=-1))
+
+
+def priors_from_masks(features: Sequence[Tensor], masks: Bool[Tensor, "b r h w"]) -> SemanticPriors:
+    """Build ``SemanticPriors`` from masks that may overlap; ``labels`` is None.
+
+    Args:
+        features: the feature maps, coarse to fine; passed through.
+        masks: ``(B, R, H, W)`` bool; empty ones are not valid. A pixel may be in several masks or in none.
+
+    Returns:
+        The priors, on the masks' device, made without waiting for that device.
+
+    Raises:
+        TypeError: if ``masks`` is not a bool tensor.
+        ValueError: if it has not four axes or no mask at all.
+
+    Example:
+        >>> priors = priors_from_masks([], torch.tensor([[[[True, True]], [[False, True]], [[False, False]]]]))
+        >>> priors.valid.tolist(), priors.labels
+        ([[True, True, False]], None)
+    """
+    if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
+        raise TypeError(
+            f"masks must be a bool tensor (B, R, H, W), got {getattr(masks, 'dtype', type(masks).__name__)}"
+        )
+    if masks.ndim != 4 or masks.shape[1] < 1:
+        raise ValueError(f"masks must be (B, R, H, W) with R >= 1, got shape {tuple(masks.shape)}")
+    return SemanticPriors(list(features), masks, None, masks.flatten(2).any(dim=-1))
+
+
+def check_region_source(regions: object) -> int:
+    """Return how many regions a source can give; raise TypeError if it is none (see :class:`RegionSource`)."""
+    count = getattr(regions, "num_regions", None)
+    if not callable(regions) or isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"regions must be callable and have an int num_regions, got {type(regions).__name__}")
+    return count

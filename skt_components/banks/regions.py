@@ -7,6 +7,7 @@ of one colour may become one. They need no weights and run on any device.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,11 +55,14 @@ class ColorPositionKMeans:
             check_positive("position_weight", self.position_weight)
 
     @torch.no_grad()
-    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b h w"]:
+    def __call__(
+        self, images: Float[Tensor, "b 3 h w"], features: Sequence[Tensor] | None = None
+    ) -> Int[Tensor, "b h w"]:
         """Label every pixel.
 
         Args:
             images: ``(B, 3, H, W)``, RGB; values are clamped to [0, 1].
+            features: a bank's maps; not looked at.
 
         Returns:
             int64 labels ``(B, H, W)`` in [0, ``num_regions``).
@@ -72,7 +76,7 @@ class ColorPositionKMeans:
         height, width = images.shape[-2:]
         small = F.adaptive_avg_pool2d(images, _fit_within(height, width, self.working_size))
         points = _color_position(small, self.position_weight)
-        centres = _grid_centres(small, self.num_regions, self.position_weight)
+        centres = grid_centres(small, self.num_regions, self.position_weight)
         for _ in range(self.iterations):
             centres = _update_centres(points, _nearest(points, centres), centres)
         return _nearest(_color_position(images, self.position_weight), centres).view(-1, height, width)
@@ -103,8 +107,10 @@ class GridRegions:
         """How many rectangles there are."""
         return self.rows * self.cols
 
-    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b h w"]:
-        """Label every pixel of ``images`` ``(B, 3, H, W)``, row by row; int64 ``(B, H, W)``."""
+    def __call__(
+        self, images: Float[Tensor, "b 3 h w"], features: Sequence[Tensor] | None = None
+    ) -> Int[Tensor, "b h w"]:
+        """Label every pixel of ``images`` ``(B, 3, H, W)``, row by row; int64 ``(B, H, W)``; no features needed."""
         check_tensor("images", images, ndim=4, layout="(B, 3, H, W)", channels=3)
         batch, _, height, width = images.shape
         row = torch.arange(height, device=images.device) * self.rows // height
@@ -134,8 +140,14 @@ def _color_position(images: Tensor, weight: float) -> Tensor:
     return torch.cat([images, position], dim=1).flatten(2)
 
 
-def _grid_centres(images: Tensor, count: int, weight: float) -> Tensor:
-    """Return ``(B, count, 5)``: the mean colour and the middle of ``count`` cells in nearly square rows."""
+def grid_centres(images: Float[Tensor, "b c h w"], count: int, weight: float) -> Float[Tensor, "b {count} d"]:
+    """Return ``(B, count, C + 2)``: mean channels and middles of ``count`` cells in nearly square rows.
+
+    Args:
+        images: ``(B, C, H, W)``, colours or any other maps.
+        count: how many cells cover the picture.
+        weight: what the positions y and x, in units of the longer side, are multiplied by.
+    """
     height, width = images.shape[-2:]
     rows = min(count, max(1, round(math.sqrt(count * height / width))))
     bounds = [count * r // rows for r in range(rows + 1)]

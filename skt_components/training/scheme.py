@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from skt_components.banks.frozen import Frozen
-from skt_components.banks.priors import KnowledgeBank, SemanticPriors
+from skt_components.banks.priors import KnowledgeBank, SemanticPriors, priors_from_labels
 from skt_components.losses.content import content_loss
 from skt_components.losses.histogram import SemanticHistogramLoss
 from skt_components.losses.reconstruction import MuL1Loss
@@ -20,11 +20,12 @@ from skt_components.models.spgrm import SPGRM
 from skt_components.modules.domain_transfer import DomainTransfer
 from skt_components.modules.skam import SKAM
 from skt_components.modules.taps import FeatureTaps, as_feature_map, eval_mode, unwrap
-from skt_components.ops._checks import check_same_shape, check_tensor, float_dtype
+from skt_components.ops._checks import check_choice, check_same_shape, check_tensor, float_dtype
 from skt_components.training.config import LossWeights
 from skt_components.training.setup import ForwardORM, call_network
 
 PairLoss = Callable[[Tensor, Tensor], Tensor]
+Described = Literal["tonemapped", "target"]
 _STAGES = 3
 
 
@@ -46,7 +47,7 @@ class StepOutput(NamedTuple):
     refined: Tensor
     """The teacher's picture."""
     priors: SemanticPriors
-    """What the knowledge bank said about ``tonemapped``."""
+    """What the knowledge bank said about ``tonemapped`` (or T(target)), with the caller's regions if there are any."""
 
 
 class SemanticKnowledgeTransfer(nn.Module):
@@ -76,6 +77,10 @@ class SemanticKnowledgeTransfer(nn.Module):
         mask_ratio: share of the latent that the SKAMs take from the teacher.
         joint: let L_spg through the teacher's input into the network.
         detach_teacher: keep L_content, L_color and L_feat from training the teacher.
+        priors_of: the picture that the bank describes. "tonemapped" is the paper's: the network's own output, whose
+            regions and features move while it learns. "target" is the tone-mapped ground truth: the same in every
+            epoch, so it can be kept on disk, and right from the first step, but the teacher then gets features of
+            the answer along with the student's picture and has less to learn from the picture itself.
         sample: a bracket ``(B, N, C, H, W)`` to read the stages' channels from, once; a small random one in the
             shape of the domain when None.
 
@@ -109,9 +114,11 @@ class SemanticKnowledgeTransfer(nn.Module):
         mask_ratio: float = 0.5,
         joint: bool = False,
         detach_teacher: bool = True,
+        priors_of: Described = "tonemapped",
         sample: Tensor | None = None,
     ) -> None:
         super().__init__()
+        check_choice("priors_of", priors_of, get_args(Described))
         _check_arguments(orm, knowledge_bank, weights, sample)
         self.weights = weights if weights is not None else LossWeights.recommended()
         self.perceptual = _frozen(perceptual)
@@ -126,7 +133,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         self.spgrm = spgrm if spgrm is not None else _make_spgrm(orm, knowledge_bank)
         self.teacher_taps = _find_taps(self.spgrm, None)
         self.color_loss = _frozen(SemanticHistogramLoss() if color_loss is None else color_loss)
-        self.joint, self.detach_teacher = joint, detach_teacher
+        self.joint, self.detach_teacher, self.priors_of = joint, detach_teacher, priors_of
         student, teacher = self._stage_channels(sample)
         latent = student if latent_channels is None else [latent_channels] * _STAGES
         self.skams = nn.ModuleList(SKAM(*widths, mask_ratio) for widths in zip(student, teacher, latent, strict=True))
@@ -136,6 +143,8 @@ class SemanticKnowledgeTransfer(nn.Module):
         bracket: Float[Tensor, "b n c h w"],
         target: Float[Tensor, "b _c _h _w"],
         *,
+        labels: Integer[Tensor, "b _hs _ws"] | None = None,
+        num_regions: int | None = None,
         generator: torch.Generator | None = None,
     ) -> StepOutput:
         """Return the losses and pictures of one step.
@@ -143,6 +152,9 @@ class SemanticKnowledgeTransfer(nn.Module):
         Args:
             bracket: input exposures, as the network takes them.
             target: linear ground truth in the network's output domain.
+            labels: regions to use instead of the bank's, ``(B, H, W)`` integers for the tone-mapped picture (twice
+                the target's size for packed raw); outside [0, ``num_regions``) they mean "no region".
+            num_regions: how many regions ``labels`` can name.
             generator: source of the SKAMs' random masks.
 
         Raises:
@@ -156,8 +168,8 @@ class SemanticKnowledgeTransfer(nn.Module):
             hdr = self._check_output(self.forward_orm(self.orm, bracket))
         check_same_shape("the network's output", hdr, "target", target)
         tonemapped = self._tonemap(hdr)
-        with torch.no_grad():
-            priors = self.bank(tonemapped.detach())
+        truth = self._tonemap(target)
+        priors = self._describe(truth if self.priors_of == "target" else tonemapped, labels, num_regions)
         with self.teacher_taps.capture(self.spgrm) as teacher_stages:
             refined = _full(self.spgrm(tonemapped if self.joint else tonemapped.detach(), priors.features))
         terms = {"org": _full(self.orm_loss(hdr, target))}
@@ -167,7 +179,7 @@ class SemanticKnowledgeTransfer(nn.Module):
             stages = [as_feature_map(stage, size) for stage in student_stages]
             self._check_stages(stages, hdr)
             terms["alignment"] = self._alignment(stages, teacher_stages, generator)
-        terms["spgrm"] = (refined - self._tonemap(target)).abs().mean()
+        terms["spgrm"] = (refined - truth).abs().mean()
         orm_loss = sum((w * terms[name] for name, w in self._active_weights(terms)), terms["org"])
         return StepOutput(orm_loss, terms["spgrm"], orm_loss + terms["spgrm"], terms, hdr, tonemapped, refined, priors)
 
@@ -189,6 +201,25 @@ class SemanticKnowledgeTransfer(nn.Module):
             norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
         return norms
 
+    def _describe(self, picture: Tensor, labels: Tensor | None, num_regions: int | None) -> SemanticPriors:
+        with torch.no_grad():
+            priors = self.bank(picture.detach())
+        if labels is None and num_regions is None:
+            return priors
+        if labels is None or num_regions is None:
+            raise ValueError(
+                "labels and num_regions go together, got "
+                + ("num_regions alone" if labels is None else "labels alone; their largest is not looked up")
+            )
+        own = priors_from_labels(priors.features, labels, num_regions)
+        size = (len(picture), *picture.shape[-2:])
+        if tuple(labels.shape) != size or labels.device != picture.device:
+            raise ValueError(
+                f"labels must be (B, H, W) = {size} on {picture.device}, as the tone-mapped picture, "
+                f"got {tuple(labels.shape)} on {labels.device}"
+            )
+        return own
+
     def _transfer_terms(self, student: Tensor, refined: Tensor, priors: SemanticPriors) -> dict[str, Tensor]:
         teacher = refined.detach() if self.detach_teacher else refined
         terms = {}
@@ -197,9 +228,10 @@ class SemanticKnowledgeTransfer(nn.Module):
                 student, teacher, perceptual=self.perceptual, perceptual_weight=self.weights.perceptual_weight
             )
         if self.weights.color_weight > 0:
-            terms["color"] = self.color_loss(
-                student, teacher, labels=priors.labels, num_regions=priors.valid.shape[1], valid=priors.valid
-            )
+            regions: dict[str, Any] = {"masks": priors.masks}
+            if priors.labels is not None:
+                regions = {"labels": priors.labels, "num_regions": priors.valid.shape[1]}
+            terms["color"] = self.color_loss(student, teacher, valid=priors.valid, **regions)
         return terms
 
     def _alignment(self, student: list[Tensor], teacher: list[Tensor], generator: torch.Generator | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from skt_components.banks import Frozen
-from skt_components.banks.frozen import Normalize
+from skt_components.banks.frozen import Normalize, fingerprint
 
 
 def make_network() -> nn.Sequential:
@@ -194,6 +194,38 @@ def test_compiles_without_graph_breaks() -> None:
 
 def test_repr_names_the_network() -> None:
     assert "Sequential, 0.00 M parameters" in repr(Parent())
+
+
+def test_repr_counts_networks_frozen_inside() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), Frozen(nn.Sequential(nn.Linear(1000, 1000), Frozen(nn.Linear(999, 500))))
+    )
+    assert "Sequential, 1.50 M parameters" in Frozen(network).extra_repr()
+    assert "Frozen, 1.00 M parameters" in Frozen(Frozen(nn.Linear(1000, 1000))).extra_repr()
+
+
+def test_a_fingerprint_is_of_everything_a_network_computes_with() -> None:
+    module = nn.Sequential(make_network(), Frozen(nn.Sequential(Normalize([0.5], [0.5]), Frozen(make_network()))))
+    found = fingerprint(module, "options", 8)
+    assert len(found) == 64
+    assert set(found) <= set("0123456789abcdef")
+    for same in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), copy.deepcopy(module).double()):
+        assert fingerprint(same, "options", 8) == found
+    assert fingerprint(copy.deepcopy(module).to(memory_format=torch.channels_last), "options", 8) == found
+    others = [fingerprint(module, "options", 9), fingerprint(module), fingerprint(copy.deepcopy(module).half())]
+    inner = module[1].network[1].network
+    tensors = [module[0][0].weight, module[0][1].running_mean, module[1].network[0].std, inner[0].bias]
+    with torch.no_grad():
+        for tensor in (*tensors, inner[1].running_var):  # each a change on top of the earlier ones
+            tensor.view(-1)[-1] += 1e-3
+            others.append(fingerprint(module, "options", 8))
+    assert len({found, *others}) == 1 + len(others)
+
+
+def test_a_fingerprint_tells_places_apart() -> None:
+    zero, one = nn.Linear(2, 2), nn.Linear(2, 2)
+    assert fingerprint(nn.Sequential(zero, one)) != fingerprint(nn.Sequential(one, zero))
+    assert fingerprint(nn.Sequential(zero)) == fingerprint(nn.Sequential(copy.deepcopy(zero)))
 
 
 def test_rejects_bad_input() -> None:

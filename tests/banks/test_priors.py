@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from skt_components.banks import GridRegions, RegionSource, SemanticPriors, priors_from_labels
+from skt_components.banks.priors import check_region_source, priors_from_masks
 
 
 def test_masks_are_the_one_hot_labels_and_valid_says_which_are_used() -> None:
@@ -51,8 +52,21 @@ def test_non_contiguous_labels() -> None:
     assert torch.equal(priors.masks, priors_from_labels([], labels, 3).masks.transpose(2, 3))
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 3), st.integers(1, 7), st.integers(0, 2**31 - 1))
+def test_overlapping_masks_are_kept_and_have_no_labels(regions: int, batch: int, size: int, seed: int) -> None:
+    masks = torch.rand(batch, regions, size, size, generator=torch.Generator().manual_seed(seed)) > 0.9
+    features = [torch.rand(batch, 3, 1, 1)]
+    priors = priors_from_masks(features, masks)
+    assert priors.features[0] is features[0]
+    assert priors.labels is None
+    assert torch.equal(priors.masks, masks)
+    assert torch.equal(priors.valid, masks.sum(dim=(2, 3)) > 0)
+
+
 def test_no_value_is_read_on_the_host() -> None:
     # A tensor on the meta device has no values: any look at them raises.
+    assert priors_from_masks([], torch.zeros(1, 3, 4, 4, dtype=torch.bool, device="meta")).valid.shape == (1, 3)
     priors = priors_from_labels([], torch.zeros(1, 4, 4, dtype=torch.long, device="meta"), 3)
     assert priors.masks.shape == (1, 3, 4, 4)
     assert priors.valid.device.type == "meta"
@@ -68,12 +82,16 @@ def test_a_module_can_be_a_region_source() -> None:
     class Thirds(nn.Module):
         num_regions = 3
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: torch.Tensor, features: list[torch.Tensor]) -> torch.Tensor:
             return (images.mean(dim=1) * 3).long().clamp(0, 2)
 
     assert isinstance(Thirds(), RegionSource)
     assert isinstance(GridRegions(), RegionSource)
     assert not isinstance(len, RegionSource)
+    assert check_region_source(Thirds()) == 3
+    for bad in (len, 8, nn.ReLU()):
+        with pytest.raises(TypeError, match=r"regions must be callable and have an int num_regions, got "):
+            check_region_source(bad)
 
 
 @pytest.mark.parametrize(
@@ -90,3 +108,17 @@ def test_a_module_can_be_a_region_source() -> None:
 def test_rejects_bad_input(labels: object, regions: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         priors_from_labels([], labels, regions)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("masks", "error", "message"),
+    [
+        ([[0]], TypeError, r"masks must be a bool tensor \(B, R, H, W\), got list"),
+        (torch.zeros(1, 2, 2, 2), TypeError, r"masks must be a bool tensor \(B, R, H, W\), got torch.float32"),
+        (torch.zeros(2, 2, 2).bool(), ValueError, r"masks must be \(B, R, H, W\) with R >= 1, got shape \(2, 2, 2\)"),
+        (torch.zeros(1, 0, 2, 2).bool(), ValueError, r"with R >= 1, got shape \(1, 0, 2, 2\)"),
+    ],
+)
+def test_rejects_bad_masks(masks: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        priors_from_masks([], masks)  # type: ignore[arg-type]

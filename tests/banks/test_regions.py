@@ -243,6 +243,12 @@ def test_rejects_a_bad_grid() -> None:
         GridRegions(2, "2")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("regions", [ColorPositionKMeans(5), GridRegions()])
+def test_a_banks_features_make_no_difference(regions: ColorPositionKMeans | GridRegions) -> None:
+    pictures = torch.rand(2, 3, 20, 24)
+    assert torch.equal(regions(pictures, [torch.rand(2, 7, 3, 3)]), regions(pictures))
+
+
 @pytest.mark.parametrize("regions", [ColorPositionKMeans(2), GridRegions()])
 def test_rejects_bad_pictures(regions: ColorPositionKMeans | GridRegions) -> None:
     with pytest.raises(TypeError, match=r"images must be a floating-point tensor, got torch\.uint8"):

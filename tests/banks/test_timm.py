@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import copy
+import http.server
 import os
 import pickle
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +21,16 @@ import skimage.data
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from skt_components.banks import ColorPositionKMeans, GridRegions, KnowledgeBank, TimmFeatureExtractor
+from skt_components.banks import (
+    ColorPositionKMeans,
+    Frozen,
+    GridRegions,
+    KnowledgeBank,
+    TimmFeatureExtractor,
+    _timm_weights,
+)
 from skt_components.banks.lite0 import lite0_weights
 
 timm = pytest.importorskip("timm")
@@ -65,18 +79,104 @@ def test_maps_equal_those_of_the_whole_network(bank: TimmFeatureExtractor, pictu
         torch.testing.assert_close(feature, wanted[stride], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "hrnet_w18_small", "mobilenetv3_small_050", "resnetv2_18"])
-def test_a_file_fills_every_family_of_backbone(tmp_path: Path, pictures: Tensor, name: str) -> None:
+def make_full(name: str) -> nn.Module:
+    """timm's own whole network; fresh statistics would hide buffers that were not loaded."""
     full = timm.create_model(name)
-    for module in full.modules():  # fresh statistics would hide buffers that were not loaded
+    for module in full.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)
             module.running_var.uniform_(0.8, 1.2)
+    return full
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "resnetv2_18"])
+def test_a_file_fills_every_family_of_backbone(tmp_path: Path, pictures: Tensor, name: str) -> None:
+    full = make_full(name)
     torch.save(full.state_dict(), tmp_path / "weights.pth")
     bank = TimmFeatureExtractor(name, weights=tmp_path / "weights.pth")
     wanted = intermediates(full, pictures)
     for feature in bank(pictures).features:
         assert any(m.shape == feature.shape and torch.allclose(m, feature, atol=1e-5) for m in wanted)
+
+
+def hrnet_branches(full: nn.Module, pictures: Tensor) -> list[Tensor]:
+    """The stem and the four branches before the head, from timm's whole network, coarse to fine."""
+    config: Any = full.pretrained_cfg
+    mean, std = (torch.tensor(config[k]).view(3, 1, 1) for k in ("mean", "std"))
+    with torch.no_grad():
+        full.eval()
+        stem = full.act1(full.bn1(full.conv1((pictures - mean) / std)))
+        branches = full.stages(full.act2(full.bn2(full.conv2(stem))))
+    return [*branches[2::-1], stem]
+
+
+@pytest.mark.parametrize("head", ["kept", "dropped", "replaced"])
+def test_hrnet_gives_its_branches_before_the_head(tmp_path: Path, pictures: Tensor, head: str) -> None:
+    full = make_full("hrnet_w18_small")
+    state = full.state_dict()
+    heads = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.")
+    assert all(any(k.startswith(h) for k in state) for h in heads)
+    if head != "kept":
+        state = {k: v for k, v in state.items() if not k.startswith(heads)}
+    if head == "replaced":
+        state["classifier.weight"] = torch.zeros(3, 3)
+    torch.save(state, tmp_path / "hrnet.pth")
+    bank = TimmFeatureExtractor("hrnet_w18_small", weights=tmp_path / "hrnet.pth")
+    assert bank.channels == (64, 32, 16, 64)
+    for feature, wanted in zip(bank(pictures).features, hrnet_branches(full, pictures), strict=True):
+        torch.testing.assert_close(feature, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["drop", "add"])
+def test_hrnet_is_strict_before_the_head(tmp_path: Path, change: str) -> None:
+    state = timm.create_model("hrnet_w18_small").state_dict()
+    if change == "drop":
+        del state["stage4.0.fuse_layers.3.0.0.0.weight"]
+    else:
+        state["last_layer.0.weight"] = torch.zeros(1)
+    torch.save(state, tmp_path / "hrnet.pth")
+    named = {"drop": "1 missing: stage4.0.fuse_layers.3", "add": "1 unexpected: last_layer.0.weight"}
+    with pytest.raises(ValueError, match=named[change]):
+        TimmFeatureExtractor("hrnet_w18_small", weights=tmp_path / "hrnet.pth")
+
+
+def test_hrnet_w48_has_the_channels_of_the_papers_ablation() -> None:
+    bank = TimmFeatureExtractor("hrnet_w48", weights="random", reduction=(32, 16, 8, 4))
+    assert bank.channels == (384, 192, 96, 48)
+    assert bank(torch.rand(1, 3, 64, 64)).features[0].shape == (1, 384, 2, 2)
+    assert not any("incre" in name for name, _ in bank.backbone.network.named_modules())
+
+
+def test_backbones_from_stride_4_see_the_picture_at_twice_its_size(tmp_path: Path, pictures: Tensor) -> None:
+    full = make_full("convnext_atto")
+    torch.save(full.state_dict(), tmp_path / "convnext.pth")
+    bank = TimmFeatureExtractor("convnext_atto", weights=tmp_path / "convnext.pth")
+    assert bank.scale == 2
+    assert "scale=2" in repr(bank)
+    assert bank.channels == (320, 160, 80, 40)
+    twice = F.interpolate(pictures, size=(192, 192), mode="bilinear", align_corners=False)
+    for feature, wanted in zip(bank(pictures).features, intermediates(full, twice)[::-1], strict=True):
+        torch.testing.assert_close(feature, wanted, rtol=1e-4, atol=1e-5)
+    odd = bank(torch.rand(2, 3, 65, 51)).features
+    assert [tuple(f.shape[-2:]) for f in odd] == [(5, 4), (9, 7), (17, 13), (33, 26)]
+
+
+@pytest.mark.parametrize(
+    "name", ["repvit_m0_9", "edgenext_xx_small", "efficientvit_b0", "mambaout_femto", "regnety_002"]
+)
+def test_other_families(name: str) -> None:
+    bank = TimmFeatureExtractor(name, weights="random")
+    assert bank.scale == (1 if name.startswith("regnet") else 2)
+    features = bank(torch.rand(1, 3, 64, 96)).features
+    assert [tuple(f.shape[1:]) for f in features] == [
+        (c, 64 // s, 96 // s) for c, s in zip(bank.channels, (16, 8, 4, 2), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "maxvit_tiny_tf_224"])
+def test_networks_of_one_picture_size_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"'{name}' does not take pictures of any size, so it can be no bank"):
+        TimmFeatureExtractor(name, weights="random")
 
 
 def test_safetensors_without_the_classifier(tmp_path: Path, pictures: Tensor, bank: TimmFeatureExtractor) -> None:
@@ -181,6 +281,84 @@ def test_regions_are_the_sources(bank: TimmFeatureExtractor, pictures: Tensor) -
     assert torch.equal(grid.labels, GridRegions(2, 3)(pictures))
 
 
+class Learned(nn.Module):
+    """Regions from a layer with weights, which looks at the picture and at the features."""
+
+    num_regions = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Conv2d(3 + 16, 3, 1)
+
+    def forward(self, images: Tensor, features: list[Tensor]) -> Tensor:
+        assert not any(f.requires_grad for f in (images, *features))
+        wide = F.interpolate(features[-1], images.shape[-2:])
+        return self.score(torch.cat([images, wide], dim=1)).argmax(dim=1)
+
+
+@pytest.mark.parametrize("grad_to_input", [False, True])
+def test_a_region_source_with_weights_is_frozen_and_given_the_features(pictures: Tensor, grad_to_input: bool) -> None:
+    source = Learned()
+    bank = TimmFeatureExtractor(weights="random", regions=source, grad_to_input=grad_to_input)
+    parent = nn.ModuleDict({"bank": bank, "net": nn.Conv2d(3, 3, 1)}).train()
+    assert isinstance(bank.regions, Frozen)
+    assert bank.num_regions == 3
+    assert set(parent.state_dict()) == {"net.weight", "net.bias"}
+    assert len(list(parent.parameters())) == 2
+    assert not source.score.weight.requires_grad
+    assert not source.training
+    priors = bank(pictures.clone().requires_grad_())
+    assert torch.equal(priors.labels, source(pictures, [f.detach() for f in priors.features]))
+    assert priors.masks.shape[1] == 3
+    parent.double()
+    assert source.score.weight.dtype == torch.float64
+
+
+def test_grad_to_input_lets_the_features_alone_carry_gradients(pictures: Tensor) -> None:
+    torch.manual_seed(3)
+    bank = TimmFeatureExtractor("mobilenetv3_small_050", weights="random", grad_to_input=True)
+    x = (pictures[:, :, :32, :32] * 1.5 - 0.1).requires_grad_()
+    priors = bank(x)
+    assert not priors.labels.requires_grad
+    assert not priors.masks.requires_grad
+    (got,) = torch.autograd.grad(sum(f.square().sum() for f in priors.features), x)
+    (wanted,) = torch.autograd.grad(sum(f.square().sum() for f in bank.extract_features(x.clamp(0, 1))), x)
+    assert wanted.abs().max() > 0
+    torch.testing.assert_close(got, wanted)
+    with torch.no_grad():
+        assert not any(f.requires_grad for f in bank(x).features)
+    torch.compiler.reset()  # or another size compiled before makes this one's shapes dynamic, which takes minutes
+    compiled = torch.compile(bank, fullgraph=True, backend="eager")
+    (same,) = torch.autograd.grad(sum(f.square().sum() for f in compiled(x).features), x)
+    torch.testing.assert_close(same, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_the_fingerprint_is_of_weights_and_options_and_stays() -> None:
+    def make(seed: int = 0, name: str = "mobilenetv3_small_050", **options: Any) -> TimmFeatureExtractor:
+        torch.manual_seed(seed)
+        return TimmFeatureExtractor(name, weights="random", **options)
+
+    bank = make()
+    found = bank.fingerprint
+    assert len(found) == 64
+    assert make().fingerprint == make(grad_to_input=True).fingerprint == found
+    assert (
+        copy.deepcopy(bank).bfloat16().to("meta").fingerprint == pickle.loads(pickle.dumps(bank)).fingerprint == found
+    )
+    assert make().double().fingerprint == found
+    others = [
+        make(seed=1),
+        make(regions=ColorPositionKMeans(9)),
+        make(regions=GridRegions(2, 4)),
+        make(reduction=(32, 16, 8, 4)),
+        make(name="mobilenetv3_small_075"),
+        make(regions=Learned()),
+    ]
+    learned = copy.deepcopy(others[-1])
+    learned.regions.network.score.bias.data += 1
+    assert len({found, *(other.fingerprint for other in (*others, learned))}) == 2 + len(others)
+
+
 def test_random_weights_follow_the_callers_seed(pictures: Tensor) -> None:
     banks = []
     for seed in (1, 1, 2):
@@ -197,6 +375,7 @@ def test_other_reductions_follow_the_order_asked_for(pictures: Tensor) -> None:
 
 
 def test_compiles_without_graph_breaks(bank: TimmFeatureExtractor, pictures: Tensor) -> None:
+    torch.compiler.reset()  # or another size compiled before makes this one's shapes dynamic, which takes minutes
     priors = torch.compile(bank, fullgraph=True, backend="aot_eager")(pictures)
     torch.testing.assert_close(priors.features, bank(pictures).features)
     assert torch.equal(priors.labels, bank(pictures).labels)
@@ -207,7 +386,7 @@ def test_importing_banks_does_not_import_timm() -> None:
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["resnet18", "hrnet_w48", "not_a_model"])
+@pytest.mark.parametrize("name", ["resnet18", "hrnet_w48"])
 def test_no_weights_is_an_immediate_error(name: str) -> None:
     start = time.perf_counter()
     with pytest.raises(ValueError, match=rf"weights of '{name}' must be given: .*weights='pretrained'"):
@@ -230,6 +409,7 @@ def test_pretrained_is_the_only_thing_that_asks_the_network(monkeypatch: pytest.
         return create(name, pretrained=False, **options)
 
     monkeypatch.setattr(timm, "create_model", spy)
+    monkeypatch.setattr(_timm_weights, "_answers", lambda server: True)
     TimmFeatureExtractor(weights="random")
     TimmFeatureExtractor()
     assert not any(asked)
@@ -237,9 +417,134 @@ def test_pretrained_is_the_only_thing_that_asks_the_network(monkeypatch: pytest.
     assert asked.count(True) == 1
 
 
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No name can be resolved, and the caches of downloads are empty; returns Hugging Face's."""
+    from huggingface_hub import constants
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("forbidden", [False, True])
+def test_pretrained_without_a_network_ends_at_once_and_says_what_to_do(
+    offline: Path, monkeypatch: pytest.MonkeyPatch, forbidden: bool
+) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", forbidden)
+    start = time.perf_counter()
+    with pytest.raises(ConnectionError) as caught:
+        TimmFeatureExtractor("resnet18", weights="pretrained")
+    assert time.perf_counter() - start < 1
+    assert f"{offline}" in str(caught.value)
+    assert "model.safetensors of https://huggingface.co/timm/resnet18.a1_in1k where" in str(caught.value)
+    assert "pass weights=FILE" in str(caught.value)
+    assert ("HF_HUB_OFFLINE is set" if forbidden else "huggingface.co cannot be reached") in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["model.safetensors", "pytorch_model.bin", "torch.hub"])
+@pytest.mark.parametrize("forbidden", [False, True])
+def test_pretrained_without_a_network_uses_an_earlier_download(
+    offline: Path, monkeypatch: pytest.MonkeyPatch, pictures: Tensor, place: str, forbidden: bool
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", forbidden)
+    full = make_full("resnet18")
+    config = timm.get_pretrained_cfg("resnet18")
+    repository = offline / f"models--{config.hf_hub_id.replace('/', '--')}"
+    file = repository / "snapshots" / "0a1b" / place
+    if place == "torch.hub":
+        file = Path(torch.hub.get_dir(), "checkpoints", Path(config.url).name)
+    file.parent.mkdir(parents=True)
+    if place != "torch.hub":
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0a1b")
+    if place.endswith(".safetensors"):
+        save_file(full.state_dict(), file)
+    else:
+        torch.save(full.state_dict(), file)
+    bank = TimmFeatureExtractor("resnet18", weights="pretrained")
+    assert len(pickle.dumps(bank)) < 13_000_000  # the tapped stages alone
+    wanted = intermediates(full, pictures)
+    for feature in bank(pictures).features:
+        assert any(m.shape == feature.shape and torch.allclose(m, feature, atol=1e-5) for m in wanted)
+
+
+def test_a_damaged_download_is_named(offline: Path) -> None:
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(timm.get_pretrained_cfg("resnet18").url).name)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"resnet18_a1_0-d63eafa0\.pth"):
+        TimmFeatureExtractor("resnet18", weights="pretrained")
+
+
+def test_a_network_without_pretrained_weights_is_timms_error(offline: Path) -> None:
+    with pytest.raises(ValueError, match=r"timm cannot build 'convnext_atto_rms' with .*: No pretrained weights exist"):
+        TimmFeatureExtractor("convnext_atto_rms", weights="pretrained")
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+        self.send_error(404)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[http.server.HTTPServer]:
+    monkeypatch.undo()  # of _no_network
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    server = http.server.HTTPServer(("127.0.0.1", 0), Refusing)
+    server.asked = []  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_any_answer_is_a_network(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"http://127.0.0.1:{server.server_port}"
+    assert _timm_weights._answers(f"{address}/some/file.pth")
+    assert server.asked == [""] or server.asked == ["/"]
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound and not listening: refuses
+        dead = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        assert not _timm_weights._answers(dead)
+        monkeypatch.setenv("http_proxy", address)
+        assert _timm_weights._answers("http://mirror.invalid")  # the proxy answers
+        assert server.asked[-1].startswith("http://mirror.invalid")
+        monkeypatch.setenv("https_proxy", dead)
+        assert not _timm_weights._answers("https://huggingface.co")
+
+
+def test_an_unknown_certificate_is_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def strange(*args: Any, **kwargs: Any) -> Any:
+        raise urllib.error.URLError(ssl.SSLCertVerificationError("self-signed"))
+
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", strange)
+    assert _timm_weights._answers("https://huggingface.co")
+
+
 @pytest.mark.parametrize(
     ("name", "strides"),
-    [("convnext_atto", r"\[4, 8, 16, 32\]"), ("vit_tiny_patch16_224", r"\[16\]")],
+    [("efficientvit_m0", r"\[16, 32, 64\]"), ("vit_tiny_patch16_224", r"\[16\]")],
 )
 def test_missing_strides_are_listed(name: str, strides: str) -> None:
     with pytest.raises(ValueError, match=rf"reduction must be among the strides {strides} of '{name}'"):

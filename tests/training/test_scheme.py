@@ -6,7 +6,11 @@ import copy
 import gc
 import io
 import math
+import os
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from skt_components.banks import GridRegions, TimmFeatureExtractor, priors_from_labels
-from skt_components.losses import PerceptualLoss
+from skt_components.banks.priors import priors_from_masks
+from skt_components.losses import PerceptualLoss, semantic_histogram_loss
 from skt_components.models import SPGRM, AHDRNet
 from skt_components.modules import DomainTransfer
 from skt_components.ops.reference import eq10_color_loss, eq11_enhanced_feature, eq12_alignment_loss
@@ -179,6 +184,125 @@ def test_one_backward_of_the_total_equals_two_separate_ones():
     output.spgrm_loss.backward()
     for name, parameter in framework.named_parameters():
         torch.testing.assert_close(parameter.grad, together[name])
+
+
+# regions: the bank's, overlapping ones, the user's
+
+
+class OverlappingBank(TinyBank):
+    """Bright and not dark pixels; and a mask that is empty."""
+
+    def forward(self, tonemapped: torch.Tensor):
+        level = tonemapped.mean(dim=1)
+        return priors_from_masks(
+            self.extract_features(tonemapped), torch.stack([level > 0.6, level > 0.3, level > 2], 1)
+        )
+
+
+def test_overlapping_regions_count_as_masks():
+    framework = make(knowledge_bank=OverlappingBank())
+    output = framework(*make_data())
+    assert output.priors.labels is None
+    assert output.priors.valid[:, 2].any().item() is False
+    masks = output.priors.masks
+    assert (masks[:, 0] & masks[:, 1]).any()
+    wanted = semantic_histogram_loss(output.tonemapped, output.refined.detach(), masks[:, :2])
+    torch.testing.assert_close(output.terms["color"], wanted)
+    assert reached(framework, output.terms["color"])["orm"] == set(parts(framework)["orm"])
+
+
+@pytest.mark.parametrize(("bank", "given"), [(TinyBank, {"labels", "num_regions"}), (OverlappingBank, {"masks"})])
+def test_the_color_loss_gets_the_cheap_label_map_where_there_is_one(bank, given):
+    asked = []
+
+    def color_loss(student, teacher, **regions):
+        asked.append({name for name, value in regions.items() if value is not None})
+        return semantic_histogram_loss(student, teacher, **regions)
+
+    make(knowledge_bank=bank(), color_loss=color_loss)(*make_data())
+    assert asked == [given | {"valid"}]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+@pytest.mark.parametrize("bank", [TinyBank, OverlappingBank])
+def test_regions_of_the_users_own_replace_the_banks(bank, dtype):
+    framework, data = make(knowledge_bank=bank()), make_data()
+    labels = torch.randint(0, 4, (2, 32, 24))
+    labels[0, :9] = 200  # no region
+    output = framework(*data, labels=labels.to(dtype), num_regions=6)
+    known = torch.where(labels < 6, labels, -1)
+    assert torch.equal(output.priors.labels, known)
+    assert output.priors.valid.tolist() == [[True] * 4 + [False] * 2] * 2
+    assert torch.equal(output.priors.masks[:, 3], labels == 3)
+    literal = semantic_histogram_loss(
+        output.tonemapped, output.refined.detach(), torch.stack([known == r for r in range(4)], dim=1)
+    )
+    torch.testing.assert_close(output.terms["color"], literal)
+    own = framework(*data)
+    assert not torch.isclose(own.terms["color"], output.terms["color"])
+    assert torch.equal(own.refined, output.refined)  # features are the bank's all the same
+
+
+def test_regions_of_the_users_own_have_the_tone_mapped_pictures_size():
+    orm = make_orm(num_frames=5, in_channels=4, out_channels=4, peak=16.0, reference=0)
+    framework, target = make(orm, domain="raw"), torch.rand(1, 4, 12, 10)
+    data = (target[:, None].expand(1, 5, 4, 12, 10), target)
+    labels = torch.zeros(1, 24, 20, dtype=torch.int64)
+    assert framework(*data, labels=labels, num_regions=1).priors.valid.tolist() == [[True]]
+    with pytest.raises(
+        ValueError, match=r"labels must be \(B, H, W\) = \(1, 24, 20\) on cpu, .* got \(1, 12, 10\) on cpu"
+    ):
+        framework(*data, labels=labels[:, :12, :10], num_regions=1)
+
+
+def test_rejects_bad_regions():
+    framework, data = make(), make_data()
+    labels = torch.zeros(2, 32, 24, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"labels and num_regions go together, got labels alone"):
+        framework(*data, labels=labels)
+    with pytest.raises(ValueError, match=r"labels and num_regions go together, got num_regions alone"):
+        framework(*data, num_regions=3)
+    with pytest.raises(TypeError, match=r"labels must be an integer tensor, got torch.float32"):
+        framework(*data, labels=labels.float(), num_regions=3)
+    with pytest.raises(ValueError, match=r"num_regions must be at least 1, got 0"):
+        framework(*data, labels=labels, num_regions=0)
+    for bad in (labels[:1], labels[:, :-1], labels.transpose(1, 2)):
+        with pytest.raises(ValueError, match=r"labels must be \(B, H, W\) = \(2, 32, 24\) on cpu, as the tone-mapped"):
+            framework(*data, labels=bad, num_regions=3)
+    with pytest.raises(ValueError, match=r"on cpu, as the tone-mapped picture, got .* on meta"):
+        framework(*data, labels=labels.to("meta"), num_regions=3)
+
+
+def test_the_bank_can_describe_the_target():
+    bank, data = TinyBank(), make_data()
+    framework, plain = make(knowledge_bank=bank, priors_of="target"), make()
+    plain.load_state_dict(framework.state_dict())
+    plain.bank.network.load_state_dict(bank.state_dict())
+    shown, features = [], []
+    bank.register_forward_pre_hook(lambda _, args: shown.append(args[0]))
+    framework.spgrm.register_forward_pre_hook(lambda _, args: features.append(args))
+    output = framework(*data)
+    truth = DomainTransfer()(data[1])
+    assert len(shown) == 1
+    assert torch.equal(shown[0], truth)
+    assert not shown[0].requires_grad
+    assert torch.equal(output.priors.labels, bank(truth).labels)
+    picture, given = features[0]
+    assert torch.equal(picture, output.tonemapped)  # the teacher still refines the student's picture
+    assert all(a is b for a, b in zip(given, output.priors.features, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(given, bank.extract_features(truth), strict=True))
+    literal = semantic_histogram_loss(
+        output.tonemapped, output.refined.detach(), labels=bank(truth).labels, num_regions=5, valid=output.priors.valid
+    )
+    torch.testing.assert_close(output.terms["color"], literal)
+    other = plain(*data)
+    assert plain.priors_of == "tonemapped"
+    assert torch.equal(other.hdr, output.hdr)
+    assert torch.equal(other.priors.labels, bank(other.tonemapped).labels)
+    assert not torch.equal(other.priors.labels, output.priors.labels)
+    # labels of the user's own go with either
+    labels = torch.zeros(2, 32, 24, dtype=torch.int64)
+    assert torch.equal(framework(*data, labels=labels, num_regions=1).priors.labels, labels)
 
 
 # eqs. 13 and 14
@@ -605,6 +729,55 @@ def test_distributed_data_parallel_on_one_process(tmp_path):
         torch.distributed.destroy_process_group()
 
 
+_TWO_PROCESSES = """
+import datetime, sys, torch
+from torch import nn
+from skt_components import AHDRNet, LossWeights, SemanticKnowledgeTransfer, TimmFeatureExtractor
+
+rank, store = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group(
+    "gloo", f"file://{store}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+)
+torch.manual_seed(0)  # the same random bank in both
+framework = SemanticKnowledgeTransfer(
+    AHDRNet(features=8, num_layers=2, growth=4),
+    TimmFeatureExtractor("mobilenetv3_small_050", weights="random"),
+    weights=LossWeights(0.5, 0.25, 2.0, 0.0),
+)
+wrapped = nn.parallel.DistributedDataParallel(framework)
+optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.01)
+torch.manual_seed(1 + rank)  # different pictures
+for _ in range(3):  # the second would fail if a parameter had no gradient in the first
+    optimizer.zero_grad()
+    wrapped(torch.rand(1, 3, 6, 32, 32), torch.rand(1, 3, 32, 32)).total.backward()
+    optimizer.step()
+gathered = [None, None]
+torch.distributed.all_gather_object(gathered, {n: p.detach() for n, p in framework.named_parameters()})
+assert all(torch.equal(gathered[0][n], gathered[1][n]) for n in gathered[0])
+assert not any("bank" in name for name in wrapped.state_dict())
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_distributed_data_parallel_on_two_processes_with_a_timm_bank(tmp_path):
+    pytest.importorskip("timm")
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _TWO_PROCESSES, str(rank), str(tmp_path / "store")],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+
+
 def test_a_network_that_is_wrapped_itself(tmp_path):
     torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
@@ -743,6 +916,7 @@ class Silent(AHDRNet):
         ({"taps": ["RDB1", "RDB2", "RDB9"]}, r"^AHDRNet has no layer 'RDB9'; it has "),
         ({"weights": LossWeights.paper()}, r"weights.perceptual_weight is 0.01 but perceptual is None: pass"),
         ({"domain": "yuv"}, r"domain must be one of"),
+        ({"priors_of": "hdr"}, r"priors_of must be one of \['target', 'tonemapped'\], got 'hdr'"),
         ({"mask_ratio": 2.0}, r"mask_ratio must be in \[0, 1\], got 2.0"),
         ({"latent_channels": 0}, r"student, teacher and latent channels must be >= 1, got \(8, 8, 0\)"),
         ({"spgrm": nn.Conv2d(3, 3, 1)}, r"Conv2d does not say its stages in fusion_taps"),
