@@ -1,10 +1,12 @@
-"""Weight files, read without running any code that they may carry."""
+"""Weight files, read without running any code that they may carry, and files written whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -30,22 +32,78 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ValueError: if the file is damaged, holds code or anything else than named tensors.
         ImportError: if a ``.safetensors`` file is given and safetensors is missing.
     """
+    return {key.removeprefix("module."): value for key, value in read_state_dict(path).items()}
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read what :func:`load_weights` reads, with the names as they stand in the file; it raises the same."""
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"weights file not found: {file}")
-    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    return named_tensors(_read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file), file)
+
+
+def named_tensors(content: object, source: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the state dict in what a file held, without the wrapping that training scripts put around it.
+
+    Args:
+        content: a state dict, or a dict with one under "state_dict" or "model".
+        source: the file's name, for the message.
+
+    Raises:
+        ValueError: if it is anything else than named tensors.
+    """
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{file} must hold a state dict (parameter name to tensor), got {_describe(content)}")
+        raise ValueError(f"{source} must hold a state dict (parameter name to tensor), got {_describe(content)}")
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ValueError(
-                f"{file} must hold only named tensors, got {type(value).__name__} under {key!r}; "
+                f"{source} must hold only named tensors, got {type(value).__name__} under {key!r}; "
                 "save model.state_dict() alone"
             )
-    return {key.removeprefix("module."): value for key, value in content.items()}
+    return dict(content)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Path]:
+    """Give a temporary file to write, and put it in the place of ``path`` when the block ends without an error.
+
+    So a reader sees the old file or the new one, never half of one, and after an error the old one is untouched.
+
+    Args:
+        path: the file; it is replaced if it exists, its folder must exist.
+        sync: wait until it is on the disk, so that even a power cut leaves the old file or the new one.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+        OSError: if the disk is full or not writable.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing(Path(folder) / "a.txt") as temporary:
+        ...         _ = temporary.write_text("whole")
+        ...     [file.name for file in Path(folder).iterdir()]
+        ['a.txt']
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"folder {path.parent} does not exist, {path.name} was not written")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.touch()  # has the rights of any new file, which safetensors would take away
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)
+        if sync:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_state_dict(source: str | os.PathLike[str], found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -89,7 +147,7 @@ def _read_safetensors(file: Path) -> object:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise ImportError(f'reading {file} needs safetensors: pip install "skt-components[timm]"') from error
+        raise ImportError(f'reading {file} needs safetensors: pip install "skt-components[fastsam]"') from error
     try:
         return load_file(file)
     except SafetensorError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skt_components.banks.checkpoint import check_state_dict
+from skt_components.banks.checkpoint import check_state_dict, read_state_dict, replacing
 
 
 class NonFiniteError(FloatingPointError):
@@ -76,7 +75,8 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> N
         FileNotFoundError: the folder does not exist.
         OSError: the disk is full or not writable; the old file is untouched.
     """
-    _replace(Path(path), lambda temporary: torch.save(dict(state), temporary))
+    with replacing(path) as temporary:
+        torch.save(dict(state), temporary)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -135,43 +135,19 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
     }
-    _replace(Path(path), lambda temporary: save_file(state, temporary))
+    with replacing(path) as temporary:
+        save_file(state, temporary)
 
 
 def load_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
-    """Load a safetensors file into ``model``, all keys or none.
+    """Load a state dict (``.safetensors``, ``.pth`` or ``.pt``) into ``model``, all keys or none.
 
     Raises:
-        ImportError: safetensors is not installed.
+        ImportError: a ``.safetensors`` file is given and safetensors is not installed.
         FileNotFoundError: there is no such file.
-        ValueError: the file is broken, or its names or shapes are not the model's; the message lists them.
+        ValueError: the file is broken, holds code, or its names or shapes are not the model's; the message
+            lists them.
     """
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ImportError('safetensors is needed: pip install "skt-components[train]"') from error
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}")
-    try:
-        state = load_file(path)
-    except Exception as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    state = read_state_dict(path)
     check_state_dict(path, state, model.state_dict())  # before loading, which would stop halfway
     model.load_state_dict(state, strict=True)
-
-
-def _replace(path: Path, write: Callable[[str], None]) -> None:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"folder {path.parent} does not exist, {path.name} was not written")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.touch()  # has the rights of any new file, which safetensors would take away
-        mode = temporary.stat().st_mode
-        write(str(temporary))
-        temporary.chmod(mode)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from skt_components.banks.checkpoint import check_state_dict, load_weights
+from skt_components.banks.checkpoint import check_state_dict, load_weights, named_tensors, read_state_dict, replacing
 
 
 @pytest.fixture
@@ -53,6 +53,15 @@ def test_unwraps_and_strips_the_parallel_prefix(tmp_path: Path, state: dict[str,
     wrapped = {key: {f"module.{k}": v for k, v in state.items()}, "epoch": 3}
     torch.save(wrapped, tmp_path / "weights.pth")
     assert_same(load_weights(tmp_path / "weights.pth"), state)
+
+
+def test_names_as_they_stand_can_be_had(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    parallel = {f"module.{k}": v for k, v in state.items()}
+    torch.save({"state_dict": parallel}, tmp_path / "weights.pth")
+    assert_same(read_state_dict(tmp_path / "weights.pth"), parallel)
+    assert_same(named_tensors({"model": parallel}, "file"), parallel)
+    with pytest.raises(ValueError, match=r"^some\.pt must hold only named tensors, got int under 'a'"):
+        named_tensors({"a": 1}, "some.pt")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -123,7 +132,7 @@ def test_missing_safetensors_names_the_extra(tmp_path: Path, monkeypatch: pytest
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", blocked)
-    with pytest.raises(ImportError, match=r'pip install "skt-components\[timm\]"'):
+    with pytest.raises(ImportError, match=r'pip install "skt-components\[fastsam\]"'):
         load_weights(tmp_path / "a.safetensors")
 
 
@@ -147,3 +156,54 @@ def test_every_kind_of_mismatch_is_listed(state: dict[str, Tensor]) -> None:
 def test_a_long_list_is_cut() -> None:
     with pytest.raises(ValueError, match=r"30 missing: k0, k1, k2, k3, k4, k5, k6, k7 and 22 more$"):
         check_state_dict("file", {}, {f"k{i}": torch.zeros(1) for i in range(30)})
+
+
+# replacing
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    file = tmp_path / "a.bin"
+    (tmp_path / "other.bin").touch()
+    for content in (b"first", b"second"):
+        with replacing(file) as temporary:
+            assert temporary.parent == tmp_path
+            temporary.chmod(0o600)
+            temporary.write_bytes(content[:2])
+            assert not file.exists() or file.read_bytes() == b"first"
+            temporary.write_bytes(content)
+        assert file.read_bytes() == content
+    assert file.stat().st_mode == (tmp_path / "other.bin").stat().st_mode
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "other.bin"]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+    file = tmp_path / "a.bin"
+    file.write_bytes(b"old")
+
+    def write_half() -> None:
+        with replacing(file) as temporary:
+            temporary.write_bytes(b"ne")
+            raise error
+
+    with pytest.raises(type(error)):
+        write_half()
+    assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_the_disk_is_waited_for_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool) -> None:
+    waited: list[int] = []
+    monkeypatch.setattr(os, "fsync", waited.append)
+    with replacing(tmp_path / "a.bin", sync=sync) as temporary:
+        temporary.write_bytes(b"new")
+    assert len(waited) == sync
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FileNotFoundError, match=r"folder .*absent does not exist, a\.bin was not written"),
+        replacing(tmp_path / "absent" / "a.bin"),
+    ):
+        pytest.fail("nothing can be written")

@@ -257,7 +257,7 @@ def test_weights_that_do_not_fit_are_listed_and_nothing_is_loaded(tmp_path):
 
 
 def test_broken_and_missing_weights_are_refused_by_name(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no weights at .*none\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"weights file not found: .*none\.safetensors"):
         load_weights(tmp_path / "none.safetensors", make_model())
     for content in (b"", b"not safetensors", b"\xff" * 64):
         (tmp_path / "broken.safetensors").write_bytes(content)
@@ -265,10 +265,37 @@ def test_broken_and_missing_weights_are_refused_by_name(tmp_path):
             load_weights(tmp_path / "broken.safetensors", make_model())
 
 
+def test_weights_saved_by_torch_load_too(tmp_path):
+    model, twin = make_model(), make_model()
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    torch.save(model.state_dict(), tmp_path / "m.pth")
+    load_weights(tmp_path / "m.pth", twin)
+    assert same(dict(twin.state_dict()), dict(model.state_dict()))
+    torch.save(model, tmp_path / "whole.pth")
+    with pytest.raises(ValueError, match=r"whole\.pth was refused"):
+        load_weights(tmp_path / "whole.pth", twin)
+
+
+def test_a_network_whose_part_is_called_module_comes_back(tmp_path):
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = make_model()
+
+    model, twin = Wrapper(), Wrapper()
+    with torch.no_grad():
+        model.module[0].weight.add_(1)
+    save_weights(tmp_path / "m.safetensors", model)
+    load_weights(tmp_path / "m.safetensors", twin)
+    assert same(dict(twin.state_dict()), dict(model.state_dict()))
+
+
 def test_a_missing_safetensors_package_names_the_extra(tmp_path, monkeypatch):
+    save_weights(tmp_path / "m.safetensors", make_model())
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     for call in (save_weights, load_weights):
-        with pytest.raises(ImportError, match=r'safetensors is needed: pip install "skt-components\[train\]"'):
+        with pytest.raises(ImportError, match=r'safetensors.*: pip install "skt-components\[(train|fastsam)\]"'):
             call(tmp_path / "m.safetensors", make_model())
 
 

@@ -1,0 +1,256 @@
+"""Priors on disk: a bank that describes each picture once, however often it is asked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import warnings
+import zlib
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from skt_components.banks.checkpoint import replacing
+from skt_components.banks.frozen import Frozen
+from skt_components.banks.priors import KnowledgeBank, SemanticPriors, priors_from_labels
+
+_FORMAT = 1  # part of every key: raise it when the meaning of the files changes
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+class _Record(NamedTuple):
+    """One picture's priors on the CPU; ``masks`` is None where ``labels`` say the same."""
+
+    features: list[Tensor]  # (C, h, w)
+    labels: Tensor | None  # (H, W), the smallest integers that hold them
+    masks: Tensor | None  # (R, H, W) bool
+    valid: Tensor  # (R,) bool
+
+
+class CachedBank(nn.Module):
+    """Keep a bank's priors on disk, by the content of the picture; a bank itself, to be used in its place.
+
+    For pictures that come back unchanged every epoch: the ground truth, or a fixed validation set, whole or in fixed
+    crops. It never pays for a network's output or for random crops, which do not repeat and only fill the disk. A
+    call hashes every picture, which waits for the device, and reads a file for each: 8 MB of features, those of
+    FastSAM-s for 256 x 256 pixels, took 17 ms on one CPU core with a warm disk. So it pays where the bank takes
+    longer, as on a CPU. Nothing is ever deleted: remove the folder to make room.
+
+    What comes back is what the bank gave when it first saw the picture, bit for bit, in one call with the other
+    pictures then missing and without autocast; the rounding of a bank may depend on how many those were. Several
+    processes may share the folder. The bank is held in ``Frozen``: out of state dicts, always in eval mode.
+
+    Args:
+        bank: the bank; the number of its regions must not change from call to call.
+        folder: made if it does not exist; priors go to ``<fingerprint[:16]>/<key[:2]>/<key>.safetensors``.
+        fingerprint: names the bank's weights and options, so that priors of another bank are never taken for
+            its; default: ``bank.fingerprint``. Letters, digits, ``_``, ``-`` and ``.``. It is read once: a bank
+            moved to another dtype afterwards must get another one.
+        dtype: of the features on disk and given back. torch.float16 takes half the space and rounds them to 11
+            bits; torch.float32 is exact.
+
+    Raises:
+        TypeError: if ``bank`` is no ``nn.Module`` with a bank's members, or ``dtype`` is none of the two.
+        ValueError: if there is no usable fingerprint.
+        ImportError: if safetensors is missing.
+        OSError: if the folder cannot be made, or a file not be written, as on a full disk.
+
+    Example:
+        >>> import tempfile
+        >>> class Thirds(nn.Module):
+        ...     channels, reduction, fingerprint = (3,), (2,), "thirds"
+        ...     def forward(self, images):
+        ...         labels = (images[:, 0] * 3).long()
+        ...         return priors_from_labels([nn.functional.avg_pool2d(images, 2)], labels, 3)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     bank = CachedBank(Thirds(), folder)
+        ...     once, again = bank(torch.ones(1, 3, 4, 4) / 2), bank(torch.ones(1, 3, 4, 4) / 2)
+        ...     len(list(Path(folder).rglob("*.safetensors")))
+        1
+        >>> bool((once.masks == again.masks).all()), again.valid.tolist()
+        (True, [[False, True, False]])
+    """
+
+    def __init__(
+        self,
+        bank: nn.Module,
+        folder: str | os.PathLike[str],
+        *,
+        fingerprint: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        if not isinstance(bank, nn.Module) or not isinstance(bank, KnowledgeBank):
+            raise TypeError(f"bank must be an nn.Module with channels and reduction, got {type(bank).__name__}")
+        if dtype not in (torch.float32, torch.float16):
+            raise TypeError(f"dtype must be torch.float32 or torch.float16, got {dtype}")
+        fingerprint = fingerprint if fingerprint is not None else getattr(bank, "fingerprint", None)
+        if not isinstance(fingerprint, str) or not re.fullmatch(r"[\w-][\w.-]*", fingerprint, re.ASCII):
+            raise ValueError(
+                "fingerprint must name the bank's weights and options in letters, digits, '_', '-' and '.', got "
+                f"{fingerprint!r} from the argument or {type(bank).__name__}.fingerprint"
+            )
+        _import_safetensors()
+        self.fingerprint, self.dtype = fingerprint, dtype
+        self.channels, self.reduction = tuple(bank.channels), tuple(bank.reduction)
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise type(error)(error.errno, f"no folder for priors: {error.strerror}", str(folder)) from error
+        self.bank = Frozen(bank)
+
+    @torch.no_grad()
+    def forward(self, tonemapped: Float[Tensor, "b 3 h w"]) -> SemanticPriors:
+        """Describe tone-mapped RGB pictures in [0, 1]; the bank is called only for those not on disk.
+
+        Args:
+            tonemapped: the pictures, on any device.
+
+        Returns:
+            The priors, on the pictures' device.
+
+        Raises:
+            ValueError: if ``tonemapped`` has not four axes, or float16 does not hold a feature.
+            OSError: if a file cannot be written.
+        """
+        if torch.compiler.is_compiling():  # files are not for a graph; the decorator would load the compiler at import
+            return torch.compiler.disable(self.forward)(tonemapped)
+        if not isinstance(tonemapped, Tensor) or tonemapped.ndim != 4:
+            got = tuple(tonemapped.shape) if isinstance(tonemapped, Tensor) else type(tonemapped).__name__
+            raise ValueError(f"tonemapped must have 4 axes (B, 3, H, W), got {got}")
+        if not len(tonemapped):
+            return self.bank(tonemapped)
+        keys = self._keys(tonemapped)
+        records = {key: record for key in dict.fromkeys(keys) if (record := self._read(key)) is not None}
+        missing = {key: i for i, key in enumerate(keys) if key not in records}
+        if missing:
+            computed = self._compute(tonemapped[list(missing.values())])
+            for key, record in zip(missing, computed, strict=True):
+                self._write(key, record)
+                records[key] = record
+        return _join([records[key] for key in keys], tonemapped.device)
+
+    def extra_repr(self) -> str:
+        """Show the folder, the fingerprint and the features' dtype."""
+        return f"folder={str(self.folder)!r}, fingerprint={self.fingerprint!r}, dtype={self.dtype}"
+
+    def _keys(self, pictures: Tensor) -> list[str]:
+        head = f"{_FORMAT} {self.fingerprint} {self.dtype} {pictures.dtype} {tuple(pictures.shape[1:])}".encode()
+        return [hashlib.sha256(head + b"\0" + _bytes(picture)).hexdigest() for picture in pictures.cpu()]
+
+    def _file(self, key: str) -> Path:
+        return self.folder / self.fingerprint[:16] / key[:2] / f"{key}.safetensors"
+
+    def _compute(self, pictures: Tensor) -> list[_Record]:
+        with torch.autocast(pictures.device.type, enabled=False):
+            priors = self.bank(pictures)
+        features = [feature.to("cpu", self.dtype) for feature in priors.features]
+        for exact, kept in zip(priors.features, features, strict=True):
+            if self.dtype == torch.float16 and kept.isinf().any() and exact.isfinite().all():
+                raise ValueError(f"features reach {exact.abs().max():g}, beyond float16: use dtype=torch.float32")
+        labels, masks, valid = priors.labels, priors.masks, priors.valid.cpu()
+        if labels is not None:
+            masks = None if torch.equal(priors_from_labels([], labels, masks.shape[1]).masks, masks) else masks
+            labels = _smallest(labels.cpu())
+        masks = None if masks is None else masks.cpu()
+        return [
+            _Record(
+                [feature[i].contiguous() for feature in features],
+                None if labels is None else labels[i],
+                None if masks is None else masks[i],
+                valid[i],
+            )
+            for i in range(len(pictures))
+        ]
+
+    def _read(self, key: str) -> _Record | None:
+        file = self._file(key)
+        try:
+            return _unpack(file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # whatever is wrong with the file, the bank can make it again
+            warnings.warn(f"{file} is damaged and its priors are computed again ({error})", stacklevel=3)
+            return None
+
+    def _write(self, key: str, record: _Record) -> None:
+        file = self._file(key)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(file, sync=False) as temporary:  # the checksum finds what a power cut leaves
+                temporary.write_bytes(_pack(record))
+        except OSError as error:
+            reason = f"cannot keep priors on disk: {error.strerror or error}"
+            raise OSError(error.errno, reason, str(self.folder)) from error
+
+
+def _pack(record: _Record) -> bytes:
+    """Return the content of a file; masks become bits, and a checksum is added."""
+    tensors = {f"feature_{i}": feature for i, feature in enumerate(record.features)} | {"valid": record.valid}
+    if record.labels is not None:
+        tensors["labels"] = record.labels
+    if record.masks is not None:
+        tensors["bits"] = torch.from_numpy(np.packbits(record.masks.numpy(), axis=-1))
+        tensors["width"] = torch.tensor([record.masks.shape[-1]])
+    return _import_safetensors().save(tensors | {"checksum": _checksum(tensors)})
+
+
+def _unpack(content: bytes) -> _Record:
+    tensors = _import_safetensors().load(content)
+    if not torch.equal(tensors.pop("checksum"), _checksum(tensors)):
+        raise ValueError("the checksum is wrong")
+    masks = None
+    if "bits" in tensors:
+        bits = np.unpackbits(tensors["bits"].numpy(), axis=-1, count=int(tensors["width"]))
+        masks = torch.from_numpy(bits).bool()
+    features = [tensors[f"feature_{i}"] for i in range(sum(name.startswith("feature_") for name in tensors))]
+    return _Record(features, tensors.get("labels"), masks, tensors["valid"])
+
+
+def _join(records: list[_Record], device: torch.device) -> SemanticPriors:
+    features = [torch.stack(maps).to(device) for maps in zip(*(r.features for r in records), strict=True)]
+    labels = [record.labels.to(device).long() for record in records if record.labels is not None]
+    masks = [_masks(record, device) for record in records]
+    valid = torch.stack([record.valid for record in records]).to(device)
+    return SemanticPriors(
+        features, torch.stack(masks), torch.stack(labels) if len(labels) == len(records) else None, valid
+    )
+
+
+def _masks(record: _Record, device: torch.device) -> Tensor:
+    if record.masks is not None:
+        return record.masks.to(device)
+    assert record.labels is not None
+    return priors_from_labels([], record.labels[None].to(device), len(record.valid)).masks[0]
+
+
+def _smallest(labels: Tensor) -> Tensor:
+    low, high = (int(bound) for bound in labels.aminmax())
+    dtype = next(t for t in _INTEGERS if torch.iinfo(t).min <= low and high <= torch.iinfo(t).max)
+    return labels.to(dtype)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def _checksum(tensors: dict[str, Tensor]) -> Tensor:
+    total = 0
+    for name in sorted(tensors):
+        total = zlib.crc32(_bytes(tensors[name]), zlib.crc32(name.encode(), total))
+    return torch.tensor([total])
+
+
+def _import_safetensors() -> ModuleType:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError('CachedBank needs safetensors: pip install "skt-components[fastsam]"') from error
+    return safetensors.torch

@@ -1,0 +1,208 @@
+"""FastSAM's weights: finding, downloading, reading and converting them. They never come with this package."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import importlib.util
+import os
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from skt_components.banks.checkpoint import load_weights, replacing
+from skt_components.banks.pickled import read_pickled_model
+from skt_components.banks.yolov8_seg import YOLOv8Seg
+
+LICENSE_NOTE = "FastSAM's weights are under AGPL-3.0 and were trained on SA-1B, whose license is for research."
+_NAMES = ("FastSAM-s", "FastSAM-x")
+_VARIABLE = "SKT_FASTSAM_WEIGHTS"
+_RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
+_TIMEOUT = 10.0  # seconds without a byte
+_CHUNK = 1 << 20
+_WHERE = (
+    "Get {name}.pt from https://github.com/ultralytics/assets/releases or by way of FastSAM's repository, "
+    "https://github.com/CASIA-LMC-Lab/FastSAM; then give its path, set {variable} to it, or put it into {cache}; "
+    "or let download=True fetch it there. " + LICENSE_NOTE
+)
+
+
+def find_fastsam_weights(weights: str | os.PathLike[str] | None = None, *, download: bool = False) -> Path:
+    """Return the file of FastSAM's weights; nothing is fetched and no folder is made unless ``download`` says so.
+
+    Args:
+        weights: "FastSAM-s" or "FastSAM-x": ``<name>.safetensors`` or ``<name>.pt`` in ``checkpoints`` of
+            ``torch.hub.get_dir()``, where PyTorch keeps downloaded weights (with the suffix, that file only, and one
+            in the working directory first); anything else is a path. None: the file that the environment variable
+            SKT_FASTSAM_WEIGHTS names, without it "FastSAM-s".
+        download: fetch the named weights from the releases of ultralytics/assets if they are not there.
+
+    Returns:
+        An existing file.
+
+    Raises:
+        TypeError: if ``weights`` is no path.
+        FileNotFoundError: if there is no such file; says where it was looked for and how to get it.
+        IsADirectoryError: if the path is a folder.
+        OSError: if the download fails or what came is not FastSAM; nothing is left behind.
+    """
+    if weights is None:
+        named = os.environ.get(_VARIABLE)
+        if named:
+            return _existing(Path(named), f"the environment variable {_VARIABLE}")
+        weights = "FastSAM-s"
+    if not isinstance(weights, (str, os.PathLike)):
+        raise TypeError(f"weights must be a path, {_NAMES[0]!r} or {_NAMES[1]!r}, got {type(weights).__name__}")
+    path = Path(weights)
+    name = path.name if path.name in _NAMES else path.stem
+    if str(path) not in (name, f"{name}.pt", f"{name}.safetensors") or name not in _NAMES:
+        return _existing(path, "weights")
+    if path.suffix and path.is_file():
+        return path
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    places = [cache / path] if path.suffix else [cache / f"{name}.safetensors", cache / f"{name}.pt"]
+    found = next((place for place in places if place.is_file()), None)
+    if found is not None:
+        return found
+    if download and path.suffix != ".safetensors":  # only the pickle is published
+        return _download(name, cache)
+    looked = " and ".join(map(str, ([path.absolute()] if path.suffix else []) + places))
+    raise FileNotFoundError(f"no weights of {name}: looked for {looked}. {_advice(name)}")
+
+
+def load_fastsam_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a state dict from ``.safetensors``, a pickled model or a pickled state dict, running nothing in it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Parameter name to tensor, on the CPU and in the file's dtypes.
+
+    Raises:
+        FileNotFoundError: if ``path`` is not a file.
+        ValueError: if the file is damaged, names code other than ultralytics' and PyTorch's layers, or holds no
+            state dict.
+        ImportError: if a ``.safetensors`` file is given and safetensors is missing.
+    """
+    file = Path(path)
+    if file.suffix == ".safetensors" or not zipfile.is_zipfile(file):
+        return load_weights(file)
+    return read_pickled_model(file)
+
+
+def convert_checkpoint(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Write FastSAM's weights, or those of any YOLOv8 segmentation network, as safetensors, every bit as it was.
+
+    Args:
+        src: a checkpoint that :func:`load_fastsam_state` reads, such as the published ``FastSAM-s.pt``.
+        dst: the ``.safetensors`` file to write; its folder must exist.
+        overwrite: replace ``dst`` if it exists.
+
+    Returns:
+        ``dst``. Its metadata has the architecture, the number of classes, ``reg_max`` and the source's sha256.
+
+    Raises:
+        FileNotFoundError: if ``src`` or the folder of ``dst`` does not exist.
+        FileExistsError: if ``dst`` exists and ``overwrite`` is not set.
+        ValueError: if ``src`` is not such a network or ``dst`` is ``src`` or not a ``.safetensors`` file.
+        ImportError: if safetensors is missing.
+        OSError: if ``dst`` cannot be written.
+    """
+    source, target = Path(src), Path(dst)
+    if target.suffix != ".safetensors":
+        raise ValueError(f"dst must end in .safetensors, got {target}")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ValueError(f"dst must be another file than src, got {target} twice")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"the folder of dst does not exist: {target.parent}")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} exists; it is replaced only with overwrite=True (--overwrite)")
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise ImportError('converting needs safetensors: pip install "skt-components[fastsam]"') from error
+    state = load_fastsam_state(source)
+    config = YOLOv8Seg.from_state_dict(state, str(source)).config
+    metadata = {
+        "format": "pt",
+        "architecture": "yolov8-seg",
+        "nc": str(config.num_classes),
+        "reg_max": str(config.reg_max),
+        "source_sha256": _sha256(source),
+    }
+    # Clones, because safetensors refuses tensors that share memory.
+    clones = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    with replacing(target) as temporary:
+        temporary.write_bytes(save(clones, metadata))
+    return target
+
+
+def _existing(path: Path, origin: str) -> Path:
+    if path.is_dir():
+        raise IsADirectoryError(f"{origin} must name a file, got the folder {path}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{origin} names a file that does not exist: {path.absolute()}. {_advice(_NAMES[0])}")
+    return path
+
+
+def _advice(name: str) -> str:
+    return _WHERE.format(name=name, variable=_VARIABLE, cache=Path(torch.hub.get_dir()) / "checkpoints")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _download(name: str, cache: Path) -> Path:
+    url, target = f"{_RELEASE}/{name}.pt", cache / f"{name}.pt"
+    with closing(_chunks(url, name)) as chunks:
+        first = next(chunks, b"")  # before any folder is made
+        cache.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as temporary:
+            with open(temporary, "wb") as file:
+                file.writelines(chain([first], chunks))
+            try:
+                YOLOv8Seg.from_state_dict(load_fastsam_state(temporary), str(temporary))
+            except ValueError as error:
+                raise OSError(f"{url} did not give the weights of {name} ({error}). {_advice(name)}") from error
+    return target
+
+
+def _chunks(url: str, name: str) -> Generator[bytes, None, None]:
+    """Yield the body of ``url`` in one attempt; whatever goes wrong on the network is a ConnectionError."""
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, _progress(response, name) as report:
+            while block := response.read(_CHUNK):
+                report(len(block))
+                yield block
+            if response.length:  # of the bytes that the server announced
+                raise ConnectionError(f"it broke off with {response.length} bytes missing")
+    except (OSError, http.client.HTTPException) as error:
+        reason = error.reason if type(error) is urllib.error.URLError else error
+        reason = repr(error) if isinstance(error, http.client.HTTPException) else reason
+        raise ConnectionError(f"could not download {url}: {reason}. {_advice(name)}") from error
+
+
+@contextmanager
+def _progress(response: http.client.HTTPResponse, name: str) -> Iterator[Callable[[int], object]]:
+    """Give a function that takes the number of bytes received; it shows a bar to whoever watches a terminal."""
+    if sys.stderr is None or not sys.stderr.isatty() or importlib.util.find_spec("tqdm") is None:
+        yield lambda size: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=response.length, unit="B", unit_scale=True, desc=name) as bar:
+        yield bar.update
