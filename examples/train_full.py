@@ -60,8 +60,14 @@ def build_data(config: skt.TrainConfig) -> tuple[Data, Data]:
 
 def build_framework(config: skt.TrainConfig, orm: nn.Module, forward: Forward, sample: Tensor) -> Framework:
     """Put the network into the framework."""
-    regions = skt.ColorPositionKMeans(config.regions)
-    bank = skt.TimmFeatureExtractor(config.knowledge_bank, weights=config.weights, regions=regions)
+    bank = skt.make_knowledge_bank(
+        config.knowledge_bank,
+        weights=config.weights,
+        regions=config.region_source,
+        num_regions=config.regions,
+        taps=config.bank_taps,
+        download=config.download,
+    )
     overrides = {f: v for f in asdict(skt.LossWeights.paper()) if (v := getattr(config, f)) is not None}
     extractor = None
     if config.perceptual is not None:
@@ -191,9 +197,11 @@ def draw_samples(
         bracket, target = sample.bracket[None].to(device), framework.transfer(sample.target[None].to(device))
         with torch.no_grad():
             pictures = {name: framework.transfer(network(bracket)) for name, network in networks.items()}
-            labels = framework.bank(pictures["ours"]).labels[0]
+            labels = framework.bank(pictures["ours"]).labels
         results = {name: picture[0] for name, picture in pictures.items()}
-        rows.append(skt.SampleRow(sample.name, sample.bracket[:, 3:], results, target[0], labels))
+        rows.append(
+            skt.SampleRow(sample.name, sample.bracket[:, 3:], results, target[0], None if labels is None else labels[0])
+        )
     skt.save_samples(path, rows[:3])
 
 
@@ -201,6 +209,8 @@ def main(arguments: list[str]) -> None:
     """Build, train, report."""
     config = parse(arguments)
     device = skt.pick_device(config.device)
+    if config.knowledge_bank == "fastsam":
+        skt.find_fastsam_weights(config.weights, download=config.download)  # before any other work
     train_data, validation_data = build_data(config)
     torch.manual_seed(config.seed)
     orm, forward = skt.load_network(config.orm, ORMS)

@@ -1,13 +1,28 @@
 """Knowledge banks: frozen networks that describe a picture by features and regions while another one trains."""
 
+from skt_components.banks.cache import CachedBank
+from skt_components.banks.fastsam import FastSAMFeatureExtractor, FastSAMRegions
+from skt_components.banks.fastsam_weights import convert_checkpoint, find_fastsam_weights
+from skt_components.banks.feature_regions import FeatureKMeans
 from skt_components.banks.frozen import Frozen
-from skt_components.banks.priors import KnowledgeBank, RegionSource, SemanticPriors, priors_from_labels
+from skt_components.banks.label_maps import read_label_map
+from skt_components.banks.priors import (
+    KnowledgeBank,
+    RegionSource,
+    SemanticPriors,
+    priors_from_labels,
+    priors_from_masks,
+)
 from skt_components.banks.regions import ColorPositionKMeans, GridRegions
 from skt_components.banks.timm import TimmFeatureExtractor
 from skt_components.banks.vgg import VGG19Features
 
 __all__ = [
+    "CachedBank",
     "ColorPositionKMeans",
+    "FastSAMFeatureExtractor",
+    "FastSAMRegions",
+    "FeatureKMeans",
     "Frozen",
     "GridRegions",
     "KnowledgeBank",
@@ -15,5 +30,9 @@ __all__ = [
     "SemanticPriors",
     "TimmFeatureExtractor",
     "VGG19Features",
+    "convert_checkpoint",
+    "find_fastsam_weights",
     "priors_from_labels",
+    "priors_from_masks",
+    "read_label_map",
 ]

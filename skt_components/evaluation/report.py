@@ -91,7 +91,7 @@ def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -
         ImportError: matplotlib is not installed.
         FileNotFoundError: ``metrics`` does not exist.
     """
-    plt = _pyplot()
+    plt = load_pyplot()
     lines = read_metrics(metrics)
     figure, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
     steps = [line for line in lines if "terms" in line]
@@ -131,7 +131,7 @@ def save_samples(path: str | os.PathLike[str], rows: Sequence[SampleRow]) -> Non
         found, wanted = [panel[0] for panel in panels], [panel[0] for panel in drawn[0]]
         if found != wanted:
             raise ValueError(f"rows must have the same pictures: {row.name!r} has {found}, the first has {wanted}")
-    plt = _pyplot()
+    plt = load_pyplot()
     height, width = len(drawn), len(drawn[0])
     figure, axes = plt.subplots(
         height, width, figsize=(2.2 * width, 2.35 * height), squeeze=False, layout="constrained"
@@ -178,7 +178,8 @@ def _draw(axis, steps: list[dict], key: str, title: str) -> None:  # type: ignor
     axis.set(title=title, xlabel="step")
 
 
-def _pyplot():  # type: ignore[no-untyped-def]
+def load_pyplot():  # type: ignore[no-untyped-def]
+    """Return matplotlib's pyplot, drawing to files only; ImportError names the extra."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:

@@ -12,7 +12,7 @@ from skt_components.training.checkpoint import (
 )
 from skt_components.training.config import LossWeights, TrainConfig, make_run_folder, read_options
 from skt_components.training.scheme import SemanticKnowledgeTransfer, StepOutput
-from skt_components.training.setup import load_network, pick_device
+from skt_components.training.setup import load_network, make_knowledge_bank, pick_device
 
 __all__ = [
     "LossWeights",
@@ -25,6 +25,7 @@ __all__ = [
     "load_checkpoint",
     "load_network",
     "load_weights",
+    "make_knowledge_bank",
     "make_run_folder",
     "pick_device",
     "read_options",

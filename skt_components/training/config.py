@@ -67,11 +67,18 @@ class TrainConfig:
     taps: tuple[str, ...] = ()
     """Three layers of the network to align; its own fusion_taps when empty."""
     knowledge_bank: str = "tf_efficientnet_lite0"
-    """Frozen backbone, by its name in timm."""
+    """Frozen network that knows about pictures: a model of timm by its name, or fastsam (weights under AGPL-3.0)."""
     weights: str | None = None
-    """The bank's weights: a file, or "pretrained" to download. The default bank's come from a pip package."""
+    """The bank's weights: a file; for timm also "pretrained" to download. The default bank's come from a pip package;
+    fastsam looks for SKT_FASTSAM_WEIGHTS and in its cache."""
+    download: bool = False
+    """Let fastsam fetch its weights (AGPL-3.0) to its cache if they are missing."""
+    bank_taps: Literal["paper", "fast"] = "paper"
+    """Layers of fastsam that give the features; fast is a quarter of the work."""
+    region_source: Literal["own", "color", "features"] = "own"
+    """Regions: fastsam's own masks (other banks have none and take colour), or k-means on colour or on features."""
     regions: int = 8
-    """Colour regions per picture (k-means; not semantic)."""
+    """Regions per picture; fastsam's masks have the background beside them."""
     loss_weights: Literal["recommended", "paper"] = "recommended"
     """Weights of the terms; paper needs --perceptual."""
     content_weight: float | None = None

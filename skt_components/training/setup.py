@@ -1,4 +1,4 @@
-"""What a run is built from by name: its device and its network."""
+"""What a run is built from by name: its device, its network, its knowledge bank."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+
+from skt_components.banks.fastsam import FastSAMFeatureExtractor
+from skt_components.banks.feature_regions import FeatureKMeans
+from skt_components.banks.priors import RegionSource
+from skt_components.banks.regions import ColorPositionKMeans
+from skt_components.banks.timm import TimmFeatureExtractor
+from skt_components.ops._checks import check_choice
 
 ForwardORM = Callable[[nn.Module, Tensor], Tensor]
 
@@ -64,3 +71,44 @@ def load_network(name: str, known: Mapping[str, Callable[[], nn.Module]]) -> tup
 def call_network(network: nn.Module, bracket: Tensor) -> Tensor:
     """Call a network in the plain way."""
     return network(bracket)
+
+
+def make_knowledge_bank(
+    name: str,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    regions: str = "own",
+    num_regions: int = 8,
+    taps: str = "paper",
+    download: bool = False,
+) -> FastSAMFeatureExtractor | TimmFeatureExtractor:
+    """Make a knowledge bank by name.
+
+    Args:
+        name: "fastsam", or a model of timm.
+        weights: as the bank takes them.
+        regions: "own" (FastSAM's masks; colour regions for the others, which have none), "color" or "features".
+        num_regions: how many per picture; FastSAM's own masks have the background beside them.
+        taps: "paper" or "fast", for FastSAM.
+        download: let FastSAM fetch missing weights.
+
+    Raises:
+        ValueError: there is no such name.
+        FileNotFoundError: there are no weights.
+
+    Example:
+        >>> make_knowledge_bank("fastsam", weights="random", taps="fast").channels
+        (256, 128, 64, 32)
+    """
+    check_choice("regions", regions, ("own", "color", "features"))
+    own = None if name == "fastsam" else ColorPositionKMeans(num_regions)
+    made: dict[str, RegionSource | None] = {
+        "own": own,
+        "color": ColorPositionKMeans(num_regions),
+        "features": FeatureKMeans(num_regions),
+    }
+    if name == "fastsam":
+        check_choice("taps", taps, ("paper", "fast"))
+        options = {"taps": taps, "max_regions": num_regions, "regions": made[regions], "download": download}
+        return FastSAMFeatureExtractor(weights, **options)  # type: ignore[arg-type]
+    return TimmFeatureExtractor(name, weights=weights, regions=made[regions])  # type: ignore[arg-type]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -315,6 +317,8 @@ def test_nothing_is_written_over(loop: ModuleType, tmp_path: Path) -> None:
         (["--device", "warp"], "no device 'warp'"),
         (["--loss-weights", "paper"], "perceptual"),
         (["--weights", "missing.pth"], "missing.pth"),
+        (["--knowledge-bank", "fastsam", "--weights", "missing.pt"], "missing.pt"),
+        (["--knowledge-bank", "no_such_net"], "name must be a timm model"),
         (["--config", "missing.toml"], "missing.toml"),
         (["--resume", "missing"], "missing"),
         (["--data", "hdr-folder", "--root", "missing"], "missing"),
@@ -359,3 +363,41 @@ def test_the_script_ends_with_a_line_not_a_traceback(tmp_path: Path) -> None:
     assert "nowhere" in missing.stderr
     assert "Traceback" not in missing.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_fastsam_as_the_bank(loop: ModuleType, tmp_path: Path, fastsam_file: Path) -> None:
+    options = ["--knowledge-bank", "fastsam", "--weights", str(fastsam_file), "--bank-taps", "fast", "--regions", "3"]
+    loop.main([*SMALL, *options, "--out", str(tmp_path / "run")])
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(FILES)
+    assert not any("bank" in name or "network" in name for name in weights(tmp_path / "run"))
+    first, *_, last = (line["terms"] for line in metrics(tmp_path / "run") if "terms" in line)
+    assert first != last
+    assert all(value == value for value in last.values())
+
+
+@pytest.fixture
+def fastsam_file(tmp_path: Path) -> Path:
+    """Random weights of FastSAM-s, as convert_checkpoint writes real ones."""
+    path = tmp_path / "FastSAM-s.safetensors"
+    skt.save_weights(path, skt.FastSAMFeatureExtractor("random", taps="fast").network.network)
+    return path
+
+
+def test_missing_fastsam_weights_end_at_once_with_the_way_out(tmp_path: Path) -> None:
+    empty = {"TORCH_HOME": str(tmp_path / "nowhere"), "SKT_FASTSAM_WEIGHTS": ""}
+    torch_alone = min(_seconds(["-c", "import torch, tyro"], tmp_path, {})[0] for _ in range(2))
+    runs = [_seconds([str(EXAMPLES / "train_full.py"), "--knowledge-bank", "fastsam"], tmp_path, empty) for _ in "ab"]
+    for _, done in runs:
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        for part in ("train_full.py: no weights of FastSAM-s", "github.com/ultralytics", "--download", "AGPL-3.0"):
+            assert part in done.stderr
+    assert min(seconds for seconds, _ in runs) < torch_alone + 1.5
+    assert list(tmp_path.iterdir()) == []
+
+
+def _seconds(arguments: list[str], cwd: Path, more: dict[str, str]) -> tuple[float, subprocess.CompletedProcess]:
+    start = time.perf_counter()
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=cwd, env={**os.environ, **more}, capture_output=True, text=True, check=False)
+    return time.perf_counter() - start, done

@@ -1,0 +1,266 @@
+"""The knowledge bank of the paper: FastSAM's features and masks from one batched forward pass."""
+
+from __future__ import annotations
+
+import numbers
+import os
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from skt_components.banks.fastsam_weights import find_fastsam_weights, load_fastsam_state
+from skt_components.banks.frozen import Frozen, fingerprint
+from skt_components.banks.instances import instance_masks, paint_regions, select_instances
+from skt_components.banks.priors import (
+    RegionSource,
+    SemanticPriors,
+    check_region_source,
+    priors_from_labels,
+    priors_from_masks,
+)
+from skt_components.banks.yolov8_seg import LEVELS, STRIDES, YOLOv8Seg, YOLOv8SegConfig
+from skt_components.ops._checks import check_choice, check_count, check_tensor, float_dtype
+
+_TAPS = {"paper": (21, 18, 15, 2), "fast": (6, 4, 2, 0)}
+_RANDOM = {"random": YOLOv8SegConfig(), "random-x": YOLOv8SegConfig.fastsam_x()}
+_REDUCTION = (16, 8, 4, 2)
+
+
+class FastSAMFeatureExtractor(nn.Module):
+    """Describe pictures by four feature maps of a frozen FastSAM and by the regions that it finds.
+
+    FastSAM's code and weights are under AGPL-3.0, and the weights were trained on SA-1B, whose licence allows
+    research. The network here is our own and needs no package, but the terms of the weights file are yours to
+    meet. They bind the training that uses it; the trained reconstruction network contains none of it.
+
+    Nothing is trained, nothing appears in a parent's state dict, and the network stays in eval mode (see
+    ``Frozen``). The forward pass keeps no state: it can be copied, called from several threads, compiled and moved
+    to channels-last or bfloat16; boxes, scores and masks are computed in float32 all the same.
+
+    Args:
+        weights: an official ``FastSAM-s.pt`` or ``FastSAM-x.pt``, or a ``.safetensors`` file made by
+            ``convert_checkpoint``; read without running anything that is in it. ``"FastSAM-s"`` or ``"FastSAM-x"``:
+            that file in the cache, ``torch.hub.get_dir()/checkpoints``. None: the file named by the environment
+            variable ``SKT_FASTSAM_WEIGHTS``, or else FastSAM-s in the cache. ``"random"`` and ``"random-x"``: no
+            knowledge at all, for tests; seed it with ``torch.manual_seed``.
+        taps: where the features come from. ``"paper"``: the three maps that feed the head and the stride-4 stage, of
+            the picture at twice its size, which is the closest reading of "features before the representation
+            head". ``"fast"``: four backbone stages of the picture as it is, at a quarter of the cost. Or four layer
+            indices, coarse to fine, with strides 16, 8, 4, 2 or 32, 16, 8, 4 (then at twice the size).
+        max_regions: K, masks kept per picture, the best first. There are K + 1 regions: 0 is the background.
+        overlap: keep the masks as they are, overlapping, and leave ``labels`` None. By default every pixel belongs to
+            the smallest mask that covers it, or to the background.
+        conf: least confidence of a mask.
+        iou: overlap of two boxes from which only the better one is kept.
+        full_resolution: decide the masks for every pixel; False decides them for cells of the prototypes (4 pixels,
+            2 with the picture at twice its size), which saves time and memory and makes blocky borders.
+        regions: a source that cuts the pictures instead of FastSAM, whose head then does not run.
+        grad_to_input: let gradients flow through the features to the pictures (through the regions they never do).
+        download: fetch FastSAM-s or FastSAM-x, from the place where ultralytics publishes it, if the cache lacks it.
+
+    Attributes:
+        channels: channels of the four maps, coarse to fine.
+        reduction: strides of the four maps, (16, 8, 4, 2).
+        num_regions: K + 1, or those of ``regions``.
+
+    Raises:
+        FileNotFoundError: at once, if there are no weights; the message says where to get them.
+        ValueError: if the file is refused or is another network's, or an option is out of range.
+
+    Example:
+        >>> bank = FastSAMFeatureExtractor("random", max_regions=4)
+        >>> priors = bank(torch.rand(1, 3, 64, 48))
+        >>> [tuple(f.shape[1:]) for f in priors.features]
+        [(512, 4, 3), (256, 8, 6), (128, 16, 12), (64, 32, 24)]
+        >>> priors.masks.shape
+        torch.Size([1, 5, 64, 48])
+
+    Reference:
+        X. Zhao et al., "Fast Segment Anything", arXiv:2306.12156, 2023.
+    """
+
+    def __init__(
+        self,
+        weights: str | os.PathLike[str] | None = None,
+        *,
+        taps: Literal["paper", "fast"] | Sequence[int] = "paper",
+        max_regions: int = 16,
+        overlap: bool = False,
+        conf: float = 0.4,
+        iou: float = 0.9,
+        full_resolution: bool = True,
+        regions: RegionSource | None = None,
+        grad_to_input: bool = False,
+        download: bool = False,
+    ) -> None:
+        super().__init__()
+        self.taps, self.scale = _check_taps(taps)
+        self.max_regions = check_count("max_regions", max_regions, 1)
+        self.conf, self.iou = _check_share("conf", conf), _check_share("iou", iou)
+        self.overlap, self.full_resolution, self.grad_to_input = overlap, full_resolution, grad_to_input
+        if regions is not None and overlap:
+            raise ValueError("overlap=True needs FastSAM's own masks, but regions are given: a label map is disjoint")
+        self.num_regions = self.max_regions + 1 if regions is None else check_region_source(regions)
+        self.regions = Frozen(regions) if isinstance(regions, nn.Module) else regions
+        self.network = Frozen(_load(weights, download))
+        self.channels = tuple(self._yolo.channels(layer) for layer in self.taps)
+        self.reduction = _REDUCTION
+        self._fingerprint: str | None = None
+
+    @property
+    def _yolo(self) -> YOLOv8Seg:
+        return cast(YOLOv8Seg, self.network.network)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of the weights and the options, read at first use: banks with one fingerprint give one result."""
+        if self._fingerprint is None:
+            regions = self.regions.network if isinstance(self.regions, Frozen) else self.regions
+            options = (self.max_regions, self.overlap, self.conf, self.iou, self.full_resolution)
+            self._fingerprint = fingerprint(self, type(self).__name__, self.taps, options, regions)
+        return self._fingerprint
+
+    def forward(self, tonemapped: Float[Tensor, "b 3 h w"]) -> SemanticPriors:
+        """Describe tone-mapped pictures; no gradient flows back to them unless ``grad_to_input``.
+
+        Under ``torch.autocast`` the network runs in the lower precision, the maps come out in float32 all the
+        same. Pictures are padded by replication to the right and bottom, and everything is cropped back.
+
+        Args:
+            tonemapped: ``(B, 3, H, W)``, RGB, display-like; clamped to [0, 1] here.
+
+        Returns:
+            Maps ``(B, C_i, ceil(H / s_i), ceil(W / s_i))`` coarse to fine, and the regions; where nothing is found
+            all is background.
+
+        Raises:
+            TypeError: if ``tonemapped`` is not a floating-point tensor.
+            ValueError: if its shape is not ``(B, 3, H, W)``.
+        """
+        check_tensor("tonemapped", tonemapped, ndim=4, layout="(B, 3, H, W)", channels=3)
+        size = (tonemapped.shape[-2], tonemapped.shape[-1])
+        head = LEVELS if self.regions is None else ()
+        with torch.set_grad_enabled(self.grad_to_input and torch.is_grad_enabled()):
+            images = tonemapped.clamp(0, 1)
+            layers = self._yolo.run_layers(self._prepare(images), {*self.taps, *head})
+            features = self._crop(layers, size)
+        with torch.no_grad():  # not inference_mode: its tensors cannot enter a graph that is trained
+            if self.regions is not None:
+                labels = self.regions(images.detach(), [f.detach() for f in features])
+                return priors_from_labels(features, labels, self.num_regions)
+            masks = self._masks({layer: layers[layer].detach() for layer in head}, size)
+            if not self.overlap:
+                return priors_from_labels(features, paint_regions(masks), self.num_regions)
+            return priors_from_masks(features, torch.cat([~masks.any(dim=1, keepdim=True), masks], dim=1))
+
+    def extract_features(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """Return the four maps, differentiable with respect to the pictures, as a perceptual loss needs them.
+
+        The pictures are not clamped, which would stop gradients outside [0, 1]; no layer behind the last tap runs.
+
+        Args:
+            images: ``(B, 3, H, W)``, RGB, nominally [0, 1].
+
+        Returns:
+            Maps ``(B, C_i, ceil(H / s_i), ceil(W / s_i))``, coarse to fine, float32 (float64 if moved there).
+        """
+        check_tensor("images", images, ndim=4, layout="(B, 3, H, W)", channels=3)
+        layers = self._yolo.run_layers(self._prepare(images), self.taps)
+        return self._crop(layers, (images.shape[-2], images.shape[-1]))
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        """Pad to what the network's strides divide, enlarge, and bring to the weights' dtype."""
+        multiple = 32 // self.scale
+        height, width = images.shape[-2:]
+        padding = (0, -width % multiple, 0, -height % multiple)
+        images = F.pad(images, padding, mode="replicate") if any(padding) else images
+        if self.scale > 1:
+            images = F.interpolate(images, scale_factor=self.scale, mode="bilinear", align_corners=False)
+        return images.to(next(self._yolo.parameters()).dtype)
+
+    def _crop(self, layers: dict[int, Tensor], size: tuple[int, int]) -> list[Tensor]:
+        height, width = size
+        return [
+            layers[layer][..., : -(-height // s), : -(-width // s)].to(float_dtype(layers[layer]))
+            for layer, s in zip(self.taps, self.reduction, strict=True)
+        ]
+
+    def _masks(self, levels: dict[int, Tensor], size: tuple[int, int]) -> Tensor:
+        found = self._yolo.detect(levels)
+        limit = found.boxes.new_tensor([size[1], size[0]]) * self.scale
+        outside = (found.boxes[..., :2] >= limit).any(dim=-1)  # boxes in the padding would take others' places
+        scores = found.scores.masked_fill(outside, -1)
+        chosen = select_instances(found.boxes, scores, conf=self.conf, iou=self.iou, count=self.max_regions)
+        return instance_masks(found, *chosen, scale=self.scale, size=size, full_resolution=self.full_resolution)
+
+    def extra_repr(self) -> str:
+        """Name the taps and the regions."""
+        regions = f"max_regions={self.max_regions}, overlap={self.overlap}, conf={self.conf:g}, iou={self.iou:g}"
+        return f"taps={self.taps} at {self.scale}x, channels={self.channels}, " + (
+            regions if self.regions is None else f"regions={self.regions}"
+        )
+
+
+class FastSAMRegions(nn.Module):
+    """FastSAM's disjoint regions as the region source of another bank, such as HRNet's.
+
+    Args:
+        weights: as ``FastSAMFeatureExtractor`` takes them.
+        options: its other options, but ``overlap`` and ``regions``; ``taps`` tells the size at which it looks.
+
+    Attributes:
+        num_regions: ``max_regions`` + 1; 0 is the background.
+
+    Example:
+        >>> FastSAMRegions("random", taps="fast", max_regions=4)(torch.rand(1, 3, 64, 48)).shape
+        torch.Size([1, 64, 48])
+    """
+
+    def __init__(self, weights: str | os.PathLike[str] | None = None, **options: object) -> None:
+        super().__init__()
+        refused = {"overlap", "regions"} & set(options)
+        if refused:
+            raise TypeError(f"FastSAMRegions gives FastSAM's own disjoint regions and has no option {min(refused)}")
+        self.bank = FastSAMFeatureExtractor(weights, **options)  # type: ignore[arg-type]
+        self.num_regions = self.bank.num_regions
+
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"], features: Sequence[Tensor] | None = None
+    ) -> Int[Tensor, "b h w"]:
+        """Label every pixel of ``images`` ``(B, 3, H, W)`` in [0, 1]; ``features`` are not looked at."""
+        labels = self.bank(images).labels
+        assert labels is not None  # overlap is refused above
+        return labels
+
+
+def _check_taps(taps: str | Sequence[int]) -> tuple[tuple[int, ...], int]:
+    """Return the four layers and how much larger than the picture the network's input is."""
+    if isinstance(taps, str):
+        check_choice("taps", taps, _TAPS)
+        return _TAPS[taps], 2 if taps == "paper" else 1
+    layers = tuple(taps)
+    strides = [STRIDES.get(layer) for layer in layers if isinstance(layer, int) and not isinstance(layer, bool)]
+    for scale in (1, 2):
+        if strides == [scale * r for r in _REDUCTION] and len(layers) == 4:
+            return layers, scale
+    raise ValueError(
+        "taps must be 'paper', 'fast' or four layers, coarse to fine, with strides 16, 8, 4, 2 or 32, 16, 8, 4, "
+        f"from the strides {STRIDES} by layer; got {layers}"
+    )
+
+
+def _check_share(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
+    return float(value)
+
+
+def _load(weights: str | os.PathLike[str] | None, download: bool) -> YOLOv8Seg:
+    if isinstance(weights, str) and weights in _RANDOM:
+        return YOLOv8Seg(_RANDOM[weights])
+    path = find_fastsam_weights(weights, download=download)
+    return YOLOv8Seg.from_state_dict(load_fastsam_state(path), str(path))

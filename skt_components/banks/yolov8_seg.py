@@ -1,0 +1,323 @@
+"""YOLOv8's segmentation network, which FastSAM is, as plain layers that load FastSAM's state dict.
+
+Written from the layer graph and the names and shapes of the state dict, so that neither a package with its own ideas
+about threads, settings and telemetry nor its licence is needed to run the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from skt_components.banks.checkpoint import check_state_dict
+from skt_components.ops._checks import float_dtype
+
+STRIDES = {
+    **{0: 2, 1: 4, 2: 4, 3: 8, 4: 8, 5: 16, 6: 16, 7: 32, 8: 32, 9: 32},  # backbone
+    **{12: 16, 15: 8, 16: 16, 18: 16, 19: 32, 21: 32},  # neck
+}
+"""Stride of every layer that can be tapped."""
+LEVELS = (15, 18, 21)
+"""The layers that feed the head."""
+_CONCAT = {11: 6, 14: 4, 17: 12, 20: 9}  # these layers join the one before and this earlier one
+_SKIPS = frozenset(_CONCAT.values())
+
+
+@dataclass(frozen=True)
+class YOLOv8SegConfig:
+    """Widths and depths of a YOLOv8 segmentation network; the defaults are FastSAM-s.
+
+    Args:
+        channels: of the five backbone stages, strides 2 to 32.
+        depths: blocks in the backbone's stages at strides 4 to 32.
+        neck_depth: blocks in each stage of the neck.
+        reg_max: bins of a box side's distribution.
+        num_classes: 1 for FastSAM.
+        coefficients: mask prototypes.
+        prototype_channels: width of the prototype branch.
+        head_channels: hidden widths of the box, class and coefficient branches.
+    """
+
+    channels: tuple[int, ...] = (32, 64, 128, 256, 512)
+    depths: tuple[int, ...] = (1, 2, 2, 1)
+    neck_depth: int = 1
+    reg_max: int = 16
+    num_classes: int = 1
+    coefficients: int = 32
+    prototype_channels: int = 128
+    head_channels: tuple[int, int, int] = (64, 128, 32)
+
+    @classmethod
+    def fastsam_x(cls) -> YOLOv8SegConfig:
+        """Return FastSAM-x, whose boxes have 26 bins and not YOLOv8's 16."""
+        return cls((80, 160, 320, 640, 640), (3, 6, 6, 3), 3, 26, prototype_channels=320, head_channels=(104, 320, 80))
+
+    @classmethod
+    def from_shapes(cls, state: Mapping[str, Tensor]) -> YOLOv8SegConfig:
+        """Read the sizes off a state dict; KeyError if a tensor that tells one is missing."""
+
+        def width(name: str, axis: int = 0) -> int:
+            return state[f"model.{name}.weight"].shape[axis]
+
+        def depth(layer: int) -> int:
+            prefix = f"model.{layer}.m."
+            return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
+
+        return cls(
+            channels=tuple(width(f"{i}.conv") for i in (0, 1, 3, 5, 7)),
+            depths=tuple(depth(i) for i in (2, 4, 6, 8)),
+            neck_depth=depth(12),
+            reg_max=width("22.dfl.conv", 1),
+            num_classes=width("22.cv3.0.2"),
+            coefficients=width("22.cv4.0.2"),
+            prototype_channels=width("22.proto.cv1.conv"),
+            head_channels=(width("22.cv2.0.0.conv"), width("22.cv3.0.0.conv"), width("22.cv4.0.0.conv")),
+        )
+
+
+class Detections(NamedTuple):
+    """What the head says, before any selection; pixels are those of the network's input.
+
+    Attributes:
+        boxes: ``(B, A, 4)``, x1, y1, x2, y2 in pixels.
+        scores: ``(B, A)`` in [0, 1], of the most likely class.
+        coefficients: ``(B, A, M)``, weights of the prototypes.
+        prototypes: ``(B, M, H / 4, W / 4)``; a mask's logits are their weighted sum.
+    """
+
+    boxes: Float[Tensor, "b a 4"]
+    scores: Float[Tensor, "b a"]
+    coefficients: Float[Tensor, "b a m"]
+    prototypes: Float[Tensor, "b m h w"]
+
+
+class YOLOv8Seg(nn.Module):
+    """YOLOv8's segmentation network, 23 numbered layers; the state dict has the official names.
+
+    The forward pass keeps nothing between calls: no hooks, no cached anchors.
+
+    Args:
+        config: the sizes.
+
+    Example:
+        >>> network = YOLOv8Seg(YOLOv8SegConfig())
+        >>> sum(p.numel() for p in network.parameters())
+        11790483
+        >>> {i: tuple(f.shape[1:]) for i, f in network.run_layers(torch.rand(1, 3, 64, 64), (2, 6)).items()}
+        {2: (64, 16, 16), 6: (256, 4, 4)}
+    """
+
+    def __init__(self, config: YOLOv8SegConfig | None = None) -> None:
+        super().__init__()
+        config = config if config is not None else YOLOv8SegConfig()
+        c0, c1, c2, c3, c4 = config.channels
+        d1, d2, d3, d4 = config.depths
+        neck = config.neck_depth
+        self.config = config
+        self.model = nn.ModuleList(
+            [
+                *[Conv(3, c0, 3, 2), Conv(c0, c1, 3, 2), C2f(c1, c1, d1, True), Conv(c1, c2, 3, 2)],
+                *[C2f(c2, c2, d2, True), Conv(c2, c3, 3, 2), C2f(c3, c3, d3, True), Conv(c3, c4, 3, 2)],
+                *[C2f(c4, c4, d4, True), SPPF(c4)],
+                *[nn.Upsample(scale_factor=2), nn.Identity(), C2f(c4 + c3, c3, neck)],  # 11 and the like: _CONCAT
+                *[nn.Upsample(scale_factor=2), nn.Identity(), C2f(c3 + c2, c2, neck)],
+                *[Conv(c2, c2, 3, 2), nn.Identity(), C2f(c2 + c3, c3, neck)],
+                *[Conv(c3, c3, 3, 2), nn.Identity(), C2f(c3 + c4, c4, neck)],
+                Segment((c2, c3, c4), config),
+            ]
+        )
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor], source: str) -> YOLOv8Seg:
+        """Build the network that a state dict belongs to and load it, in float32 and eval mode.
+
+        Args:
+            state: official names (``model.0.conv.weight`` ...); any floating-point dtype.
+            source: where it is from, for the message.
+
+        Raises:
+            ValueError: if it is not the state dict of such a network.
+        """
+        try:
+            config = YOLOv8SegConfig.from_shapes(state)
+            with torch.device("meta"):  # the random initialisation would be thrown away
+                network = cls(config)
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{source} is not a YOLOv8 segmentation network such as FastSAM-s or FastSAM-x: {error} is missing "
+                f"among its {len(state)} tensors or does not fit"
+            ) from None
+        check_state_dict(source, state, network.state_dict())
+        values = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+        network.load_state_dict(values, assign=True)
+        return network.eval()
+
+    def channels(self, layer: int) -> int:
+        """Return the channels of a layer that can be tapped."""
+        c0, c1, c2, c3, c4 = self.config.channels
+        return {0: c0, 1: c1, 2: c1, 3: c2, 4: c2, 5: c3, 6: c3, 12: c3, 15: c2, 16: c2, 18: c3, 19: c3}.get(layer, c4)
+
+    def run_layers(self, images: Float[Tensor, "b 3 h w"], wanted: Collection[int]) -> dict[int, Tensor]:
+        """Run the layers up to the last of ``wanted`` and return those outputs by index.
+
+        Args:
+            images: ``(B, 3, H, W)``, RGB in [0, 1], H and W multiples of 32.
+            wanted: indices among ``STRIDES``.
+        """
+        outputs: dict[int, Tensor] = {}
+        x = images
+        for index in range(max(wanted) + 1):
+            x = torch.cat([x, outputs[_CONCAT[index]]], dim=1) if index in _CONCAT else self.model[index](x)
+            if index in wanted or index in _SKIPS:
+                outputs[index] = x
+        return {index: outputs[index] for index in wanted}
+
+    def detect(self, levels: Mapping[int, Tensor]) -> Detections:
+        """Run the head on the outputs of ``LEVELS``; decoded in float32 whatever the layers ran in."""
+        return self.model[22]([levels[index] for index in LEVELS])
+
+
+class Conv(nn.Module):
+    """Convolution, batch normalisation, SiLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``silu(bn(conv(x)))``."""
+        return F.silu(self.bn(self.conv(x)))
+
+
+class Bottleneck(nn.Module):
+    """Two 3x3 convolutions, with a shortcut around them or without."""
+
+    def __init__(self, channels: int, shortcut: bool) -> None:
+        super().__init__()
+        self.cv1, self.cv2 = Conv(channels, channels, 3), Conv(channels, channels, 3)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map of the same shape."""
+        y = self.cv2(self.cv1(x))
+        return x + y if self.shortcut else y
+
+
+class C2f(nn.Module):
+    """Cross-stage partial block: one half goes through bottlenecks, and every step of it reaches the output."""
+
+    def __init__(self, in_channels: int, out_channels: int, depth: int, shortcut: bool = False) -> None:
+        super().__init__()
+        half = out_channels // 2
+        self.cv1 = Conv(in_channels, 2 * half, 1)
+        self.cv2 = Conv((2 + depth) * half, out_channels, 1)
+        self.m = nn.ModuleList(Bottleneck(half, shortcut) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the stage's output."""
+        parts = list(self.cv1(x).chunk(2, dim=1))
+        for block in self.m:
+            parts.append(block(parts[-1]))
+        return self.cv2(torch.cat(parts, dim=1))
+
+
+class SPPF(nn.Module):
+    """Spatial pyramid pooling: three max-poolings in a row, all kept."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.cv1, self.cv2 = Conv(channels, half, 1), Conv(4 * half, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map of the same shape."""
+        parts = [self.cv1(x)]
+        for _ in range(3):
+            parts.append(F.max_pool2d(parts[-1], 5, stride=1, padding=2))
+        return self.cv2(torch.cat(parts, dim=1))
+
+
+class Proto(nn.Module):
+    """The mask prototypes, at twice the resolution of the finest level."""
+
+    def __init__(self, in_channels: int, hidden: int, out_channels: int) -> None:
+        super().__init__()
+        self.cv1 = Conv(in_channels, hidden, 3)
+        self.upsample = nn.ConvTranspose2d(hidden, hidden, 2, 2)
+        self.cv2 = Conv(hidden, hidden, 3)
+        self.cv3 = Conv(hidden, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the prototypes, at twice the size."""
+        return self.cv3(self.cv2(self.upsample(self.cv1(x))))
+
+
+class DistributionFocal(nn.Module):
+    """Expectation of a box side's distribution over the distances that the weight holds (0, 1, 2, ...)."""
+
+    def __init__(self, reg_max: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(reg_max, 1, 1, bias=False).requires_grad_(False)
+        self.conv.weight.copy_(torch.arange(reg_max, dtype=torch.float32).view(1, reg_max, 1, 1))
+
+    def forward(self, logits: Float[Tensor, "b a four_r"]) -> Float[Tensor, "b a 4"]:
+        """Return the distances, in cells."""
+        probability = logits.unflatten(-1, (4, -1)).softmax(dim=-1)
+        return (probability * self.conv.weight.view(-1).to(logits.dtype)).sum(dim=-1)
+
+
+class Segment(nn.Module):
+    """The head: boxes, scores and mask coefficients at every anchor of three levels, and the prototypes."""
+
+    def __init__(self, channels: tuple[int, int, int], config: YOLOv8SegConfig) -> None:
+        super().__init__()
+
+        def branch(hidden: int, out_channels: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                nn.Sequential(Conv(c, hidden, 3), Conv(hidden, hidden, 3), nn.Conv2d(hidden, out_channels, 1))
+                for c in channels
+            )
+
+        box, kind, mask = config.head_channels
+        self.cv2 = branch(box, 4 * config.reg_max)
+        self.cv3 = branch(kind, config.num_classes)
+        self.dfl = DistributionFocal(config.reg_max)
+        self.proto = Proto(channels[0], config.prototype_channels, config.coefficients)
+        self.cv4 = branch(mask, config.coefficients)
+
+    def forward(self, levels: list[Tensor]) -> Detections:
+        """Decode what the layers say at the three levels."""
+
+        def anchors_last(branch: nn.ModuleList) -> Tensor:
+            maps = [layers(x).flatten(2) for layers, x in zip(branch, levels, strict=True)]
+            joined = torch.cat(maps, dim=2).transpose(1, 2)
+            return joined.to(float_dtype(joined))
+
+        sides, kinds, coefficients = (anchors_last(branch) for branch in (self.cv2, self.cv3, self.cv4))
+        prototypes = self.proto(levels[0])
+        # bfloat16 counts exactly to 256 only: distances, anchors and boxes need float32.
+        with torch.autocast(sides.device.type, enabled=False):
+            boxes = _boxes(self.dfl(sides), [(x.shape[-2], x.shape[-1]) for x in levels])
+            scores = kinds.sigmoid().amax(dim=-1)
+        return Detections(boxes, scores, coefficients, prototypes.to(float_dtype(prototypes)))
+
+
+def _boxes(distances: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
+    """Turn distances left, top, right, bottom of the anchors, in cells, into corners in pixels."""
+    centers, strides = [], []
+    for (height, width), layer in zip(sizes, LEVELS, strict=True):
+        y = torch.arange(height, device=distances.device, dtype=distances.dtype) + 0.5
+        x = torch.arange(width, device=distances.device, dtype=distances.dtype) + 0.5
+        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+        centers.append(torch.stack([grid_x, grid_y], dim=-1).view(-1, 2))
+        strides.append(x.new_full((height * width, 1), STRIDES[layer]))
+    center, stride = torch.cat(centers), torch.cat(strides)
+    near, far = distances.split(2, dim=-1)
+    return torch.cat([center - near, center + far], dim=-1) * stride

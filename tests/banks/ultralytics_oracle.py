@@ -1,0 +1,117 @@
+"""Write a seeded random FastSAM in the official file format, and what ultralytics itself makes of real photographs.
+
+A script of its own, because importing ultralytics changes a process: python ultralytics_oracle.py s|x FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import skimage.data
+import torch
+from torch import Tensor, nn
+from ultralytics import FastSAM
+from ultralytics.nn.tasks import SegmentationModel, yaml_model_load
+
+TAPS = (0, 2, 4, 6, 15, 18, 21)
+SIZE = 256
+
+
+def photographs() -> list[Tensor]:
+    """Five photographs, each (3, 256, 256) in [0, 1], exact in 8 bits."""
+    pictures = []
+    for name in ("chelsea", "coffee", "astronaut", "rocket", "immunohistochemistry"):
+        picture = torch.from_numpy(getattr(skimage.data, name)().copy())
+        top, left = (picture.shape[0] - SIZE) // 2, (picture.shape[1] - SIZE) // 2
+        crop = picture[top : top + SIZE, left : left + SIZE, :3]
+        pictures.append(crop.permute(2, 0, 1).float() / 255)
+    return pictures
+
+
+@torch.no_grad()
+def make_lively(model: nn.Module, pictures: Tensor) -> None:
+    """Give a random network the statistics of real pictures, and some anchors confidence, as training would."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the plain mean over batches
+            module.reset_running_stats()
+    model.train()
+    for _ in range(2):
+        model(pictures)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.03
+            module.weight.uniform_(0.8, 1.2)
+            module.bias.uniform_(-0.2, 0.2)
+    model.eval()
+    head, levels = model.model[-1], []
+    hook = head.register_forward_pre_hook(lambda _m, arguments: levels.extend(arguments[0]))
+    model(pictures)
+    hook.remove()
+    for x, box, score, coefficients in zip(levels, head.cv2, head.cv3, head.cv4, strict=True):
+        for branch, spread, mean in ((box, 1.5, None), (score, 1.0, -1.7), (coefficients, 0.7, 0.0)):
+            branch[-1].weight.mul_(spread / branch(x).std())
+            if mean is not None:
+                branch[-1].bias.add_(mean - branch(x).mean())
+
+
+def main(variant: str, folder: Path) -> None:
+    """Write FastSAM-<variant>.pt and reference.pt."""
+    torch.manual_seed(7)
+    config = yaml_model_load(f"yolov8{variant}-seg.yaml")
+    config["reg_max"] = {"s": 16, "x": 26}[variant]
+    model = SegmentationModel(config, ch=3, nc=1, verbose=False)
+    pictures = photographs()
+    batch = torch.stack(pictures)
+    make_lively(model, batch)
+    model.names, model.args = {0: "object"}, {"imgsz": 1024, "task": "segment"}
+    path = folder / f"FastSAM-{variant}.pt"
+    content = {"epoch": -1, "best_fitness": None, "model": model.half(), "ema": None, "updates": None}
+    content |= {"optimizer": None, "train_args": {"task": "segment", "imgsz": 1024, "model": "yolov8s-seg.pt"}}
+    torch.save({**content, "date": "2023-06-21T00:00:00", "version": "8.0.120"}, path)
+
+    reference: dict[str, object] = {"pictures": batch}
+    network = FastSAM(str(path)).model.float().eval()
+    doubled = nn.functional.interpolate(batch, scale_factor=2, mode="bilinear", align_corners=False)
+    for name, source in [("fast", batch), ("paper", doubled[:2])]:
+        reference[name] = {"taps": taps(network, source[:2]), "predictions": predictions(path, source)}
+    torch.save(reference, folder / "reference.pt")
+
+
+@torch.no_grad()
+def taps(network: nn.Module, source: Tensor) -> dict[int, Tensor]:
+    """Outputs of the layers, by ultralytics' own forward pass; clones, for hooks may see them change."""
+    found: dict[int, Tensor] = {}
+    hooks = [
+        network.model[i].register_forward_hook(lambda _m, _a, out, i=i: found.__setitem__(i, out.clone())) for i in TAPS
+    ]
+    network(source)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def predictions(path: Path, source: Tensor) -> list[dict[str, Tensor]]:
+    """Masks, boxes and scores of predict(), with the settings of FastSAM's own script."""
+    model, found = FastSAM(str(path)), []
+    for picture in source:
+        array = (picture * 255).round().byte().permute(1, 2, 0).flip(-1).contiguous().numpy()  # BGR
+        given = array if source.shape[-1] == SIZE else picture[None]
+        result = model.predict(
+            given,
+            imgsz=source.shape[-1],
+            conf=0.4,
+            iou=0.9,
+            max_det=300,
+            retina_masks=True,
+            device="cpu",
+            verbose=False,
+        )[0]
+        masks = torch.zeros(0, *source.shape[-2:]) if result.masks is None else result.masks.data
+        found.append({"masks": masks.bool().clone(), "scores": result.boxes.conf.clone()})
+    return found
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

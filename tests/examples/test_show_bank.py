@@ -1,0 +1,70 @@
+"""The picture of a bank as a user makes it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import skt_components as skt
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "show_bank.py"
+
+
+def show(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    image = pytest.importorskip("PIL.Image")
+    data = pytest.importorskip("skimage.data")
+    path = tmp_path_factory.mktemp("photo") / "coffee.png"
+    image.fromarray(data.coffee()[:200, :300]).save(path)
+    return path
+
+
+def test_draws_display_and_hdr_pictures(photo: Path, tmp_path: Path) -> None:
+    skt.write_image(tmp_path / "room.hdr", torch.rand(3, 60, 90) * 40)
+    done = show(photo, tmp_path / "room.hdr", "--out", tmp_path / "priors.png", "--longest-side", 96)
+    assert done.returncode == 0, done.stderr
+    from matplotlib.image import imread
+
+    assert imread(tmp_path / "priors.png").shape[1] > 1000
+
+
+def test_fastsam(photo: Path, tmp_path: Path, fastsam_like: Path) -> None:
+    options = ("--bank", "fastsam", "--weights", fastsam_like, "--taps", "fast", "--longest-side", 96)
+    done = show(photo, *options, "--out", tmp_path / "priors.png")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "priors.png").stat().st_size > 10_000
+
+
+@pytest.fixture
+def fastsam_like(tmp_path: Path) -> Path:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "FastSAM-s.safetensors"
+    save_file(skt.FastSAMFeatureExtractor("random", taps="fast").network.network.state_dict(), path)
+    return path
+
+
+def test_errors_are_one_line(photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "there.png").touch()
+    for arguments, message in [
+        ((photo, "--out", tmp_path / "there.png"), "there.png exists: choose another"),
+        ((tmp_path / "absent.png", "--out", tmp_path / "a.png"), "absent.png"),
+        ((photo, "--bank", "no_such_net", "--out", tmp_path / "a.png"), "name must be a timm model"),
+        ((photo, "--bank", "fastsam", "--weights", tmp_path / "no.pt", "--out", tmp_path / "a.png"), "no.pt"),
+    ]:
+        done = show(*arguments)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert done.stderr.startswith("show_bank.py: ")
+        assert done.stderr.count("\n") == 1
+    assert (tmp_path / "there.png").stat().st_size == 0
+    assert not (tmp_path / "a.png").exists()
