@@ -8,8 +8,6 @@ Random weights: they cost what real ones cost. The step is that of the full AHDR
 from __future__ import annotations
 
 import gc
-import json
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from pathlib import Path
 
 import torch
 import tyro
-from timing import environment, interleave, ratios
+from timing import environment, interleave, ratios, write_result
 from torch import Tensor, nn
 
 import skt_components as skt
@@ -160,11 +158,7 @@ def main(options: Options) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result: dict[str, object] = {"command": " ".join(["python benchmarks/banks.py", *sys.argv[1:]])}
     result |= {**environment(device), "crop": options.crop, "knowledge_banks": measure(options, device)}
-    options.out.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"\W+", "-", str(result["device"])).strip("-").lower()
-    file = options.out / f"banks--{name}.json"
-    file.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"wrote {file}")
+    write_result(options.out, "banks", result)
 
 
 if __name__ == "__main__":

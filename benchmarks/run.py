@@ -14,10 +14,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import banks
 import torch
 import tyro
 from cases import histogram_methods, step_methods
-from timing import environment, interleave, ratios
+from timing import environment, interleave, ratios, write_result
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +33,8 @@ class Options:
     """Seeds of the training comparison."""
     rounds: int = 7
     """Interleaved rounds of each timing."""
+    banks: bool = True
+    """Also time the knowledge banks; minutes on a CPU."""
     out: Path = ROOT / "benchmarks" / "results"
     """Folder of the JSON."""
 
@@ -85,13 +88,12 @@ def main(options: Options) -> None:
     step = interleave(step_methods(device, cuda, batch, crop), device, options.rounds)
     result["training_step"] = {"batch": batch, "crop": crop, "full_size": cuda, **ratios(step, "bare step")}
     print(json.dumps(result["training_step"], indent=1))
+    if options.banks:
+        batches = (1, 4, 16) if cuda else (1, 4)
+        result["knowledge_banks"] = banks.measure(banks.Options(batches=batches, rounds=options.rounds), device)
     if options.steps:
         result["training"] = [training_comparison(options.steps, seed) for seed in range(options.seeds)]
-    options.out.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"\W+", "-", str(result["device"])).strip("-").lower()
-    file = options.out / f"suite--{name}.json"
-    file.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"wrote {file}")
+    write_result(options.out, "suite", result)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
@@ -44,6 +47,15 @@ def ratios(times: dict[str, list[float]], unit: str) -> dict[str, dict[str, floa
         }
         for name, values in times.items()
     }
+
+
+def write_result(folder: Path, suite: str, result: dict[str, object]) -> None:
+    """Write ``<suite>--<device>.json``, and say so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"\W+", "-", str(result["device"])).strip("-").lower()
+    file = folder / f"{suite}--{name}.json"
+    file.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"wrote {file}")
 
 
 def environment(device: torch.device) -> dict[str, object]:
