@@ -42,6 +42,20 @@ class Options:
     """Regions per picture."""
     longest_side: int = 512
     """Larger pictures are reduced to it."""
+    download: bool = False
+    """Let fastsam fetch its weights (AGPL-3.0) to its cache if they are missing."""
+
+
+def check(options: Options) -> None:
+    """Raise before any work."""
+    if not options.pictures:
+        raise ValueError("name at least one picture")
+    if options.longest_side < 16:
+        raise ValueError(f"--longest-side must be >= 16, got {options.longest_side}")
+    if options.out.exists():
+        raise FileExistsError(f"--out {options.out} exists: choose another")
+    if options.out.suffix.lower() != ".png" or not options.out.parent.is_dir():
+        raise ValueError(f"--out must be a new .png in a folder that exists, got {options.out}")
 
 
 def load(path: Path, longest_side: int) -> Tensor:
@@ -50,7 +64,10 @@ def load(path: Path, longest_side: int) -> Tensor:
         picture = skt.read_image(path)
         picture = skt.mu_law((picture / picture.amax().clamp_min(1e-12)).clamp(0, 1))
     else:
-        pixels = np.asarray(Image.open(path).convert("RGB"))
+        image = Image.open(path)
+        if image.mode not in {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}:  # others would be clipped
+            raise ValueError(f"{path} must have 8 bits per channel, got a picture of mode {image.mode!r}")
+        pixels = np.asarray(image.convert("RGB"))
         picture = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
     share = longest_side / max(picture.shape[-2:])
     if share < 1:
@@ -60,16 +77,14 @@ def load(path: Path, longest_side: int) -> Tensor:
 
 def main(options: Options) -> None:
     """Draw one row per picture."""
-    if options.out.exists():
-        raise FileExistsError(f"--out {options.out} exists: choose another")
-    if not options.pictures:
-        raise ValueError("name at least one picture")
+    check(options)
     bank = skt.make_knowledge_bank(
         options.bank,
         weights=options.weights,
         regions=options.regions,
         num_regions=options.num_regions,
         taps=options.taps,
+        download=options.download,
     )
     rows = []
     for path in options.pictures:

@@ -209,8 +209,7 @@ def main(arguments: list[str]) -> None:
     """Build, train, report."""
     config = parse(arguments)
     device = skt.pick_device(config.device)
-    if config.knowledge_bank == "fastsam":
-        skt.find_fastsam_weights(config.weights, download=config.download)  # before any other work
+    skt.check_bank_weights(config.knowledge_bank, config.weights, download=config.download)  # before any other work
     train_data, validation_data = build_data(config)
     torch.manual_seed(config.seed)
     orm, forward = skt.load_network(config.orm, ORMS)

@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -50,8 +51,8 @@ class CachedBank(nn.Module):
         bank: the bank; the number of its regions must not change from call to call.
         folder: made if it does not exist; priors go to ``<fingerprint[:16]>/<key[:2]>/<key>.safetensors``.
         fingerprint: names the bank's weights and options, so that priors of another bank are never taken for
-            its; default: ``bank.fingerprint``. Letters, digits, ``_``, ``-`` and ``.``. It is read once: a bank
-            moved to another dtype afterwards must get another one.
+            its; default: ``bank.fingerprint``. Letters, digits, ``_``, ``-`` and ``.``. The
+            bank's is read again when it is moved; one given here must tell dtypes apart by itself.
         dtype: of the features on disk and given back. torch.float16 takes half the space and rounds them to 11
             bits; torch.float32 is exact.
 
@@ -90,14 +91,9 @@ class CachedBank(nn.Module):
             raise TypeError(f"bank must be an nn.Module with channels and reduction, got {type(bank).__name__}")
         if dtype not in (torch.float32, torch.float16):
             raise TypeError(f"dtype must be torch.float32 or torch.float16, got {dtype}")
-        fingerprint = fingerprint if fingerprint is not None else getattr(bank, "fingerprint", None)
-        if not isinstance(fingerprint, str) or not re.fullmatch(r"[\w-][\w.-]*", fingerprint, re.ASCII):
-            raise ValueError(
-                "fingerprint must name the bank's weights and options in letters, digits, '_', '-' and '.', got "
-                f"{fingerprint!r} from the argument or {type(bank).__name__}.fingerprint"
-            )
         _import_safetensors()
-        self.fingerprint, self.dtype = fingerprint, dtype
+        self._given = fingerprint
+        self.fingerprint, self.dtype = _check_fingerprint(fingerprint, bank), dtype
         self.channels, self.reduction = tuple(bank.channels), tuple(bank.reduction)
         self.folder = Path(folder)
         try:
@@ -105,6 +101,11 @@ class CachedBank(nn.Module):
         except OSError as error:
             raise type(error)(error.errno, f"no folder for priors: {error.strerror}", str(folder)) from error
         self.bank = Frozen(bank)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CachedBank:
+        super()._apply(fn, recurse)
+        self.fingerprint = _check_fingerprint(self._given, self.bank.network)  # a bank in half precision is another
+        return self
 
     @torch.no_grad()
     def forward(self, tonemapped: Float[Tensor, "b 3 h w"]) -> SemanticPriors:
@@ -246,6 +247,16 @@ def _checksum(tensors: dict[str, Tensor]) -> Tensor:
     for name in sorted(tensors):
         total = zlib.crc32(_bytes(tensors[name]), zlib.crc32(name.encode(), total))
     return torch.tensor([total])
+
+
+def _check_fingerprint(given: str | None, bank: nn.Module) -> str:
+    found = given if given is not None else getattr(bank, "fingerprint", None)
+    if not isinstance(found, str) or not re.fullmatch(r"[\w-][\w.-]*", found, re.ASCII):
+        raise ValueError(
+            "fingerprint must name the bank's weights and options in letters, digits, '_', '-' and '.', got "
+            f"{found!r} from the argument or {type(bank).__name__}.fingerprint"
+        )
+    return found
 
 
 def _import_safetensors() -> ModuleType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+_MOST_SHARING = 4  # tied weights are stored once and named several times
 _SHOWN = 8  # names listed per kind in an error, so that a wrong architecture does not print 300 lines
 
 
@@ -64,7 +66,29 @@ def named_tensors(content: object, source: str | os.PathLike[str]) -> dict[str, 
                 f"{source} must hold only named tensors, got {type(value).__name__} under {key!r}; "
                 "save model.state_dict() alone"
             )
-    return dict(content)
+    return plain_tensors(content, source)
+
+
+def plain_tensors(state: Mapping[str, Tensor], source: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the state dict if a network can be made of it; a crafted file may claim more than it holds.
+
+    Args:
+        state: names to tensors.
+        source: the file they are from.
+
+    Raises:
+        ValueError: if a tensor is sparse, quantised, complex or without data, or the tensors are far larger than the
+            file, as views that repeat one number are.
+    """
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_complex() or tensor.is_quantized:
+            kind = f"{tensor.layout}, {tensor.dtype}, on {tensor.device}"
+            raise ValueError(f"{source} must hold dense real numbers only, got {name}: {kind}")
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    size = Path(source).stat().st_size
+    if claimed > _MOST_SHARING * size:
+        raise ValueError(f"{source} has {size} bytes but its tensors claim {claimed}: it is not a file of weights")
+    return dict(state)
 
 
 @contextmanager
@@ -131,11 +155,12 @@ def _read_torch(file: Path) -> object:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # PyTorch's message goes on to explain how to load the file unsafely; its first line is the finding.
-        reason = next((line.strip() for line in str(error).splitlines() if "WeightsUnpickler" in line), "")
+        # The rest of PyTorch's message explains how to load the file unsafely.
+        told = re.search(r"WeightsUnpickler error:\s*(.*?)(?:\.? Please |$)", str(error), flags=re.MULTILINE)
         raise ValueError(
-            f"{file} was refused: it is damaged or holds Python objects other than tensors, which could run "
-            f"code when loaded; save model.state_dict() alone. {reason}".rstrip()
+            f"{file} was refused: it is damaged, not a file of torch.save (a .safetensors file must have that suffix), "
+            "or holds Python objects other than tensors, which could run code when loaded; save model.state_dict() "
+            f"alone. {told[1] if told else ''}".rstrip()
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -149,9 +174,12 @@ def _read_safetensors(file: Path) -> object:
     except ImportError as error:
         raise ImportError(f'reading {file} needs safetensors: pip install "skt-components[fastsam]"') from error
     try:
-        return load_file(file)
+        with open(file, "rb"):  # safetensors calls a file that may not be read missing
+            return load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file} is not a readable safetensors file: {error}") from None
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror or error}") from None
 
 
 def _describe(content: object) -> str:

@@ -19,6 +19,8 @@ from skt_components.banks.priors import (
     RegionSource,
     SemanticPriors,
     check_region_source,
+    describe_region_source,
+    padding_to_multiple,
     priors_from_labels,
     priors_from_masks,
 )
@@ -26,7 +28,7 @@ from skt_components.banks.yolov8_seg import LEVELS, STRIDES, YOLOv8Seg, YOLOv8Se
 from skt_components.ops._checks import check_choice, check_count, check_tensor, float_dtype
 
 _TAPS = {"paper": (21, 18, 15, 2), "fast": (6, 4, 2, 0)}
-_RANDOM = {"random": YOLOv8SegConfig(), "random-x": YOLOv8SegConfig.fastsam_x()}
+RANDOM_WEIGHTS = {"random": YOLOv8SegConfig(), "random-x": YOLOv8SegConfig.fastsam_x()}
 _REDUCTION = (16, 8, 4, 2)
 
 
@@ -39,7 +41,7 @@ class FastSAMFeatureExtractor(nn.Module):
 
     Nothing is trained, nothing appears in a parent's state dict, and the network stays in eval mode (see
     ``Frozen``). The forward pass keeps no state: it can be copied, called from several threads, compiled and moved
-    to channels-last or bfloat16; boxes, scores and masks are computed in float32 all the same.
+    to channels-last or bfloat16; the head's output is decoded to boxes, scores and masks in float32 all the same.
 
     Args:
         weights: an official ``FastSAM-s.pt`` or ``FastSAM-x.pt``, or a ``.safetensors`` file made by
@@ -109,7 +111,6 @@ class FastSAMFeatureExtractor(nn.Module):
         self.network = Frozen(_load(weights, download))
         self.channels = tuple(self._yolo.channels(layer) for layer in self.taps)
         self.reduction = _REDUCTION
-        self._fingerprint: str | None = None
 
     @property
     def _yolo(self) -> YOLOv8Seg:
@@ -117,12 +118,16 @@ class FastSAMFeatureExtractor(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of the weights and the options, read at first use: banks with one fingerprint give one result."""
-        if self._fingerprint is None:
-            regions = self.regions.network if isinstance(self.regions, Frozen) else self.regions
-            options = (self.max_regions, self.overlap, self.conf, self.iou, self.full_resolution)
-            self._fingerprint = fingerprint(self, type(self).__name__, self.taps, options, regions)
-        return self._fingerprint
+        """Hex digest of the weights and the options; banks with one fingerprint give one result.
+
+        Computed on the CPU at every read, because a bank that is rounded to half precision is another one.
+
+        Raises:
+            ValueError: if the region source does not tell its options, see ``describe_region_source``.
+        """
+        regions = self.regions.network if isinstance(self.regions, Frozen) else self.regions
+        options = (self.taps, self.max_regions, self.overlap, self.conf, self.iou, self.full_resolution)
+        return fingerprint(self, type(self).__name__, *options, describe_region_source(regions))
 
     def forward(self, tonemapped: Float[Tensor, "b 3 h w"]) -> SemanticPriors:
         """Describe tone-mapped pictures; no gradient flows back to them unless ``grad_to_input``.
@@ -139,10 +144,10 @@ class FastSAMFeatureExtractor(nn.Module):
 
         Raises:
             TypeError: if ``tonemapped`` is not a floating-point tensor.
-            ValueError: if its shape is not ``(B, 3, H, W)``.
+            ValueError: if its shape is not ``(B, 3, H, W)`` with pixels.
         """
         check_tensor("tonemapped", tonemapped, ndim=4, layout="(B, 3, H, W)", channels=3)
-        size = (tonemapped.shape[-2], tonemapped.shape[-1])
+        size = _size_of("tonemapped", tonemapped)
         head = LEVELS if self.regions is None else ()
         with torch.set_grad_enabled(self.grad_to_input and torch.is_grad_enabled()):
             images = tonemapped.clamp(0, 1)
@@ -169,14 +174,13 @@ class FastSAMFeatureExtractor(nn.Module):
             Maps ``(B, C_i, ceil(H / s_i), ceil(W / s_i))``, coarse to fine, float32 (float64 if moved there).
         """
         check_tensor("images", images, ndim=4, layout="(B, 3, H, W)", channels=3)
-        layers = self._yolo.run_layers(self._prepare(images), self.taps)
-        return self._crop(layers, (images.shape[-2], images.shape[-1]))
+        size = _size_of("images", images)
+        return self._crop(self._yolo.run_layers(self._prepare(images), self.taps), size)
 
     def _prepare(self, images: Tensor) -> Tensor:
         """Pad to what the network's strides divide, enlarge, and bring to the weights' dtype."""
-        multiple = 32 // self.scale
-        height, width = images.shape[-2:]
-        padding = (0, -width % multiple, 0, -height % multiple)
+        images = images.to(float_dtype(images))  # half precision is no grid for pictures to be enlarged on
+        padding = padding_to_multiple(images, 32 // self.scale)
         images = F.pad(images, padding, mode="replicate") if any(padding) else images
         if self.scale > 1:
             images = F.interpolate(images, scale_factor=self.scale, mode="bilinear", align_corners=False)
@@ -191,18 +195,18 @@ class FastSAMFeatureExtractor(nn.Module):
 
     def _masks(self, levels: dict[int, Tensor], size: tuple[int, int]) -> Tensor:
         found = self._yolo.detect(levels)
-        limit = found.boxes.new_tensor([size[1], size[0]]) * self.scale
-        outside = (found.boxes[..., :2] >= limit).any(dim=-1)  # boxes in the padding would take others' places
+        left, top = found.boxes[..., 0], found.boxes[..., 1]
+        outside = (left >= size[1] * self.scale) | (top >= size[0] * self.scale)  # in the padding
         scores = found.scores.masked_fill(outside, -1)
         chosen = select_instances(found.boxes, scores, conf=self.conf, iou=self.iou, count=self.max_regions)
         return instance_masks(found, *chosen, scale=self.scale, size=size, full_resolution=self.full_resolution)
 
     def extra_repr(self) -> str:
         """Name the taps and the regions."""
-        regions = f"max_regions={self.max_regions}, overlap={self.overlap}, conf={self.conf:g}, iou={self.iou:g}"
-        return f"taps={self.taps} at {self.scale}x, channels={self.channels}, " + (
-            regions if self.regions is None else f"regions={self.regions}"
-        )
+        own = f"max_regions={self.max_regions}, overlap={self.overlap}, conf={self.conf}, iou={self.iou}"
+        regions = own if self.regions is None else f"regions={self.regions}"
+        resolution = f"full_resolution={self.full_resolution}"
+        return f"taps={self.taps} at {self.scale}x, channels={self.channels}, {regions}, {resolution}"
 
 
 class FastSAMRegions(nn.Module):
@@ -227,6 +231,11 @@ class FastSAMRegions(nn.Module):
             raise TypeError(f"FastSAMRegions gives FastSAM's own disjoint regions and has no option {min(refused)}")
         self.bank = FastSAMFeatureExtractor(weights, **options)  # type: ignore[arg-type]
         self.num_regions = self.bank.num_regions
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the FastSAM inside."""
+        return self.bank.fingerprint
 
     def forward(
         self, images: Float[Tensor, "b 3 h w"], features: Sequence[Tensor] | None = None
@@ -253,14 +262,22 @@ def _check_taps(taps: str | Sequence[int]) -> tuple[tuple[int, ...], int]:
     )
 
 
+def _size_of(name: str, images: Tensor) -> tuple[int, int]:
+    height, width = images.shape[-2:]
+    if 0 in (height, width):
+        raise ValueError(f"{name} must have pixels, got shape {tuple(images.shape)}")
+    return height, width
+
+
 def _check_share(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
         raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
     return float(value)
 
 
+@torch.inference_mode(False)  # or no gradient could ever pass through the network
 def _load(weights: str | os.PathLike[str] | None, download: bool) -> YOLOv8Seg:
-    if isinstance(weights, str) and weights in _RANDOM:
-        return YOLOv8Seg(_RANDOM[weights])
+    if isinstance(weights, str) and weights in RANDOM_WEIGHTS:
+        return YOLOv8Seg(RANDOM_WEIGHTS[weights])
     path = find_fastsam_weights(weights, download=download)
     return YOLOv8Seg.from_state_dict(load_fastsam_state(path), str(path))

@@ -23,7 +23,8 @@ from skt_components.banks.pickled import read_pickled_model
 from skt_components.banks.yolov8_seg import YOLOv8Seg
 
 LICENSE_NOTE = "FastSAM's weights are under AGPL-3.0 and were trained on SA-1B, whose license is for research."
-_NAMES = ("FastSAM-s", "FastSAM-x")
+_FIRST_CHANNELS = {"FastSAM-s": 32, "FastSAM-x": 80}  # which of the two a file is
+_NAMES = tuple(_FIRST_CHANNELS)
 _VARIABLE = "SKT_FASTSAM_WEIGHTS"
 _RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
 _TIMEOUT = 10.0  # seconds without a byte
@@ -31,7 +32,7 @@ _CHUNK = 1 << 20
 _WHERE = (
     "Get {name}.pt from https://github.com/ultralytics/assets/releases or by way of FastSAM's repository, "
     "https://github.com/CASIA-LMC-Lab/FastSAM; then give its path, set {variable} to it, or put it into {cache}; "
-    "or let download=True fetch it there. " + LICENSE_NOTE
+    "or let download=True (--download) fetch it there. " + LICENSE_NOTE
 )
 
 
@@ -57,11 +58,11 @@ def find_fastsam_weights(weights: str | os.PathLike[str] | None = None, *, downl
     if weights is None:
         named = os.environ.get(_VARIABLE)
         if named:
-            return _existing(Path(named), f"the environment variable {_VARIABLE}")
+            return _existing(Path(named).expanduser(), f"the environment variable {_VARIABLE}")
         weights = "FastSAM-s"
     if not isinstance(weights, (str, os.PathLike)):
         raise TypeError(f"weights must be a path, {_NAMES[0]!r} or {_NAMES[1]!r}, got {type(weights).__name__}")
-    path = Path(weights)
+    path = Path(weights).expanduser()
     name = path.name if path.name in _NAMES else path.stem
     if str(path) not in (name, f"{name}.pt", f"{name}.safetensors") or name not in _NAMES:
         return _existing(path, "weights")
@@ -175,7 +176,9 @@ def _download(name: str, cache: Path) -> Path:
             with open(temporary, "wb") as file:
                 file.writelines(chain([first], chunks))
             try:
-                YOLOv8Seg.from_state_dict(load_fastsam_state(temporary), str(temporary))
+                network = YOLOv8Seg.from_state_dict(load_fastsam_state(temporary), str(temporary))
+                if network.config.channels[0] != _FIRST_CHANNELS[name]:
+                    raise ValueError(f"its first layer has {network.config.channels[0]} channels")
             except ValueError as error:
                 raise OSError(f"{url} did not give the weights of {name} ({error}). {_advice(name)}") from error
     return target

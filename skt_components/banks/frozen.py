@@ -76,8 +76,8 @@ class Frozen(nn.Module):
 def fingerprint(module: nn.Module, *options: object) -> str:
     """Return a hash of everything a module computes with: parameters, buffers, and what ``options`` says.
 
-    Networks inside :class:`Frozen` count, and so do buffers that no state dict has. Floating-point numbers are
-    taken as float32, so a module in float64 keeps its fingerprint; one rounded to half precision is another.
+    Networks inside :class:`Frozen` count, and so do buffers that no state dict has, and the dtypes, for a network
+    computes something else in each.
 
     Args:
         module: the module; read on the CPU, wherever it is.
@@ -95,8 +95,8 @@ def fingerprint(module: nn.Module, *options: object) -> str:
     digest = hashlib.sha256(repr(options).encode())
     for name, tensor in _named_tensors(module):
         values = tensor.detach().cpu().contiguous()
-        values = values.float() if values.is_floating_point() else values
-        digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
+        values = values.float() if values.dtype == torch.bfloat16 else values  # which numpy does not have
+        digest.update(f"{name} {tuple(values.shape)} {tensor.dtype}".encode())
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()
 

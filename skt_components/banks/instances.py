@@ -1,7 +1,7 @@
 """From a detector's output to regions: selection of the best boxes, their masks, a disjoint map.
 
-Every step has a fixed size, so nothing waits for the device and everything compiles; equal scores keep the
-detector's order, so nothing is left to chance.
+Every step has a fixed size, so nothing waits for the device or is read back from it, and everything compiles; equal
+scores keep the detector's order, so nothing is left to chance.
 """
 
 from __future__ import annotations
@@ -81,12 +81,11 @@ def instance_masks(
     weights = detections.coefficients.gather(1, index[..., None].expand(-1, -1, detections.coefficients.shape[-1]))
     with torch.autocast(weights.device.type, enabled=False):
         logits = torch.einsum("bkm,bmhw->bkhw", weights, detections.prototypes)
-    masks = torch.cat(
-        [
-            _cut(part, box, ok, stride, full_resolution)
-            for part, box, ok in zip(*_parts((logits, corners, valid), logits, stride), strict=True)
-        ]
-    )
+    flat = (logits.flatten(0, 1), corners.flatten(0, 1), valid.flatten())
+    together = max(1, _MASK_ELEMENTS // max(1, logits.shape[-2] * logits.shape[-1] * stride**2))
+    parts = zip(*(tensor.split(together) for tensor in flat), strict=True)
+    masks = torch.cat([_cut(part, box, ok, stride, full_resolution) for part, box, ok in parts])
+    masks = masks.unflatten(0, valid.shape)
     return masks[..., : size[0], : size[1]]
 
 
@@ -99,27 +98,21 @@ def paint_regions(masks: Bool[Tensor, "b k h w"]) -> Int[Tensor, "b h w"]:
     order = masks.flatten(2).sum(dim=-1).argsort(dim=1, stable=True)
     rank = order.argsort(dim=1)  # of each mask, from the smallest
     kind = torch.uint8 if count < 256 else torch.int32
-    covered = torch.where(masks, rank.to(kind)[..., None, None], torch.tensor(count, dtype=kind, device=masks.device))
+    covered = torch.where(masks, rank.to(kind)[..., None, None], count)
     top = covered.amin(dim=1).long()
     table = torch.cat([order + 1, order.new_zeros(len(order), 1)], dim=1)  # rank -> label; "none" -> 0
     return table.gather(1, top.flatten(1)).view_as(top)
 
 
-def _parts(tensors: tuple[Tensor, ...], logits: Tensor, stride: int) -> list[tuple[Tensor, ...]]:
-    """Split along the batch, so that upsampled logits stay within a fixed amount of memory."""
-    pictures = max(1, _MASK_ELEMENTS // max(1, logits[0].numel() * stride**2)) if len(logits) else 1
-    return [t.split(pictures) for t in tensors]
-
-
 def _cut(logits: Tensor, boxes: Tensor, valid: Tensor, stride: int, full_resolution: bool) -> Tensor:
-    """Threshold at zero inside the boxes, at full resolution or in cells of ``stride`` pixels."""
+    """Threshold ``(N, h, w)`` logits at zero inside their boxes, per pixel or per ``stride`` pixels."""
     cell = 1 if full_resolution else stride
     if full_resolution and stride > 1:
-        logits = F.interpolate(logits, scale_factor=stride, mode="bilinear", align_corners=False)
+        logits = F.interpolate(logits[:, None], scale_factor=stride, mode="bilinear", align_corners=False)[:, 0]
     height, width = logits.shape[-2:]
     y = torch.arange(height, device=logits.device)[:, None] * cell
     x = torch.arange(width, device=logits.device)[None, :] * cell
-    x1, y1, x2, y2 = boxes[..., None, None].unbind(dim=2)
+    x1, y1, x2, y2 = boxes[..., None, None].unbind(dim=1)
     inside = (x >= x1) & (x < x2) & (y >= y1) & (y < y2)
     masks = (logits > 0) & inside & valid[..., None, None]
     return masks if cell == 1 else masks.repeat_interleave(cell, dim=-2).repeat_interleave(cell, dim=-1)

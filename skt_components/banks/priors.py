@@ -140,6 +140,31 @@ def priors_from_masks(features: Sequence[Tensor], masks: Bool[Tensor, "b r h w"]
     return SemanticPriors(list(features), masks, None, masks.flatten(2).any(dim=-1))
 
 
+def padding_to_multiple(images: Tensor, multiple: int) -> tuple[int, int, int, int]:
+    """Return the padding, left, right, top, bottom, that brings H and W up to multiples."""
+    height, width = images.shape[-2:]
+    # Not -width % multiple, on which torch.compile with dynamic shapes fails.
+    return 0, (multiple - width % multiple) % multiple, 0, (multiple - height % multiple) % multiple
+
+
+def describe_region_source(regions: object) -> str:
+    """Return what tells one region source from another: its ``fingerprint``, or else its ``repr``.
+
+    Raises:
+        ValueError: a module without ``fingerprint``, whose options need not be in its ``repr``; a ``repr`` that
+            names a place in memory, which another run gives to something else.
+    """
+    named = getattr(regions, "fingerprint", None)
+    if isinstance(named, str):
+        return named
+    if regions is not None and (hasattr(regions, "state_dict") or " at 0x" in repr(regions)):
+        raise ValueError(
+            f"the region source {type(regions).__name__} needs an attribute fingerprint: a str that tells its options "
+            "and weights, or priors of different ones would be taken for each other"
+        )
+    return repr(regions)
+
+
 def check_region_source(regions: object) -> int:
     """Return how many regions a source can give; raise TypeError if it is none (see :class:`RegionSource`)."""
     count = getattr(regions, "num_regions", None)

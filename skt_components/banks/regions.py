@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from skt_components.ops._checks import check_positive, check_tensor
+from skt_components.ops._checks import check_count, check_positive, check_tensor
 
 _LEVELS = 4096.0  # coordinates are rounded to 1/4096 before they are summed, see _update_centres
 
@@ -50,7 +50,7 @@ class ColorPositionKMeans:
 
     def __post_init__(self) -> None:
         for name in ("num_regions", "iterations", "working_size"):
-            _check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name), 1)
         if self.position_weight != 0:
             check_positive("position_weight", self.position_weight)
 
@@ -99,8 +99,8 @@ class GridRegions:
     cols: int = 4
 
     def __post_init__(self) -> None:
-        _check_count("rows", self.rows)
-        _check_count("cols", self.cols)
+        check_count("rows", self.rows, 1)
+        check_count("cols", self.cols, 1)
 
     @property
     def num_regions(self) -> int:
@@ -116,13 +116,6 @@ class GridRegions:
         row = torch.arange(height, device=images.device) * self.rows // height
         col = torch.arange(width, device=images.device) * self.cols // width
         return (row[:, None] * self.cols + col).expand(batch, height, width).contiguous()
-
-
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _fit_within(height: int, width: int, size: int) -> tuple[int, int]:

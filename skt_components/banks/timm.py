@@ -14,7 +14,14 @@ from torch.nn import functional as F
 from skt_components.banks._timm_weights import LITE0, create, read_state
 from skt_components.banks.checkpoint import check_state_dict
 from skt_components.banks.frozen import Frozen, Normalize, fingerprint
-from skt_components.banks.priors import RegionSource, SemanticPriors, check_region_source, priors_from_labels
+from skt_components.banks.priors import (
+    RegionSource,
+    SemanticPriors,
+    check_region_source,
+    describe_region_source,
+    padding_to_multiple,
+    priors_from_labels,
+)
 from skt_components.banks.regions import ColorPositionKMeans
 from skt_components.ops._checks import check_tensor, float_dtype
 
@@ -95,7 +102,6 @@ class TimmFeatureExtractor(nn.Module):
         self.channels = tuple(channels[i] for i in self._order)
         config = network.pretrained_cfg
         self.backbone = Frozen(nn.Sequential(Normalize(config["mean"], config["std"]), network))
-        self._fingerprint: str | None = None
         self._check_maps()
 
     def forward(self, tonemapped: Float[Tensor, "b 3 h w"]) -> SemanticPriors:
@@ -138,9 +144,10 @@ class TimmFeatureExtractor(nn.Module):
         """
         check_tensor("images", images, ndim=4, layout="(B, 3, H, W)", channels=3)
         height, width = images.shape[-2:]
+        images = images.to(float_dtype(images))  # half precision is no grid for pictures to be enlarged on
         if self.scale != 1:
             images = F.interpolate(images, scale_factor=self.scale, mode="bilinear", align_corners=False)
-        padding = (0, -images.shape[-1] % self._multiple, 0, -images.shape[-2] % self._multiple)
+        padding = padding_to_multiple(images, self._multiple)
         maps = self.backbone(F.pad(images, padding, mode="replicate") if any(padding) else images)
         if self._channels_last:
             maps = [m.movedim(-1, 1) for m in maps]
@@ -153,13 +160,14 @@ class TimmFeatureExtractor(nn.Module):
     def fingerprint(self) -> str:
         """Hash of all that decides the answer: weights, backbone, strides and regions; 64 hexadecimal digits.
 
-        Computed on the CPU when it is first read and kept from then on, whatever device or precision the bank
-        moves to. Read it before the weights are rounded to half precision, or it is the rounded bank's.
+        Computed on the CPU at every read, because a bank that is rounded to half precision is another one.
+
+        Raises:
+            ValueError: if the region source does not tell its options, see ``describe_region_source``.
         """
-        if self._fingerprint is None:
-            regions = self.regions.network if isinstance(self.regions, Frozen) else self.regions
-            self._fingerprint = fingerprint(self, type(self).__name__, self.name, self.reduction, self.scale, regions)
-        return self._fingerprint
+        regions = self.regions.network if isinstance(self.regions, Frozen) else self.regions
+        options = (self.name, self.reduction, self.scale, describe_region_source(regions))
+        return fingerprint(self, type(self).__name__, *options)
 
     def extra_repr(self) -> str:
         """Name the backbone and what it gives."""

@@ -23,6 +23,7 @@ STRIDES = {
     **{12: 16, 15: 8, 16: 16, 18: 16, 19: 32, 21: 32},  # neck
 }
 """Stride of every layer that can be tapped."""
+_MOST_TENSORS = 5000  # YOLOv8x has 657; a crafted file could name millions of blocks
 LEVELS = (15, 18, 21)
 """The layers that feed the head."""
 _CONCAT = {11: 6, 14: 4, 17: 12, 20: 9}  # these layers join the one before and this earlier one
@@ -145,16 +146,20 @@ class YOLOv8Seg(nn.Module):
             ValueError: if it is not the state dict of such a network.
         """
         try:
+            if len(state) > _MOST_TENSORS:
+                raise ValueError(f"at most {_MOST_TENSORS} are expected")
             config = YOLOv8SegConfig.from_shapes(state)
             with torch.device("meta"):  # the random initialisation would be thrown away
                 network = cls(config)
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else f"the sizes do not fit ({error})"
             raise ValueError(
-                f"{source} is not a YOLOv8 segmentation network such as FastSAM-s or FastSAM-x: {error} is missing "
-                f"among its {len(state)} tensors or does not fit"
+                f"{source} is not a YOLOv8 segmentation network such as FastSAM-s or FastSAM-x: among its {len(state)} "
+                f"tensors, {reason}"
             ) from None
         check_state_dict(source, state, network.state_dict())
-        values = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+        # Copies, for a safetensors file stays mapped, and would change the network or end the process if written over.
+        values = {name: value.to(_kept_dtype(name), copy=True) for name, value in state.items()}
         network.load_state_dict(values, assign=True)
         return network.eval()
 
@@ -181,6 +186,10 @@ class YOLOv8Seg(nn.Module):
     def detect(self, levels: Mapping[int, Tensor]) -> Detections:
         """Run the head on the outputs of ``LEVELS``; decoded in float32 whatever the layers ran in."""
         return self.model[22]([levels[index] for index in LEVELS])
+
+
+def _kept_dtype(name: str) -> torch.dtype:
+    return torch.int64 if name.endswith("num_batches_tracked") else torch.float32
 
 
 class Conv(nn.Module):

@@ -12,7 +12,7 @@ from skt_components.training.checkpoint import (
 )
 from skt_components.training.config import LossWeights, TrainConfig, make_run_folder, read_options
 from skt_components.training.scheme import SemanticKnowledgeTransfer, StepOutput
-from skt_components.training.setup import load_network, make_knowledge_bank, pick_device
+from skt_components.training.setup import check_bank_weights, load_network, make_knowledge_bank, pick_device
 
 __all__ = [
     "LossWeights",
@@ -20,6 +20,7 @@ __all__ = [
     "SemanticKnowledgeTransfer",
     "StepOutput",
     "TrainConfig",
+    "check_bank_weights",
     "check_finite",
     "deferred_interrupt",
     "load_checkpoint",

@@ -201,7 +201,11 @@ def make_run_folder(config: TrainConfig) -> Path:
 
 def _write_options(path: Path, options: Mapping[str, Any]) -> None:
     skipped = ("config", "resume", "out")  # where a run came from, not what it is
-    lines = [f"{key} = {_toml(value)}" for key, value in options.items() if key not in skipped and value is not None]
+    files = {
+        key: Path(value) for key in ("weights", "perceptual") if (value := options.get(key)) and Path(value).is_file()
+    }
+    kept = {key: value for key, value in {**options, **files}.items() if key not in skipped and value is not None}
+    lines = [f"{key} = {_toml(value)}" for key, value in kept.items()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

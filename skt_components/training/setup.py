@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from skt_components.banks.fastsam import FastSAMFeatureExtractor
+from skt_components.banks.fastsam import RANDOM_WEIGHTS, FastSAMFeatureExtractor
+from skt_components.banks.fastsam_weights import find_fastsam_weights
 from skt_components.banks.feature_regions import FeatureKMeans
 from skt_components.banks.priors import RegionSource
 from skt_components.banks.regions import ColorPositionKMeans
@@ -73,6 +74,19 @@ def call_network(network: nn.Module, bracket: Tensor) -> Tensor:
     return network(bracket)
 
 
+def check_bank_weights(name: str, weights: str | os.PathLike[str] | None = None, *, download: bool = False) -> None:
+    """Raise what :func:`make_knowledge_bank` would raise for want of weights, before anything else is built.
+
+    Raises:
+        FileNotFoundError: FastSAM's weights are missing; the message says where to get them.
+        ValueError: the name is FastSAM's in another spelling.
+    """
+    if name != "fastsam" and name.lower().split("-")[0] == "fastsam":
+        raise ValueError(f"the knowledge bank is called fastsam, got {name!r}; which one, its weights tell")
+    if name == "fastsam" and weights not in RANDOM_WEIGHTS:
+        find_fastsam_weights(weights, download=download)
+
+
 def make_knowledge_bank(
     name: str,
     *,
@@ -100,6 +114,7 @@ def make_knowledge_bank(
         >>> make_knowledge_bank("fastsam", weights="random", taps="fast").channels
         (256, 128, 64, 32)
     """
+    check_bank_weights(name, weights, download=download)
     check_choice("regions", regions, ("own", "color", "features"))
     own = None if name == "fastsam" else ColorPositionKMeans(num_regions)
     made: dict[str, RegionSource | None] = {

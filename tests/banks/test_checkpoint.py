@@ -59,7 +59,7 @@ def test_names_as_they_stand_can_be_had(tmp_path: Path, state: dict[str, Tensor]
     parallel = {f"module.{k}": v for k, v in state.items()}
     torch.save({"state_dict": parallel}, tmp_path / "weights.pth")
     assert_same(read_state_dict(tmp_path / "weights.pth"), parallel)
-    assert_same(named_tensors({"model": parallel}, "file"), parallel)
+    assert_same(named_tensors({"model": parallel}, tmp_path / "weights.pth"), parallel)
     with pytest.raises(ValueError, match=r"^some\.pt must hold only named tensors, got int under 'a'"):
         named_tensors({"a": 1}, "some.pt")
 

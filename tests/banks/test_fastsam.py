@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from skt_components.banks import (
     ColorPositionKMeans,
@@ -299,6 +301,62 @@ def test_compiles(pictures: Tensor) -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_compiles_at_sizes_that_change_and_need_padding(pictures: Tensor) -> None:
+    bank = FastSAMFeatureExtractor("random", taps="fast", regions=ColorPositionKMeans(2))
+    torch.compiler.reset()
+    compiled = torch.compile(bank.extract_features, fullgraph=True, backend="aot_eager", dynamic=True)
+    for height, width in ((64, 64), (70, 99)):
+        images = pictures[1:2, :, :height, :width].contiguous()
+        for a, b in zip(compiled(images), bank.extract_features(images), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+HOST = ("lift_fresh", "_local_scalar_dense", "nonzero", "item", "_to_copy", "masked_select", "unique")
+
+
+@pytest.mark.parametrize("options", [{}, {"overlap": True}, {"full_resolution": False}, {"taps": "paper"}])
+def test_nothing_is_copied_from_or_read_back_to_the_host(pictures: Tensor, options: dict) -> None:
+    seen: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    bank = FastSAMFeatureExtractor("random", **{"taps": "fast", "max_regions": 3, **options})
+    images = pictures[..., :70, :99].contiguous()
+    with Watch():
+        bank(images)
+    assert "convolution" in seen
+    assert not set(seen) & (set(HOST) - {"_to_copy"})  # a change of dtype on the device is no copy to the host
+
+
+def test_half_precision_pictures_are_enlarged_in_float32(fastsam_s: Path, pictures: Tensor) -> None:
+    bank = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", regions=ColorPositionKMeans(2))
+    rounded = pictures[1:2].bfloat16()
+    for a, b in zip(bank(rounded).features, bank(rounded.float()).features, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_bank_made_in_inference_mode_lets_gradients_through(fastsam_s: Path, pictures: Tensor) -> None:
+    with torch.inference_mode():
+        bank = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", taps="fast")
+    images = pictures[1:2].clone().requires_grad_()
+    bank.extract_features(images)[0].sum().backward()
+    assert images.grad.abs().sum() > 0
+
+
+def test_the_weights_do_not_depend_on_the_file_afterwards(fastsam_s: Path, tmp_path: Path, pictures: Tensor) -> None:
+    state = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt")._yolo.state_dict()
+    save_file(state, tmp_path / "float32.safetensors")
+    bank = FastSAMFeatureExtractor(tmp_path / "float32.safetensors", taps="fast")
+    wanted = bank(pictures)
+    size = (tmp_path / "float32.safetensors").stat().st_size
+    with open(tmp_path / "float32.safetensors", "r+b") as file:  # as cp writes over a file
+        file.write(bytes(size))
+    assert_same(bank(pictures), wanted)
+
+
 def test_the_fingerprint_tells_banks_apart(bank: FastSAMFeatureExtractor, fastsam_s: Path) -> None:
     path = fastsam_s / "FastSAM-s.pt"
     assert FastSAMFeatureExtractor(path, taps="fast").fingerprint == bank.fingerprint
@@ -310,7 +368,7 @@ def test_the_fingerprint_tells_banks_apart(bank: FastSAMFeatureExtractor, fastsa
                 {"taps": "paper"},
                 {"max_regions": 4},
                 {"overlap": True},
-                {"conf": 0.5},
+                {"conf": 0.4000001},
                 {"iou": 0.5},
                 {"full_resolution": False},
                 {"regions": ColorPositionKMeans(16)},
@@ -319,6 +377,63 @@ def test_the_fingerprint_tells_banks_apart(bank: FastSAMFeatureExtractor, fastsa
         ),
     ]
     assert len({bank.fingerprint, *(other.fingerprint for other in others)}) == 10
+    wrapped = [
+        FastSAMFeatureExtractor(path, taps="fast", regions=FastSAMRegions(path, taps="fast", **options))
+        for options in ({}, {"full_resolution": False}, {"conf": 0.4000001})
+    ]
+    assert len({other.fingerprint for other in wrapped}) == 3
+    half = copy.deepcopy(bank).half()
+    assert half.fingerprint != bank.fingerprint
+
+
+def test_regions_that_do_not_tell_their_options_have_no_fingerprint() -> None:
+    class Secret(nn.Module):
+        num_regions = 2
+
+        def __init__(self, threshold: float) -> None:
+            super().__init__()
+            self.threshold = threshold
+
+        def forward(self, images: Tensor, features: object = None) -> Tensor:
+            return (images.mean(1) > self.threshold).long()
+
+    class Plain:
+        num_regions = 2
+
+        def __call__(self, images: Tensor, features: object = None) -> Tensor:
+            return images.mean(1).long()
+
+    for regions in (Secret(0.2), Plain()):
+        bank = FastSAMFeatureExtractor("random", taps="fast", regions=regions)
+        bank(torch.rand(1, 3, 32, 32))
+        with pytest.raises(ValueError, match=f"region source {type(regions).__name__} needs an attribute fingerprint"):
+            _ = bank.fingerprint
+    regions = Secret(0.2)
+    regions.fingerprint = "threshold 0.2"  # type: ignore[assignment]
+    assert len(FastSAMFeatureExtractor("random", taps="fast", regions=regions).fingerprint) == 64
+
+
+# on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("taps", ["fast", "paper"])
+def test_the_gpu_gives_the_same_and_is_never_waited_for(fastsam_s: Path, pictures: Tensor, taps: str) -> None:
+    bank = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", taps=taps)
+    wanted = bank(pictures)
+    bank, images = bank.cuda(), pictures.cuda()
+    bank(images)  # cuDNN may choose algorithms in the first call
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = bank(images)
+        with torch.autocast("cuda", torch.bfloat16):
+            cast = bank(images)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for a, b, c in zip(found.features, wanted.features, cast.features, strict=True):
+        assert (a.cpu() - b).norm() <= 1e-2 * b.norm()  # TF32
+        assert c.dtype == torch.float32
+    assert (found.labels.cpu() == wanted.labels).float().mean() > 0.9
 
 
 # loading
@@ -364,6 +479,10 @@ def test_rejects_bad_input(bank: FastSAMFeatureExtractor) -> None:
         bank(torch.rand(3, 32, 32))
     with pytest.raises(TypeError, match="tonemapped must be a floating-point tensor"):
         bank(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"tonemapped must have pixels, got shape \(1, 3, 0, 8\)"):
+        bank(torch.rand(1, 3, 0, 8))
+    with pytest.raises(ValueError, match=r"images must have pixels"):
+        bank.extract_features(torch.rand(1, 3, 8, 0))
     with pytest.raises(TypeError, match="regions must be callable"):
         FastSAMFeatureExtractor("random", regions=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="no option overlap"):
@@ -394,7 +513,7 @@ def state():
         "print options": [str(np.get_printoptions()), str(vars(torch._tensor_str.PRINT_OPTS))],
         "loggers": sorted(map(str, logging.root.manager.loggerDict.items())) + [str(logging.root.handlers)],
         "warning filters": repr(warnings.filters),
-        "files": sorted(str(p) for p in Path.home().rglob("*")),
+        "files": sorted(str(p) for p in Path.home().rglob("*")),  # the working and temporary folders are in it
         "network and processes": list(calls),
         "safe globals": sorted(map(repr, torch.serialization.get_safe_globals())),
         "default dtype and generator": [str(torch.get_default_dtype()), torch.get_rng_state().sum().item()],
@@ -420,8 +539,10 @@ def traces(fastsam_s: Path, tmp_path_factory: pytest.TempPathFactory) -> list[di
     home = tmp_path_factory.mktemp("home")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP", "YOLO", "XDG"))}
     command = [sys.executable, "-c", TRACES, str(fastsam_s / "FastSAM-s.pt")]
-    environment |= {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    (home / "tmp").mkdir()
+    environment |= {"HOME": str(home), "TMPDIR": str(home / "tmp"), "PYTHONDONTWRITEBYTECODE": "1"}
+    (home / "cwd").mkdir()
+    done = subprocess.run(command, env=environment, cwd=home / "cwd", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return json.loads(done.stdout)

@@ -132,8 +132,11 @@ def test_parts_of_a_large_batch_equal_the_whole(monkeypatch: pytest.MonkeyPatch)
     logits = torch.randn(5, 2, 8, 8)
     found = detections(logits, [[0.0, 0, 32, 32], [3, 3, 20, 30]])
     wanted = masks_of(found)
-    monkeypatch.setattr("skt_components.banks.instances._MASK_ELEMENTS", 2 * 32 * 32 * 2)
-    assert torch.equal(masks_of(found), wanted)
+    for together in (1, 3, 7):  # masks, also across pictures
+        monkeypatch.setattr("skt_components.banks.instances._MASK_ELEMENTS", together * 32 * 32)
+        assert torch.equal(masks_of(found), wanted)
+    empty = masks_of(Detections(*(x[:0] for x in found)))
+    assert empty.shape == (0, 2, 32, 32)
 
 
 def test_masks_are_found_in_float32_under_autocast() -> None:

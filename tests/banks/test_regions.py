@@ -223,10 +223,10 @@ def test_sources_are_values() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"num_regions": 0}, ValueError, "num_regions must be at least 1, got 0"),
-        ({"num_regions": 2.0}, TypeError, "num_regions must be an int, got float"),
-        ({"iterations": 0}, ValueError, "iterations must be at least 1"),
-        ({"working_size": True}, TypeError, "working_size must be an int, got bool"),
+        ({"num_regions": 0}, ValueError, "num_regions must be a whole number >= 1, got 0"),
+        ({"num_regions": 2.0}, ValueError, "num_regions must be a whole number >= 1, got 2.0"),
+        ({"iterations": 0}, ValueError, "iterations must be a whole number >= 1"),
+        ({"working_size": True}, ValueError, "working_size must be a whole number >= 1, got True"),
         ({"position_weight": -1.0}, ValueError, "position_weight must be a finite number"),
         ({"position_weight": float("nan")}, ValueError, "position_weight must be a finite number"),
     ],
@@ -237,9 +237,9 @@ def test_rejects_bad_options(options: dict[str, object], error: type[Exception],
 
 
 def test_rejects_a_bad_grid() -> None:
-    with pytest.raises(ValueError, match="rows must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="rows must be a whole number >= 1, got 0"):
         GridRegions(0, 2)
-    with pytest.raises(TypeError, match="cols must be an int, got str"):
+    with pytest.raises(ValueError, match="cols must be a whole number >= 1, got "):
         GridRegions(2, "2")  # type: ignore[arg-type]
 
 

@@ -282,6 +282,7 @@ def test_regions_are_the_sources(bank: TimmFeatureExtractor, pictures: Tensor) -
 
 
 class Learned(nn.Module):
+    fingerprint = "learned"
     """Regions from a layer with weights, which looks at the picture and at the features."""
 
     num_regions = 3
@@ -333,7 +334,7 @@ def test_grad_to_input_lets_the_features_alone_carry_gradients(pictures: Tensor)
     torch.testing.assert_close(same, wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_the_fingerprint_is_of_weights_and_options_and_stays() -> None:
+def test_the_fingerprint_is_of_weights_and_options() -> None:
     def make(seed: int = 0, name: str = "mobilenetv3_small_050", **options: Any) -> TimmFeatureExtractor:
         torch.manual_seed(seed)
         return TimmFeatureExtractor(name, weights="random", **options)
@@ -342,12 +343,12 @@ def test_the_fingerprint_is_of_weights_and_options_and_stays() -> None:
     found = bank.fingerprint
     assert len(found) == 64
     assert make().fingerprint == make(grad_to_input=True).fingerprint == found
-    assert (
-        copy.deepcopy(bank).bfloat16().to("meta").fingerprint == pickle.loads(pickle.dumps(bank)).fingerprint == found
-    )
-    assert make().double().fingerprint == found
+    assert pickle.loads(pickle.dumps(bank)).fingerprint == found
+    assert make().double().float().fingerprint == found
     others = [
         make(seed=1),
+        make().double(),
+        make().bfloat16(),
         make(regions=ColorPositionKMeans(9)),
         make(regions=GridRegions(2, 4)),
         make(reduction=(32, 16, 8, 4)),

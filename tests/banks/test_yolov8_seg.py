@@ -163,6 +163,8 @@ def test_half_precision_weights_are_read_to_float32() -> None:
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     for name, value in loaded.state_dict().items():
         torch.testing.assert_close(value, state[name].to(value.dtype))
+    integers = {k: v.round().int() for k, v in state.items()}
+    assert {p.dtype for p in YOLOv8Seg.from_state_dict(integers, "file.pt").parameters()} == {torch.float32}
 
 
 def test_another_networks_weights_are_refused() -> None:
@@ -172,6 +174,12 @@ def test_another_networks_weights_are_refused() -> None:
     detection = {k: v for k, v in state.items() if ".proto." not in k and ".cv4." not in k}
     with pytest.raises(ValueError, match="not a YOLOv8 segmentation network"):
         YOLOv8Seg.from_state_dict(detection, "yolov8n.pt")
+    flat = {**state, "model.0.conv.weight": torch.tensor(1.0)}
+    with pytest.raises(ValueError, match=r"among its \d+ tensors, the sizes do not fit \(tuple index out of range\)"):
+        YOLOv8Seg.from_state_dict(flat, "odd.pt")
+    many = {**state, **{f"model.2.m.{i}.x": torch.zeros(0) for i in range(6000)}}
+    with pytest.raises(ValueError, match="at most 5000 are expected"):
+        YOLOv8Seg.from_state_dict(many, "many.pt")
     del state["model.9.cv1.conv.weight"]
     with pytest.raises(ValueError, match=r"torn\.pt does not fit the network; keys 1 missing: model\.9\.cv1"):
         YOLOv8Seg.from_state_dict(state, "torn.pt")

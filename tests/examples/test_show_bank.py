@@ -55,9 +55,15 @@ def fastsam_like(tmp_path: Path) -> Path:
 
 def test_errors_are_one_line(photo: Path, tmp_path: Path) -> None:
     (tmp_path / "there.png").touch()
+    deep = tmp_path / "deep.png"
+    image = pytest.importorskip("PIL.Image")
+    image.frombytes("I;16", (4, 4), bytes(32)).save(deep)
     for arguments, message in [
         ((photo, "--out", tmp_path / "there.png"), "there.png exists: choose another"),
         ((tmp_path / "absent.png", "--out", tmp_path / "a.png"), "absent.png"),
+        ((photo, "--out", tmp_path / "nowhere" / "a.png"), "--out must be a new .png in a folder that exists"),
+        ((photo, "--longest-side", 0, "--out", tmp_path / "a.png"), "--longest-side must be >= 16, got 0"),
+        ((deep, "--out", tmp_path / "a.png"), "must have 8 bits per channel, got a picture of mode 'I;16'"),
         ((photo, "--bank", "no_such_net", "--out", tmp_path / "a.png"), "name must be a timm model"),
         ((photo, "--bank", "fastsam", "--weights", tmp_path / "no.pt", "--out", tmp_path / "a.png"), "no.pt"),
     ]:

@@ -16,6 +16,9 @@ from skt_components.training import LossWeights, TrainConfig, make_run_folder, r
 from skt_components.training.config import _toml
 
 OTHER = TrainConfig(
+    download=True,
+    bank_taps="fast",
+    region_source="features",
     data="hdr-folder",
     root=Path('photos of mine/ünï "quoted" \\ back'),
     orm="my_package.nets:MyNet",
@@ -108,6 +111,14 @@ def test_every_option_has_a_help_text_on_the_command_line(capsys):
     shown = capsys.readouterr().out
     for field in dataclasses.fields(TrainConfig):
         assert f"--{field.name.replace('_', '-')}" in shown
+
+
+def test_files_of_weights_are_found_from_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "bank.pt").touch()
+    monkeypatch.chdir(tmp_path)
+    make_run_folder(TrainConfig(weights="bank.pt", perceptual="bank", out=tmp_path / "run"))
+    found = tyro.cli(TrainConfig, args=read_options(tmp_path / "run" / "config.toml"))
+    assert (found.weights, found.perceptual) == (str(tmp_path / "bank.pt"), "bank")
 
 
 def test_every_loss_weight_has_an_override():

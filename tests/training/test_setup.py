@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from skt_components.banks import ColorPositionKMeans, FeatureKMeans, KnowledgeBank
-from skt_components.training import make_knowledge_bank
+from skt_components.training import check_bank_weights, make_knowledge_bank
 
 
 def test_fastsam_has_its_own_masks_and_can_have_others() -> None:
@@ -32,5 +32,11 @@ def test_rejects_bad_names(tmp_path: Path) -> None:
         make_knowledge_bank("fastsam", weights="random", taps="slow")
     with pytest.raises(ValueError, match=r"name must be a timm model such as .*got 'fast_sam'"):
         make_knowledge_bank("fast_sam")
+    with pytest.raises(ValueError, match=r"the knowledge bank is called fastsam, got 'FastSAM-x'"):
+        make_knowledge_bank("FastSAM-x")
+    check_bank_weights("fastsam", "random")
+    check_bank_weights("tf_efficientnet_lite0")
+    with pytest.raises(FileNotFoundError, match=r"absent\.pt"):
+        check_bank_weights("fastsam", tmp_path / "absent.pt")
     with pytest.raises(FileNotFoundError, match=r"absent\.pt"):
         make_knowledge_bank("fastsam", weights=tmp_path / "absent.pt")
