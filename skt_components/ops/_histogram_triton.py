@@ -10,7 +10,7 @@ queue up when many pixels have the same value, so the table is summed by the mat
 - kernels are split in two half-precision numbers (22 bits) and summed in float32 over one tile of pixels; the tile's
   sums go as 64-bit whole numbers to the table in memory, by atomic additions whose order cannot matter.
 - student and teacher are read together and, where they are close, the *difference* of their kernels is evaluated, so
-  that near-equal pictures keep their digits (see ``difference_kernel``).
+  that near-equal pictures keep their digits (see ``_pair``).
 - regions: :func:`plan_labels` lists the pixels of each tile region by region; a program walks through the runs. Tiles
   are square, so few regions meet in one. Worst case, as many regions as pixels: one flush of up to 32 table
   entries a pixel, slow (about ten times) but right. Sorting whole pictures by label would avoid that at the price
@@ -20,16 +20,22 @@ The backward pass reads the table's gradient at the points of each value's windo
 for the device and no allocation depends on data, so all of it can be captured in a CUDA graph.
 """
 
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
-
-import struct
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from skt_components.ops._histogram_triton_grid import make_cells, make_grid, projection, tile_shape
+from skt_components.ops._histogram_triton_grid import (
+    count_tiles,
+    make_cells,
+    make_grid,
+    projection,
+    tile_shape,
+    tile_size,
+)
 
 _ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds a float32 to a whole number
 _NONE = tl.constexpr(0x7FFFFFFF)  # label of the pixels that belong to no region
@@ -94,12 +100,6 @@ def plan_kernel(
 
 
 @triton.jit
-def _one_hot(first_row, cell, value, ROWS: tl.constexpr):
-    rows = first_row + tl.arange(0, ROWS)
-    return tl.where(rows[:, None] == cell[None, :], value, 0.0).to(tl.float16)
-
-
-@triton.jit
 def _cell(base, LOW: tl.constexpr, CELLS: tl.constexpr):
     """Cell of LOW grid points that a value falls in, and its place in there."""
     cell = tl.minimum(tl.maximum(base, 0) // LOW, CELLS - 1)
@@ -107,22 +107,60 @@ def _cell(base, LOW: tl.constexpr, CELLS: tl.constexpr):
 
 
 @triton.jit
-def _distance(rest, offset, HALF: tl.constexpr, COLS: tl.constexpr):
-    """Distance to the grid points of the cell's columns; the whole part is exact."""
-    column = (tl.arange(0, COLS) - (HALF - 1)).to(tl.float32)
-    return rest[:, None] - (column[None, :] - offset[:, None])
+def _distance(column, rest, offset, sharpness):
+    """Scaled distance ``(COLS, BLOCK)`` to the grid points that a value's cell reaches; the whole part is exact."""
+    return (rest * sharpness)[None, :] + (offset[None, :] - column[:, None]) * sharpness
 
 
 @triton.jit
-def _accumulate(high, low, hot, kernel, WHOLE: tl.constexpr):
-    """Add ``hot @ kernel`` in two half-precision parts that together hold 22 bits."""
-    if WHOLE:  # sums of whole numbers are exact
-        part = (kernel + _ROUND) - _ROUND
-    else:
-        part = kernel.to(tl.float16).to(tl.float32)
-    high = tl.dot(hot, part.to(tl.float16), high)
-    low = tl.dot(hot, (kernel - part).to(tl.float16), low)
+def _half(x, BLOCK: tl.constexpr):
+    """``x`` (rows, BLOCK) in half precision, its columns in the order that lets a thread store two at a time.
+
+    The order of pixels in a product does not matter; both operands come through here.
+    """
+    parts = tl.reshape(x.to(tl.float16), (x.shape[0], BLOCK // 32, 32))
+    return tl.reshape(tl.trans(parts, 0, 2, 1), (x.shape[0], BLOCK))
+
+
+@triton.jit
+def _accumulate(high, low, cell, value, kernel, WHOLE: tl.constexpr):
+    """Add ``value * kernel`` (COLS, BLOCK) to the rows ``cell``, in two half-precision parts that hold 22 bits."""
+    BLOCK: tl.constexpr = cell.shape[0]
+    # Sums of whole numbers are exact; differences of close pictures need their small digits instead.
+    part = (kernel + _ROUND) - _ROUND if WHOLE else kernel.to(tl.float16).to(tl.float32)
+    one_hot = _half(tl.where(tl.arange(0, high.shape[0])[:, None] == cell[None, :], value, 0.0), BLOCK)
+    high = tl.dot(one_hot, tl.trans(_half(part, BLOCK)), high)
+    low = tl.dot(one_hot, tl.trans(_half(kernel - part, BLOCK)), low)
     return high, low
+
+
+@triton.jit
+def _pair(column, place, place_t, rest, rest_t, offset, sharpness, near, BITS: tl.constexpr):
+    """K(s) - K(t) where student and teacher are close, else K(s); and whether they are.
+
+    With p the mean of the two distances and d their difference it is -2 exp(-p^2 - d^2 / 4) sinh(p d): as exact for
+    pictures that nearly agree as for others.
+    """
+    apart = (place - place_t).to(tl.float32)
+    close = tl.abs(apart) <= near
+    rest = tl.where(close, rest - 0.5 * apart, rest)
+    rest = tl.where(rest_t == rest_t, rest, rest_t)  # NaN in either picture
+    apart = tl.where(close, apart * sharpness, 0.0)
+    scaled = _distance(column, rest, offset, sharpness)
+    kernel = tl.exp2((BITS - 0.25 * apart * apart)[None, :] - scaled * scaled)
+    z = scaled * (apart * 0.6931471805599453)[None, :]
+    sinh = z * (-2.0 - z * z * (1.0 / 3 + z * z * (1.0 / 60)))  # |z| < 0.6 where the kernel is not zero
+    return kernel * (sinh + tl.where(close, 0.0, 1.0)[None, :]), close
+
+
+@triton.jit
+def _flush(row, bins, high, low, NUM: tl.constexpr, UNIT: tl.constexpr):
+    """Add a tile's sums to a row of the table as whole numbers, whose sum does not depend on the order."""
+    nan = high != high  # 0 * NaN has spread one through the sum; whole numbers cannot, so the last column counts it
+    fixed = (tl.where(nan, 0.0, high) * UNIT).to(tl.int64) + (tl.where(nan, 0.0, low) * UNIT).to(tl.int64)
+    tl.atomic_add(row + bins, fixed, mask=(bins >= 0) & (bins < NUM) & (fixed != 0), sem="relaxed")
+    count = tl.sum(tl.sum(nan.to(tl.int32), axis=1), axis=0).to(tl.int64)
+    tl.atomic_add(row + NUM, count, mask=count > 0, sem="relaxed")
 
 
 @triton.jit
@@ -138,6 +176,7 @@ def difference_kernel(
     TILE: tl.constexpr = TILE_H * TILE_W
     CELLS: tl.constexpr = (NUM + LOW - 1) // LOW
     BITS: tl.constexpr = 15 if PAIR else 11  # kernels are scaled by 2^BITS to use the range of half precision
+    UNIT: tl.constexpr = 2.0 ** (FRACTION_BITS - BITS)
     tile = tl.program_id(0) % tiles
     channel = (tl.program_id(0) // tiles % channels).to(tl.int64)
     picture = (tl.program_id(0) // tiles // channels).to(tl.int64)
@@ -145,71 +184,50 @@ def difference_kernel(
     student += picture * s_b + channel * s_c
     if PAIR:
         teacher += picture * t_b + channel * t_c
-    bins = (first_row + tl.arange(0, ROWS))[:, None] * LOW + (tl.arange(0, COLS) - (HALF - 1))[None, :]
+    column = tl.arange(0, COLS) - (HALF - 1)
+    bins = (first_row + tl.arange(0, ROWS))[:, None] * LOW + column[None, :]
+    column = column.to(tl.float32)
     start = 0
     region = picture * 0
+    length = TILE
     if LABELS:
         plan += (picture * tiles + tile) * TILE
         length = tl.load(plan) >> 16
-    else:
-        length = TILE
     while length > 0:
         high = tl.zeros((ROWS, COLS), tl.float32)
         low = tl.zeros((ROWS, COLS), tl.float32)
         for block in range(0, length, BLOCK):
-            index = block + tl.arange(0, BLOCK)
-            inside = index < length
+            local = block + tl.arange(0, BLOCK)
+            inside = local < length
             if LABELS:
-                local = tl.load(plan + start + index, mask=inside, other=0) & 0xFFFF
-            else:
-                local = index
+                local = tl.load(plan + start + local, mask=inside, other=0) & 0xFFFF
             y, x, exists = _tile(tile, tiles_x, height, width, local, TILE_H, TILE_W)
             inside = inside & exists
             value = tl.load(student + y * s_y + x * s_x, mask=inside, other=0.0).to(tl.float32)
             place, base, rest = _locate(value, scale_high, scale_low, shift_high, shift_low, NUM, HALF)
             cell, offset = _cell(base, LOW, CELLS)
-            hot = _one_hot(first_row, tl.where(inside, cell, -1), 1.0, ROWS)
+            cell = tl.where(inside, cell - first_row, -1)
             if PAIR:
                 value = tl.load(teacher + y * t_y + x * t_x, mask=inside, other=0.0).to(tl.float32)
                 place_t, base, rest_t = _locate(value, scale_high, scale_low, shift_high, shift_low, NUM, HALF)
-                cell, offset_t = _cell(base, LOW, CELLS)
-                # K(s) - K(t) = -2 exp(-p^2 - d^2/4) sinh(p d), p the mean of the distances, d their difference: as
-                # exact for pictures that nearly agree as for others. Further apart it is K(s) here, K(t) below.
-                apart = (place - place_t).to(tl.float32)
-                close = tl.abs(apart) <= near
-                nan = rest_t != rest_t
-                rest = tl.where(close, rest - 0.5 * apart, tl.where(nan, rest_t, rest))
-                apart = tl.where(close, apart * sharpness, 0.0)
-                scaled = _distance(rest, offset, HALF, COLS) * sharpness
-                exponent = (BITS - 0.25 * apart * apart)[:, None] - scaled * scaled
-                z = scaled * (apart * 0.6931471805599453)[:, None]
-                zz = z * z
-                sinh = z * (-2.0 - zz * (1.0 / 3 + zz * (1.0 / 60 + zz * (1.0 / 2520))))
-                kernel = tl.exp2(exponent) * tl.where(close[:, None], sinh, 1.0)
-                high, low = _accumulate(high, low, hot, kernel, False)
-                scaled = _distance(rest_t, offset_t, HALF, COLS) * sharpness
-                hot = _one_hot(first_row, tl.where(inside & ~close, cell, -1), -1.0, ROWS)
-                high, low = _accumulate(high, low, hot, tl.exp2(BITS - scaled * scaled), False)
+                kernel, close = _pair(column, place, place_t, rest, rest_t, offset, sharpness, near, BITS)
+                high, low = _accumulate(high, low, cell, 1.0, kernel, False)
+                cell, offset = _cell(base, LOW, CELLS)
+                cell = tl.where(inside & ~close, cell - first_row, -1)
+                scaled = _distance(column, rest_t, offset, sharpness)
+                high, low = _accumulate(high, low, cell, -1.0, tl.exp2(BITS - scaled * scaled), False)
             else:
-                scaled = _distance(rest, offset, HALF, COLS) * sharpness
-                high, low = _accumulate(high, low, hot, tl.exp2(BITS - scaled * scaled), True)
+                scaled = _distance(column, rest, offset, sharpness)
+                high, low = _accumulate(high, low, cell, 1.0, tl.exp2(BITS - scaled * scaled), True)
         if LABELS:
-            local = tl.load(plan + start) & 0xFFFF
-            y, x, exists = _tile(tile, tiles_x, height, width, local, TILE_H, TILE_W)
-            region = tl.load(labels + picture * l_b + y * l_y + x * l_x).to(tl.int64)
-        row = table + ((picture * regions + region) * channels + channel) * (NUM + 1)
-        nan = high != high  # 0 * NaN has spread one through the sum; integers cannot, so count it in the last column
-        unit: tl.constexpr = 2.0 ** (FRACTION_BITS - BITS)
-        fixed = (tl.where(nan, 0.0, high) * unit).to(tl.int64) + (tl.where(nan, 0.0, low) * unit).to(tl.int64)
-        # Whole numbers: their sum does not depend on the order.
-        tl.atomic_add(row + bins, fixed, mask=(bins >= 0) & (bins < NUM) & (fixed != 0), sem="relaxed")
-        bad = tl.sum(tl.sum(nan.to(tl.int32), axis=1), axis=0).to(tl.int64)
-        tl.atomic_add(row + NUM, bad, mask=bad > 0, sem="relaxed")
+            first = tl.load(plan + start) & 0xFFFF
+            first_y, first_x, _ = _tile(tile, tiles_x, height, width, first, TILE_H, TILE_W)
+            region = tl.load(labels + picture * l_b + first_y * l_y + first_x * l_x).to(tl.int64)
+        _flush(table + ((picture * regions + region) * channels + channel) * (NUM + 1), bins, high, low, NUM, UNIT)
         start += length
+        length = 0
         if LABELS:
             length = tl.load(plan + start, mask=start < TILE, other=0) >> 16
-        else:
-            length = 0
 
 
 @triton.jit
@@ -304,17 +322,17 @@ def histogram_difference(
         plan = _plan(labels, num_regions, table)
     else:
         table = torch.zeros(rows, grid.num + 1, dtype=torch.int64, device=student.device)
-    tile = tile_shape(batch, height, width)
-    tiles_x = -(-width // tile[1])
-    tiles = -(-height // tile[0]) * tiles_x
+    label_strides = (0, 0, 0) if labels is None else labels.stride()
+    tile = tile_shape(tile_size(batch * height * width), height, width)
+    tiles_x, tiles = count_tiles(tile, height, width)
     bits = min(36, 62 - (height * width).bit_length())
     difference_kernel[(tiles * batch * channels, cells.parts)](
         student, teacher, labels, plan, table, tiles, tiles_x, channels, height, width, num_regions,
-        *student.stride(), *(student if teacher is None else teacher).stride(), *_label_strides(labels),
-        *_two_floats(grid.scale), *_two_floats(grid.shift), grid.sharpness, grid.near,
+        *student.stride(), *(student if teacher is None else teacher).stride(), *label_strides,
+        *grid.constants, grid.near,
         NUM=grid.num, HALF=grid.half, LOW=cells.low, ROWS=cells.rows, COLS=cells.cols,
-        TILE_H=tile[0], TILE_W=tile[1], BLOCK=32, FRACTION_BITS=bits,
-        PAIR=teacher is not None, LABELS=labels is not None, num_warps=1,
+        TILE_H=tile[0], TILE_W=tile[1], BLOCK=64, FRACTION_BITS=bits,
+        PAIR=teacher is not None, LABELS=labels is not None, num_warps=1, num_stages=1,
     )  # fmt: skip
     out = torch.empty(rows, grid.num, dtype=torch.float64, device=student.device)
     finish_kernel[(rows,)](table, out, NUM=grid.num, FRACTION_BITS=bits, BLOCK=256, num_warps=4)
@@ -356,14 +374,13 @@ def histogram_gradient(
     if grid.to_bins is not None:
         upstream = upstream.to(torch.float64) @ projection(grid, num_bins, upstream.device).T
     out = torch.empty(values.shape, dtype=torch.float32, device=values.device)
-    tile_h, tile_w = tile_shape(1, height, min(width, 1 << 9)) if height * width < 1024 else (16, 64)
-    tiles_x = -(-width // tile_w)
-    tiles = -(-height // tile_h) * tiles_x
+    label_strides = (0, 0, 0) if labels is None else labels.stride()
+    tile = tile_shape(1024, height, width)
+    tiles_x, tiles = count_tiles(tile, height, width)
     gradient_kernel[(tiles * batch * channels,)](
         upstream.contiguous(), values, labels, out, tiles, tiles_x, channels, height, width, num_regions,
-        *values.stride(), *_label_strides(labels), *_two_floats(grid.scale), *_two_floats(grid.shift),
-        grid.sharpness, weight * grid.slope,
-        NUM=grid.num, HALF=grid.half, TILE_H=tile_h, TILE_W=tile_w, LABELS=labels is not None, num_warps=4,
+        *values.stride(), *label_strides, *grid.constants, weight * grid.slope,
+        NUM=grid.num, HALF=grid.half, TILE_H=tile[0], TILE_W=tile[1], LABELS=labels is not None, num_warps=8,
     )  # fmt: skip
     return out
 
@@ -371,23 +388,12 @@ def histogram_gradient(
 def _plan(labels: Tensor, num_regions: int, table: Tensor | None) -> Tensor:
     """Plan of the labels; ``table`` is filled with zeros in the same launch."""
     batch, height, width = labels.shape
-    tile_h, tile_w = tile_shape(batch, height, width)
-    tiles_x = -(-width // tile_w)
-    tiles = -(-height // tile_h) * tiles_x
-    plan = torch.empty(batch, tiles, tile_h * tile_w, dtype=torch.int32, device=labels.device)
+    tile = tile_shape(tile_size(labels.numel()), height, width)
+    tiles_x, tiles = count_tiles(tile, height, width)
+    plan = torch.empty(batch, tiles, tile[0] * tile[1], dtype=torch.int32, device=labels.device)
     if plan.numel():
         plan_kernel[(tiles * batch,)](
             labels, plan, table, 0 if table is None else table.numel(), tiles, tiles_x, height, width, num_regions,
-            *labels.stride(), TILE_H=tile_h, TILE_W=tile_w, num_warps=4,
+            *labels.stride(), TILE_H=tile[0], TILE_W=tile[1], num_warps=4,
         )  # fmt: skip
     return plan
-
-
-def _label_strides(labels: Tensor | None) -> tuple[int, ...]:
-    return (0, 0, 0) if labels is None else labels.stride()
-
-
-def _two_floats(value: float) -> tuple[float, float]:
-    """Float64 as the sum of two float32."""
-    high = struct.unpack("f", struct.pack("f", value))[0]
-    return high, value - high

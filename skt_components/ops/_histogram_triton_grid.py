@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import struct
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,11 @@ class Grid(NamedTuple):
         return math.sqrt(math.log2(math.e)) / self.bandwidth
 
     @property
+    def constants(self) -> tuple[float, float, float, float, float]:
+        """Scale and shift as the kernels take them, each a sum of two float32, and the sharpness."""
+        return *_two_floats(self.scale), *_two_floats(self.shift), self.sharpness
+
+    @property
     def near(self) -> float:
         """Distance up to which two values count as close; needs no precision where kernels are next to points."""
         return _CLOSE * self.bandwidth if self.bandwidth > 1e-3 else -1.0
@@ -43,6 +49,11 @@ class Grid(NamedTuple):
     def slope(self) -> float:
         """d/dx exp(-d^2) divided by (sharpness * distance on the grid) * exp(-d^2)."""
         return -2 * self.scale * self.sharpness * math.log(2)
+
+
+def _two_floats(value: float) -> tuple[float, float]:
+    high = struct.unpack("f", struct.pack("f", value))[0]
+    return high, value - high
 
 
 def make_grid(num_bins: int, low: float, high: float, bandwidth: float) -> Grid:
@@ -100,11 +111,19 @@ def make_cells(grid: Grid) -> Cells:
     return min(cuts, key=lambda it: it.parts * (5 * it.rows + 27 * it.cols))
 
 
-def tile_shape(batch: int, height: int, width: int) -> tuple[int, int]:
-    """Height and width (powers of 2) of the tile of a program: large, but enough of them to keep a device busy."""
-    pixels = batch * height * width
-    size = 256 if pixels <= 1 << 18 else 1024 if pixels <= 1 << 22 else 4096
-    side = math.isqrt(size)
-    tile_w = min(side, 1 << (width - 1).bit_length())
+def tile_size(pixels: int) -> int:
+    """Pixels a program of the forward pass handles: many, but few enough that a device has work everywhere."""
+    return 256 if pixels <= 1 << 18 else 1024 if pixels <= 1 << 22 else 4096
+
+
+def tile_shape(size: int, height: int, width: int) -> tuple[int, int]:
+    """Height and width of a tile of ``size`` pixels, powers of 2: a square unless the picture is narrower."""
+    tile_w = min(math.isqrt(size), 1 << (width - 1).bit_length())
     tile_h = min(size // tile_w, 1 << (height - 1).bit_length())
     return tile_h, size // tile_h
+
+
+def count_tiles(tile: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    """Tiles side by side, and in all."""
+    tiles_x = -(-width // tile[1])
+    return tiles_x, -(-height // tile[0]) * tiles_x
