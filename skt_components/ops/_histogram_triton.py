@@ -5,8 +5,7 @@ queue up when many pixels have the same value, so the table is summed by the mat
 
 - grid point i is column ``i - LOW * cell`` of row ``cell``: a value falls in one cell and its kernel reaches only
   that cell's columns. ``one_hot(cell)^T @ kernel`` over a block of pixels is their histogram, whatever their values
-  are: a saturated picture costs what a natural one does. Programs are one warp, so that both operands are computed
-  in the registers in which the matrix unit wants them.
+  are: a saturated picture costs what a natural one does. A program is one warp: none waits for another.
 - kernels are split in two half-precision numbers (22 bits) and summed in float32 over one tile of pixels; the tile's
   sums go as 64-bit whole numbers to the table in memory, by atomic additions whose order cannot matter.
 - student and teacher are read together and, where they are close, the *difference* of their kernels is evaluated, so
@@ -74,11 +73,12 @@ def plan_kernel(
     TILE: tl.constexpr = TILE_H * TILE_W
     program = tl.program_id(0)
     local = tl.arange(0, TILE)
-    share = tl.cdiv(table_size, tl.num_programs(0))
-    first = program.to(tl.int64) * share
-    last = tl.minimum(first + share, table_size)
-    for start in range(first, last, TILE):
-        tl.store(table + start + local, tl.zeros((TILE,), tl.int64), mask=start + local < last)
+    if table is not None:
+        share = tl.cdiv(table_size, tl.num_programs(0))
+        zeros = program.to(tl.int64) * share
+        last = tl.minimum(zeros + share, table_size)
+        for start in range(zeros, last, TILE):
+            tl.store(table + start + local, tl.zeros((TILE,), tl.int64), mask=start + local < last)
 
     picture = (program // tiles).to(tl.int64)
     y, x, exists = _tile(program % tiles, tiles_x, height, width, local, TILE_H, TILE_W)
@@ -135,7 +135,7 @@ def _accumulate(high, low, cell, value, kernel, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def _pair(column, place, place_t, rest, rest_t, offset, sharpness, near, BITS: tl.constexpr):
+def _pair(column, place, place_t, rest, offset, sharpness, near, BITS: tl.constexpr):
     """K(s) - K(t) where student and teacher are close, else K(s); and whether they are.
 
     With p the mean of the two distances and d their difference it is -2 exp(-p^2 - d^2 / 4) sinh(p d): as exact for
@@ -144,7 +144,6 @@ def _pair(column, place, place_t, rest, rest_t, offset, sharpness, near, BITS: t
     apart = (place - place_t).to(tl.float32)
     close = tl.abs(apart) <= near
     rest = tl.where(close, rest - 0.5 * apart, rest)
-    rest = tl.where(rest_t == rest_t, rest, rest_t)  # NaN in either picture
     apart = tl.where(close, apart * sharpness, 0.0)
     scaled = _distance(column, rest, offset, sharpness)
     kernel = tl.exp2((BITS - 0.25 * apart * apart)[None, :] - scaled * scaled)
@@ -210,9 +209,9 @@ def difference_kernel(
             if PAIR:
                 value = tl.load(teacher + y * t_y + x * t_x, mask=inside, other=0.0).to(tl.float32)
                 place_t, base, rest_t = _locate(value, scale_high, scale_low, shift_high, shift_low, NUM, HALF)
-                kernel, close = _pair(column, place, place_t, rest, rest_t, offset, sharpness, near, BITS)
+                kernel, close = _pair(column, place, place_t, rest, offset, sharpness, near, BITS)
                 high, low = _accumulate(high, low, cell, 1.0, kernel, False)
-                cell, offset = _cell(base, LOW, CELLS)
+                cell, offset = _cell(base, LOW, CELLS)  # of no row where close, yet a NaN spreads from here
                 cell = tl.where(inside & ~close, cell - first_row, -1)
                 scaled = _distance(column, rest_t, offset, sharpness)
                 high, low = _accumulate(high, low, cell, -1.0, tl.exp2(BITS - scaled * scaled), False)
@@ -326,16 +325,17 @@ def histogram_difference(
     tile = tile_shape(tile_size(batch * height * width), height, width)
     tiles_x, tiles = count_tiles(tile, height, width)
     bits = min(36, 62 - (height * width).bit_length())
-    difference_kernel[(tiles * batch * channels, cells.parts)](
-        student, teacher, labels, plan, table, tiles, tiles_x, channels, height, width, num_regions,
-        *student.stride(), *(student if teacher is None else teacher).stride(), *label_strides,
-        *grid.constants, grid.near,
-        NUM=grid.num, HALF=grid.half, LOW=cells.low, ROWS=cells.rows, COLS=cells.cols,
-        TILE_H=tile[0], TILE_W=tile[1], BLOCK=64, FRACTION_BITS=bits,
-        PAIR=teacher is not None, LABELS=labels is not None, num_warps=1, num_stages=1,
-    )  # fmt: skip
     out = torch.empty(rows, grid.num, dtype=torch.float64, device=student.device)
-    finish_kernel[(rows,)](table, out, NUM=grid.num, FRACTION_BITS=bits, BLOCK=256, num_warps=4)
+    with torch.cuda.device_of(student):
+        difference_kernel[(tiles * batch * channels, cells.parts)](
+            student, teacher, labels, plan, table, tiles, tiles_x, channels, height, width, num_regions,
+            *student.stride(), *(student if teacher is None else teacher).stride(), *label_strides,
+            *grid.constants, grid.near,
+            NUM=grid.num, HALF=grid.half, LOW=cells.low, ROWS=cells.rows, COLS=cells.cols,
+            TILE_H=tile[0], TILE_W=tile[1], BLOCK=64, FRACTION_BITS=bits,
+            PAIR=teacher is not None, LABELS=labels is not None, num_warps=1, num_stages=1,
+        )  # fmt: skip
+        finish_kernel[(rows,)](table, out, NUM=grid.num, FRACTION_BITS=bits, BLOCK=256, num_warps=4)
     if grid.to_bins is not None:
         out = out @ projection(grid, num_bins, out.device)
     return out.reshape(shape)
@@ -356,14 +356,9 @@ def histogram_gradient(
 
     Zero where a pixel belongs to no region and at plus and minus infinity; NaN at NaN.
 
-    Args:
+    Args, other than those of :func:`histogram_difference`:
         upstream: gradient with respect to the table, ``(B, R, C, num_bins)`` float32 or float64.
-        values: pictures as in :func:`histogram_difference`.
-        labels: regions as there.
-        num_regions: number of regions R.
-        low: lower edge of the first bin.
-        high: upper edge of the last bin.
-        bandwidth: kernel width in the unit of the pictures.
+        values: pictures, as the student there.
         weight: factor on the result, -1 for the teacher's gradient.
     """
     batch, channels, height, width = values.shape
@@ -377,11 +372,12 @@ def histogram_gradient(
     label_strides = (0, 0, 0) if labels is None else labels.stride()
     tile = tile_shape(1024, height, width)
     tiles_x, tiles = count_tiles(tile, height, width)
-    gradient_kernel[(tiles * batch * channels,)](
-        upstream.contiguous(), values, labels, out, tiles, tiles_x, channels, height, width, num_regions,
-        *values.stride(), *label_strides, *grid.constants, weight * grid.slope,
-        NUM=grid.num, HALF=grid.half, TILE_H=tile[0], TILE_W=tile[1], LABELS=labels is not None, num_warps=8,
-    )  # fmt: skip
+    with torch.cuda.device_of(values):
+        gradient_kernel[(tiles * batch * channels,)](
+            upstream.contiguous(), values, labels, out, tiles, tiles_x, channels, height, width, num_regions,
+            *values.stride(), *label_strides, *grid.constants, weight * grid.slope,
+            NUM=grid.num, HALF=grid.half, TILE_H=tile[0], TILE_W=tile[1], LABELS=labels is not None, num_warps=8,
+        )  # fmt: skip
     return out
 
 
@@ -391,9 +387,10 @@ def _plan(labels: Tensor, num_regions: int, table: Tensor | None) -> Tensor:
     tile = tile_shape(tile_size(labels.numel()), height, width)
     tiles_x, tiles = count_tiles(tile, height, width)
     plan = torch.empty(batch, tiles, tile[0] * tile[1], dtype=torch.int32, device=labels.device)
-    if plan.numel():
-        plan_kernel[(tiles * batch,)](
-            labels, plan, table, 0 if table is None else table.numel(), tiles, tiles_x, height, width, num_regions,
-            *labels.stride(), TILE_H=tile[0], TILE_W=tile[1], num_warps=4,
-        )  # fmt: skip
+    with torch.cuda.device_of(labels):
+        if plan.numel():
+            plan_kernel[(tiles * batch,)](
+                labels, plan, table, 0 if table is None else table.numel(), tiles, tiles_x, height, width,
+                num_regions, *labels.stride(), TILE_H=tile[0], TILE_W=tile[1], num_warps=4,
+            )  # fmt: skip
     return plan

@@ -209,9 +209,9 @@ def test_plan_lists_every_pixel_once_and_can_be_kept():
 
 @interpreted
 def test_offsets_beyond_32_bits():
-    rows = torch.empty(2**31 + 64, dtype=torch.int8).as_strided((1, 2, 14), (0, 2**31 + 8, 1))  # touched at its ends
-    rows.copy_(region_map(1, 2, 14))
-    student, teacher = pictures(1, 1, 2, 14)
+    rows = torch.empty(2**31 + 64, dtype=torch.int8).as_strided((1, 3, 14), (0, 2**30 + 8, 1))  # mostly untouched
+    rows.copy_(region_map(1, 3, 14))
+    student, teacher = pictures(1, 1, 3, 14)
     check(student, teacher, rows, 3)
 
 
@@ -381,6 +381,21 @@ def test_backward_compiles_without_atomics_or_spills(upstream, tmp_path):
 
 @compiled
 def test_the_small_kernels_compile():
-    assert "st.global" in build("plan_kernel", {"TILE_H": 32, "TILE_W": 32}, warps=4, labels="*i64").asm["ptx"]
+    for constants in ({}, {"table": None}):  # with and without the zero fill
+        plan = build("plan_kernel", {"TILE_H": 32, "TILE_W": 32} | constants, warps=4, labels="*i64")
+        assert "st.global" in plan.asm["ptx"]
     finish = build("finish_kernel", {"NUM": 256, "FRACTION_BITS": 36, "BLOCK": 256}, warps=4, out="*fp64")
     assert "st.global" in finish.asm["ptx"]
+
+
+@compiled
+@pytest.mark.parametrize("name", ["plan_kernel", "difference_kernel", "gradient_kernel"])
+def test_compiles_for_one_pixel(name):
+    # Triton makes constants of the arguments that are 1: here all of them.
+    kernel = getattr(kernels(), name)
+    ones = dict.fromkeys({"tiles", "tiles_x", "channels", "height", "width", "regions"} & set(kernel.arg_names), 1)
+    ones |= {argument: 1 for argument in kernel.arg_names if re.fullmatch(r"(\w|stride)_[bcyx]", argument)}
+    shape = {"NUM": 256, "HALF": 3, "LOW": 11, "ROWS": 32, "COLS": 16, "TILE_H": 16, "TILE_W": 16, "BLOCK": 64}
+    shape |= {"FRACTION_BITS": 36, "PAIR": True, "LABELS": True}
+    shape = {argument: value for argument, value in shape.items() if argument in kernel.arg_names}
+    assert build(name, ones | shape, warps=1).asm["cubin"]
