@@ -269,7 +269,7 @@ def gradient_kernel(
         scaled = (rest - tap) * sharpness
         total += weight * scaled * tl.exp2(-scaled * scaled)
     place = ((picture * channels + channel) * height + y) * width + x
-    tl.store(out + place, tl.where(inside, total * factor, 0.0), mask=exists)
+    tl.store(out + place, total * factor, mask=exists)
 
 
 def plan_labels(labels: Tensor, num_regions: int) -> Tensor:

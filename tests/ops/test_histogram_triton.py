@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -85,6 +86,11 @@ def check(student: Tensor, teacher: Tensor | None, labels: Tensor | None, region
 def test_under_the_interpreter():
     if INTERPRETED:
         return
+    if (
+        tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8)
+        and numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0"
+    ):
+        pytest.skip("the interpreter of this triton takes scalars from arrays in a way that numpy no longer allows")
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", str(Path(__file__))]
     done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
