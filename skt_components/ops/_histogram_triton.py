@@ -12,7 +12,7 @@ queue up when many pixels have the same value, so the table is summed by the mat
   that near-equal pictures keep their digits (see ``_pair``).
 - regions: :func:`plan_labels` lists the pixels of each tile region by region; a program walks through the runs. Tiles
   are square, so few regions meet in one. Worst case, as many regions as pixels: one flush of up to 32 table
-  entries a pixel, slow (about ten times) but right. Sorting whole pictures by label would avoid that at the price
+  entries a pixel, several times slower but right. Sorting whole pictures by label would avoid that at the price
   of several more launches on every new label map.
 
 The backward pass reads the table's gradient at the points of each value's window; it needs no plan. Nothing waits
