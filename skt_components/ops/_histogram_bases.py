@@ -45,10 +45,10 @@ class Bins(NamedTuple):
         """How many bins to each side of a value see it."""
         return math.ceil(self.sigma * math.sqrt(math.log(1 / TOLERANCE)))
 
-    def position(self, values: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return a new tensor of the values in bins, 0 at the first centre."""
+    def position(self, values: Tensor, dtype: torch.dtype, cell: float = 1.0, before: float = 0.0) -> Tensor:
+        """Return a new tensor of the values in cells of ``cell`` bins, 0 being ``before`` bins before the first centre."""
         place = values.to(dtype, copy=True, memory_format=torch.contiguous_format)
-        return place.mul_(1 / self.width).add_(-self.low / self.width - 0.5)
+        return place.mul_(1 / (self.width * cell)).add_((-self.low / self.width - 0.5 + before) / cell)
 
 
 def _weigh(kernel: Tensor, weight: Tensor | float) -> Tensor:
@@ -77,7 +77,7 @@ class Taps:
         half = self.bins.half_window
         place = self.bins.position(values, dtype).clamp_(-half - 1, self.bins.num + half)
         below = place.floor()
-        return below.nan_to_num(0.0).long(), place.sub_(below)
+        return below.nan_to_num_(0.0).long(), place.sub_(below)
 
     def views(self, table: Tensor) -> list[Tensor]:
         """Return the table as each tap sees it, shifted by a column from tap to tap."""
@@ -147,20 +147,22 @@ class Moments:
 
     spill, origin = 0, 1  # nothing beyond the last cell; a guard before the first
 
-    def __init__(self, bins: Bins) -> None:
+    def __init__(self, bins: Bins, width: float) -> None:
         self.bins = bins
-        fit = _fit_moments(bins.sigma, bins.num)
-        self.step, self.reach, self.stride, self.weights = fit.step, fit.reach, fit.stride, fit.weights
+        self.width = width  # of a cell, in bins
+        self.reach, self.weights = _fit_moments(bins.sigma, bins.num, width)
         self.window, self.tables, self.block = self.weights.shape
+        self.stride = max(1, round(self.block / width))  # cells from block to block
         self.blocks = -(-bins.num // self.block)
         self.cells = (self.blocks - 1) * self.stride + self.window
         self.segment = self.cells + 2
 
     def locate(self, values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return each value's cell, and its place in the cell from -1 to 1."""
-        place = self.bins.position(values, dtype).add_(self.reach).mul_(1 / self.step).clamp_(-1, self.cells + 0.5)
-        below = place.floor()
-        return below.nan_to_num(0.0).long(), place.sub_(below).mul_(2).sub_(1)
+        """Return each value's cell, and its place in the cell from -0.5 to 0.5."""
+        before = self.reach - self.width / 2  # to the middle of the first cell
+        place = self.bins.position(values, dtype, self.width, before).clamp_(-1, self.cells)
+        middle = place.round()
+        return middle.nan_to_num_(0.0).long(), place.sub_(middle)
 
     def views(self, table: Tensor) -> list[Tensor]:
         """Return the table of each moment."""
@@ -168,10 +170,11 @@ class Moments:
 
     def add(self, views: list[Tensor], cell: Tensor, t: Tensor, weight: Tensor | float) -> None:
         """Add the powers of ``t``, times ``weight``, to the ``views`` (rows, columns)."""
-        power = _weigh(torch.ones_like(t), weight)
-        for view in views:
-            view.scatter_add_(1, cell, power)
-            power.mul_(t)
+        views[0].scatter_add_(1, cell, _weigh(torch.ones_like(t), weight))
+        power = _weigh(t.clone(), weight)
+        views[1].scatter_add_(1, cell, power)
+        for view in views[2:]:
+            view.scatter_add_(1, cell, power.mul_(t))
 
     def fold(self, table: Tensor) -> Tensor:
         """Return the bins ``(rows, N)`` of a table ``(tables, rows, segment)``."""
@@ -186,7 +189,7 @@ class Moments:
     def unfold(self, upstream: Tensor) -> Tensor:
         """Return the table ``(tables - 1, rows, segment)`` of the slope's coefficients, of ``upstream`` (rows, N)."""
         powers = torch.arange(1, self.tables, dtype=upstream.dtype, device=upstream.device)
-        weights = self.weights[:, 1:].to(upstream) * (powers * (2 / (self.step * self.bins.width)))[:, None]
+        weights = self.weights[:, 1:].to(upstream) * (powers / (self.width * self.bins.width))[:, None]
         weights = weights.permute(2, 1, 0).flatten(1)
         result = upstream.new_zeros(self.tables - 1, len(upstream), self.segment)
         upstream = torch.nn.functional.pad(upstream, (0, self.blocks * self.block - self.bins.num))
@@ -213,50 +216,46 @@ class Moments:
         return total
 
 
-class _Fit(NamedTuple):
-    step: int  # bins per cell
-    reach: int  # bins from the first cell to the first bin
-    stride: int  # cells per block of bins
-    weights: Tensor  # (cells of a block's window, degree, bins of a block)
-
-
 @functools.lru_cache(maxsize=16)
-def _fit_moments(sigma: float, num_bins: int) -> _Fit:
-    step = max(1, int(sigma / 4))
-    band = 2 * -(-math.ceil(sigma * math.sqrt(math.log(1 / TOLERANCE))) // step) + 1  # cells that a bin sees
-    reach = (band - 1) // 2 * step
-    bins = torch.arange(min(step, num_bins), dtype=torch.float64)
-    # distance of a bin to the middle of a cell, in bins: (band, 1, bins of the cell)
-    distance = reach - step / 2 - step * torch.arange(band, dtype=torch.float64)[:, None, None] + bins
-    weights = _interpolate(distance, step, sigma)
-    stride = max(1, min(32, num_bins) // step)  # blocks of about 32 bins: short windows, without much overlap
-    blocked = weights.new_zeros(stride + band - 1, weights.shape[1], stride * len(bins))
-    for cell in range(stride):
-        blocked[cell : cell + band, :, cell * step : cell * step + len(bins)] = weights
-    return _Fit(step, reach, stride, blocked)
+def _fit_moments(sigma: float, num_bins: int, width: float) -> tuple[float, Tensor]:
+    """Return the distance from the first cell to the first bin, in bins, and the weights of a block of bins.
+
+    Blocks have about 16 bins: their windows of cells are short and do not overlap much.
+    """
+    half = math.ceil(sigma * math.sqrt(math.log(1 / TOLERANCE)))
+    block = min(num_bins, max(16, math.ceil(width)) // max(1, round(width)) * max(1, round(width)))
+    reach = math.ceil(half / width) * width
+    window = math.ceil((block - 1 + half + reach) / width)
+    middle = width * (torch.arange(window, dtype=torch.float64) + 0.5) - reach
+    distance = torch.arange(block, dtype=torch.float64) - middle[:, None]
+    weights = _interpolate(distance[:, None], width, sigma)
+    return reach, weights * (distance.abs() < half + width / 2)[:, None]
 
 
-def _interpolate(distance: Tensor, step: int, sigma: float) -> Tensor:
-    """Return the coefficients (band, degree, bins) of the kernel's polynomials in a place t from -1 to 1."""
+def _interpolate(distance: Tensor, width: float, sigma: float) -> Tensor:
+    """Return the coefficients (cells, degree, bins) of the kernel's polynomials in a place t from -0.5 to 0.5.
+
+    ``distance`` (cells, 1, bins) is that of a bin's centre to the middle of the cell.
+    """
 
     def offset(t: Tensor) -> Tensor:
-        return distance - t[:, None] * (step / 2)
+        return distance - t[:, None] * width
 
     def kernel(t: Tensor) -> Tensor:
         return torch.exp(-((offset(t) / sigma) ** 2))
 
-    check = torch.linspace(-1, 1, 65, dtype=torch.float64)
-    slope = kernel(check) * offset(check) * (step / sigma**2)
+    check = torch.linspace(-0.5, 0.5, 33, dtype=torch.float64)
+    slope = kernel(check) * offset(check) * (2 * width / sigma**2)
     for degree in range(3, 24):
         powers = torch.arange(degree, dtype=torch.float64)
-        points = torch.cos(math.pi * (powers + 0.5) / degree)
+        points = torch.cos(math.pi * (powers + 0.5) / degree) / 2
         weights = torch.linalg.solve(points[:, None] ** powers, kernel(points))
         found = (powers[1:] * check[:, None] ** (powers[1:] - 1)) @ weights[:, 1:]
-        if (found - slope).abs().max() <= 0.1 * TOLERANCE * slope.abs().max():
+        if (found - slope).abs().max() <= TOLERANCE * slope.abs().max():
             break
     return weights
 
 
 def choose_basis(bins: Bins) -> Taps | Moments:
     """Return the basis that needs fewer additions per value."""
-    return Taps(bins) if bins.sigma <= _WIDEST_TAPS else Moments(bins)
+    return Taps(bins) if bins.sigma <= _WIDEST_TAPS else Moments(bins, max(1, int(bins.sigma / 4)))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from skt_components.ops._histogram_bases import Bins, Moments, Taps, choose_basis
 
-_CHUNK = 3 << 13  # values per thread at a time: the temporaries stay in its cache
+_CHUNK = 39_000  # values per thread at a time: the temporaries stay in its cache
 _THREADS = 4  # threads to provide for, at most: bounds the temporaries whatever the machine
 _TABLE = 1 << 19  # numbers in the table of pictures that are treated together, at most
 _LISTED = 1 << 18  # pixels times regions to look at together
@@ -55,7 +55,8 @@ def torch_difference(
                     cell, t = plan.basis.locate(values[pictures][:, :, chunk.pixels], dtype)
                     weight = sign if chunk.weight is None else chunk.weight.to(dtype) * sign
                     plan.basis.add(views, cell.add_(chunk.start).flatten(0, 1), t.flatten(0, 1), weight)
-        table = table[..., :columns].unflatten(2, (plan.lanes, plan.regions, -1))[:, :, :, :regions].sum(2)
+        table = table[..., :columns].unflatten(2, (plan.lanes, plan.regions, -1))
+        table = table[:, :, :, plan.none : plan.none + regions].sum(2)
         folded = plan.basis.fold(table.flatten(1, 2))
         result[pictures] = folded.unflatten(0, (-1, channels, regions)).transpose(1, 2)
     return result
@@ -76,7 +77,7 @@ def torch_gradient(
         count = len(range(batch)[pictures])
         table = plan.basis.unfold(upstream[pictures].to(dtype).transpose(1, 2).flatten(0, 2))
         table = table.unflatten(1, (count * channels, regions))
-        table = torch.nn.functional.pad(table, (0, 0, 0, plan.regions - regions)).flatten(1)
+        table = torch.nn.functional.pad(table, (0, 0, plan.none, plan.none)).flatten(1)
         views = plan.basis.views(torch.nn.functional.pad(table, (0, spill)))
         row = torch.arange(count * channels, device=values.device).mul_(plan.regions * segment).view(count, channels, 1)
         for chunk in _chunks(plan, pictures, labels, weights, pixels, values.device):
@@ -95,7 +96,8 @@ class _Plan(NamedTuple):
     basis: Taps | Moments
     pictures: int  # at a time
     pixels: int  # at a time
-    regions: int  # with one more, for the pixels of none, where there are labels
+    regions: int  # with those of none
+    none: int  # regions before and after for pixels of none: 1 where there are labels, else 0
     lanes: int
 
     def batches(self, batch: int) -> Iterator[slice]:
@@ -108,12 +110,14 @@ def _plan(values: Tensor, labels: Tensor | None, weights: Tensor | None, regions
     room = max(1, _CHUNK * threads // channels)
     basis = choose_basis(bins)
     if weights is not None:
-        return _Plan(basis, 1, min(pixels, room), regions, 1)
-    regions += labels is not None
+        return _Plan(basis, 1, min(pixels, room), regions, 0, 1)
+    none = int(labels is not None)
+    regions += 2 * none
     size = channels * regions * basis.segment * basis.tables
     pictures = max(1, min(room // pixels, _TABLE // size))
     lanes = _LANES if pictures * size * _LANES <= _TABLE // 4 else 1
-    return _Plan(basis, pictures, min(room, pixels), regions, lanes)
+    even = -(-pixels // -(-pixels // room))  # shares of equal size
+    return _Plan(basis, pictures, even, regions, none, lanes)
 
 
 class _Chunk(NamedTuple):
@@ -125,7 +129,7 @@ class _Chunk(NamedTuple):
 def _chunks(
     plan: _Plan, pictures: slice, labels: Tensor | None, weights: Tensor | None, pixels: int, device: torch.device
 ) -> Iterator[_Chunk]:
-    segment, none = plan.basis.segment, plan.regions - 1
+    segment = plan.basis.segment
     lane = torch.arange(plan.pixels, device=device).remainder_(plan.lanes).mul_(plan.regions * segment)
     lane += plan.basis.origin
     if weights is not None:
@@ -136,8 +140,8 @@ def _chunks(
         if labels is None:
             yield _Chunk(part, lane[: part.stop - first], None)
         else:
-            label = labels[pictures, None, part].long()
-            start = torch.where((label >= 0) & (label < none), label, none).mul_(segment)
+            start = labels[pictures, None, part].to(torch.int64, copy=True)
+            start.clamp_(-1, plan.regions - 2).add_(1).mul_(segment)
             yield _Chunk(part, start.add_(lane[: part.stop - first]), None)
 
 
