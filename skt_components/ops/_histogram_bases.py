@@ -46,7 +46,7 @@ class Bins(NamedTuple):
         return math.ceil(self.sigma * math.sqrt(math.log(1 / TOLERANCE)))
 
     def position(self, values: Tensor, dtype: torch.dtype, cell: float = 1.0, before: float = 0.0) -> Tensor:
-        """Return a new tensor of the values in cells of ``cell`` bins, 0 being ``before`` bins before the first centre."""
+        """Return a new tensor of the values in cells of ``cell`` bins, 0 ``before`` bins before the first centre."""
         place = values.to(dtype, copy=True, memory_format=torch.contiguous_format)
         return place.mul_(1 / (self.width * cell)).add_((-self.low / self.width - 0.5 + before) / cell)
 
@@ -140,9 +140,9 @@ class Taps:
 class Moments:
     """Wide kernels: in a cell much narrower than the kernel it is a polynomial, so that sums of powers suffice.
 
-    The polynomials interpolate at Chebyshev points, of the lowest degree whose slope is right to a tenth of the
-    tolerance. Bins go by blocks; ``weights[d, p, r]`` is the share that the p-th moment of a cell has in the r-th
-    bin of the block whose window the cell is the d-th of.
+    The polynomials interpolate at Chebyshev points, with the lowest degree whose slope is right to the tolerance.
+    Bins go by blocks; ``weights[d, p, r]`` is the share that the p-th moment of a cell has in the r-th bin of the
+    block whose window the cell is the d-th of.
     """
 
     spill, origin = 0, 1  # nothing beyond the last cell; a guard before the first
@@ -228,14 +228,15 @@ def _fit_moments(sigma: float, num_bins: int, width: float) -> tuple[float, Tens
     window = math.ceil((block - 1 + half + reach) / width)
     middle = width * (torch.arange(window, dtype=torch.float64) + 0.5) - reach
     distance = torch.arange(block, dtype=torch.float64) - middle[:, None]
-    weights = _interpolate(distance[:, None], width, sigma)
+    weights = _interpolate(distance[:, None], width, sigma, num_bins)
     return reach, weights * (distance.abs() < half + width / 2)[:, None]
 
 
-def _interpolate(distance: Tensor, width: float, sigma: float) -> Tensor:
+def _interpolate(distance: Tensor, width: float, sigma: float, num_bins: int) -> Tensor:
     """Return the coefficients (cells, degree, bins) of the kernel's polynomials in a place t from -0.5 to 0.5.
 
-    ``distance`` (cells, 1, bins) is that of a bin's centre to the middle of the cell.
+    ``distance`` (cells, 1, bins) is that of a bin's centre to the middle of the cell. The slope's error is compared
+    with the steepest slope that values in the range meet, which is little where the kernel is much wider than it.
     """
 
     def offset(t: Tensor) -> Tensor:
@@ -246,12 +247,14 @@ def _interpolate(distance: Tensor, width: float, sigma: float) -> Tensor:
 
     check = torch.linspace(-0.5, 0.5, 33, dtype=torch.float64)
     slope = kernel(check) * offset(check) * (2 * width / sigma**2)
+    steepest = min(num_bins, sigma / math.sqrt(2))
+    allowed = TOLERANCE * math.exp(-((steepest / sigma) ** 2)) * steepest * (2 * width / sigma**2)
     for degree in range(3, 24):
         powers = torch.arange(degree, dtype=torch.float64)
         points = torch.cos(math.pi * (powers + 0.5) / degree) / 2
         weights = torch.linalg.solve(points[:, None] ** powers, kernel(points))
         found = (powers[1:] * check[:, None] ** (powers[1:] - 1)) @ weights[:, 1:]
-        if (found - slope).abs().max() <= TOLERANCE * slope.abs().max():
+        if (found - slope).abs().max() <= allowed:
             break
     return weights
 
