@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from skt_components.losses._histogram_target import HistogramTarget
 from skt_components.ops._checks import (
     check_choice,
     check_count,
@@ -17,16 +18,19 @@ from skt_components.ops._checks import (
     check_tensor,
     float_dtype,
 )
-from skt_components.ops.histogram import BACKENDS, histogram_difference
+from skt_components.ops._histogram_atoms import remember
+from skt_components.ops._histogram_checks import BACKENDS
+from skt_components.ops.histogram import histogram_difference
 
 NORMALIZATIONS = ("pixels", "area", "none")
 REDUCTIONS = ("mean", "sum", "none")
 SOFT_MASKS = (None, "weighted", "literal")
+_KERNEL = ("num_bins", "value_range", "bandwidth")  # what a target has to share with the loss
 
 
 def semantic_histogram_loss(
     student: Float[Tensor, "b c h w"],
-    teacher: Float[Tensor, "b c h w"],
+    teacher: Float[Tensor, "b c h w"] | HistogramTarget,
     masks: Float[Tensor, "b r h w"] | Bool[Tensor, "b r h w"] | Int[Tensor, "b r h w"] | None = None,
     *,
     labels: Int[Tensor, "b h w"] | None = None,
@@ -47,7 +51,8 @@ def semantic_histogram_loss(
 
     Args:
         student: picture that learns, nominally in ``value_range``.
-        teacher: picture it is compared with, same shape. It receives a gradient too unless detached.
+        teacher: picture it is compared with, same shape. It receives a gradient too unless detached. Or a target
+            from :meth:`SemanticHistogramLoss.precompute`, which brings its regions along.
         masks: regions, bool or binary. Others must say ``soft_masks``; without it masks have to be 0 or 1, which is
             verified on the CPU only, since looking would stall an accelerator (there, floats count as weights).
         labels: regions as an integer map in [0, num_regions). Give masks or labels. Pixels with -1, or with
@@ -63,7 +68,7 @@ def semantic_histogram_loss(
         soft_masks: None for binary masks. For others the two possible readings are different losses: "weighted"
             counts a pixel in proportion to its mask, "literal" multiplies the picture by the mask as eq. 10 does.
         reduction: over the batch: "mean", "sum" or "none".
-        backend: "auto" or "torch".
+        backend: "torch"; "triton", for CUDA; or "auto", which takes Triton where it can.
 
     Returns:
         The loss, float32 (float64 for float64 pictures); shape ``(B,)`` with ``reduction="none"``. Empty regions
@@ -84,30 +89,25 @@ def semantic_histogram_loss(
     Reference:
         Eqs. 6-10 of the paper.
     """
-    if masks is None and labels is None:
-        raise ValueError("semantic_histogram_loss needs masks or labels; histogram_loss has no regions")
-    if masks is not None and labels is not None:
-        raise ValueError("give masks or labels, not both")
     check_choice("normalization", normalization, NORMALIZATIONS)
     check_choice("soft_masks", soft_masks, SOFT_MASKS)
     check_choice("reduction", reduction, REDUCTIONS)
     check_tensor("student", student, ndim=4, layout="(B, C, H, W)")
-    check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
-    check_same_shape("student", student, "teacher", teacher)
-    options: dict[str, Any] = {
-        "num_bins": num_bins,
-        "value_range": value_range,
-        "bandwidth": bandwidth,
-        "backend": backend,
-    }
-    if masks is not None:
-        masks = _prepare_masks(masks, soft_masks)
-    if soft_masks == "literal" and masks is not None:
-        difference = _literal_difference(student, teacher, masks, options)
+    value_range = check_range("value_range", value_range)
+    options: dict[str, Any] = {"num_bins": num_bins, "value_range": value_range, "bandwidth": bandwidth}
+    if isinstance(teacher, HistogramTarget):
+        if any(x is not None for x in (masks, labels, num_regions)):
+            raise ValueError("masks, labels and num_regions must not be given with a target, which has its own")
+        teacher.check(student, {**options, "soft_masks": soft_masks})
+        masks, labels, num_regions = teacher.masks, teacher.labels, teacher.counts.shape[1]
+        counts = _counts(student, None, masks, labels, num_regions, soft_masks, {**options, "backend": backend})
+        difference = counts - teacher.counts
     else:
-        difference = histogram_difference(
-            student, teacher, masks=masks, labels=labels, num_regions=num_regions, **options
-        )
+        masks = _check_regions(masks, labels, soft_masks)
+        check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
+        check_same_shape("student", student, "teacher", teacher)
+        options["backend"] = backend
+        difference = _counts(student, teacher, masks, labels, num_regions, soft_masks, options)
     regions_found = difference.shape[1]
     difference = _normalize(difference, student, masks, labels, normalization)
     per_region = difference.square().sum(dim=-1).mean(dim=-1)
@@ -125,7 +125,7 @@ def semantic_histogram_loss(
 
 def histogram_loss(
     student: Float[Tensor, "b c h w"],
-    teacher: Float[Tensor, "b c h w"],
+    teacher: Float[Tensor, "b c h w"] | HistogramTarget,
     *,
     num_bins: int = 256,
     value_range: tuple[float, float] = (0.0, 1.0),
@@ -138,13 +138,13 @@ def histogram_loss(
 
     Args:
         student: picture that learns, nominally in ``value_range``.
-        teacher: picture it is compared with, same shape.
+        teacher: picture it is compared with, same shape, or a target from :meth:`HistogramLoss.precompute`.
         num_bins: bins N of eq. 6.
         value_range: outer edges of the bins.
         bandwidth: kernel width in the unit of the pictures (sigma of eq. 7).
         normalization: "pixels" or "area" divides histograms by the pixel count, "none" leaves counts.
         reduction: over the batch: "mean", "sum" or "none".
-        backend: "auto" or "torch".
+        backend: "torch"; "triton", for CUDA; or "auto", which takes Triton where it can.
 
     Returns:
         The loss, float32 (float64 for float64 pictures); shape ``(B,)`` with ``reduction="none"``.
@@ -165,17 +165,28 @@ def histogram_loss(
     check_choice("normalization", normalization, NORMALIZATIONS)
     check_choice("reduction", reduction, REDUCTIONS)
     check_tensor("student", student, ndim=4, layout="(B, C, H, W)")
-    check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
-    check_same_shape("student", student, "teacher", teacher)
-    difference = histogram_difference(
-        student, teacher, num_bins=num_bins, value_range=value_range, bandwidth=bandwidth, backend=backend
-    )
+    value_range = check_range("value_range", value_range)
+    options: dict[str, Any] = {"num_bins": num_bins, "value_range": value_range, "bandwidth": bandwidth}
+    if isinstance(teacher, HistogramTarget):
+        teacher.check(student, options)
+        difference = histogram_difference(student, None, **options, backend=backend) - teacher.counts
+    else:
+        check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
+        check_same_shape("student", student, "teacher", teacher)
+        difference = histogram_difference(student, teacher, **options, backend=backend)
     difference = _normalize(difference, student, None, None, normalization)
     per_picture = difference.square().sum(dim=-1).mean(dim=-1).squeeze(1)
     return _reduce(per_picture, reduction).to(float_dtype(student))
 
 
-def _prepare_masks(masks: Tensor, soft_masks: str | None) -> Tensor:
+def _check_regions(masks: Tensor | None, labels: Tensor | None, soft_masks: str | None) -> Tensor | None:
+    """Return the masks, bool where they are binary; raise unless there are either masks or labels."""
+    if masks is None and labels is None:
+        raise ValueError("semantic_histogram_loss needs masks or labels; histogram_loss has no regions")
+    if masks is not None and labels is not None:
+        raise ValueError("give masks or labels, not both")
+    if masks is None:
+        return None
     if not isinstance(masks, Tensor):
         raise TypeError(f"masks must be a tensor (B, R, H, W), got {type(masks).__name__}")
     if masks.requires_grad and soft_masks != "literal":
@@ -183,28 +194,43 @@ def _prepare_masks(masks: Tensor, soft_masks: str | None) -> Tensor:
     if masks.dtype == torch.bool or (soft_masks is not None and masks.is_floating_point()):
         return masks
     if masks.device.type == "cpu" and not torch.compiler.is_compiling():
-        binary = (masks == 0) | (masks == 1)
-        if not masks.is_floating_point():
-            binary |= masks == 255  # as mask files have it
-        if not bool(binary.all()):
-            raise ValueError(
-                "masks hold values other than 0 and 1. A label map goes into labels=; otherwise pass masks > 0.5, or "
-                'say which loss is meant with soft_masks="weighted" (pixels counted in proportion) or "literal" (the '
-                "picture multiplied, eq. 10)"
-            )
-        return masks.bool()
+        return remember("binary", masks, lambda: _binary(masks))
     # Not looked at: as weights, masks of 0 and 1 mean the same, and others are not rounded up to 1.
     return masks if masks.is_floating_point() else masks.bool()
 
 
-def _literal_difference(student: Tensor, teacher: Tensor, masks: Tensor, options: dict) -> Tensor:
+def _binary(masks: Tensor) -> Tensor:
+    binary = (masks == 0) | (masks == 1)
+    if not masks.is_floating_point():
+        binary |= masks == 255  # as mask files have it
+    if not bool(binary.all()):
+        raise ValueError(
+            "masks hold values other than 0 and 1. A label map goes into labels=; otherwise pass masks > 0.5, or "
+            'say which loss is meant with soft_masks="weighted" (pixels counted in proportion) or "literal" (the '
+            "picture multiplied, eq. 10)"
+        )
+    return masks.bool()
+
+
+def _counts(
+    student: Tensor,
+    teacher: Tensor | None,
+    masks: Tensor | None,
+    labels: Tensor | None,
+    num_regions: int | None,
+    soft_masks: str | None,
+    options: dict[str, Any],
+) -> Tensor:
+    """Return the histograms of ``student`` minus those of ``teacher``, ``(B, R, C, N)``."""
+    if soft_masks != "literal" or masks is None:
+        num_regions = None if masks is not None else num_regions
+        return histogram_difference(student, teacher, masks=masks, labels=labels, num_regions=num_regions, **options)
     if masks.ndim != 4 or masks.shape[0] != student.shape[0] or masks.shape[2:] != student.shape[2:]:
         raise ValueError(f"masks must be (B, R, H, W) for pictures {tuple(student.shape)}, got {tuple(masks.shape)}")
-    batch, regions = masks.shape[:2]
     weights = masks.to(student.dtype)[:, :, None]
-    masked = [(x[:, None] * weights).flatten(0, 1) for x in (student, teacher)]
-    difference = histogram_difference(*masked, **options)
-    return difference.reshape(batch, regions, *difference.shape[2:])
+    masked = [None if x is None else (x[:, None] * weights).flatten(0, 1) for x in (student, teacher)]
+    difference = histogram_difference(*masked, **options)  # type: ignore[arg-type]
+    return difference.reshape(*masks.shape[:2], *difference.shape[2:])
 
 
 def _normalize(
@@ -286,9 +312,17 @@ class HistogramLoss(_HistogramModule):
     ) -> None:
         super().__init__(num_bins, value_range, bandwidth, normalization, reduction, backend)
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor | HistogramTarget) -> Tensor:
         """Return the loss of ``student`` against ``teacher``, both ``(B, C, H, W)``."""
         return histogram_loss(student, teacher, **self.options)
+
+    @torch.no_grad()
+    def precompute(self, teacher: Tensor) -> HistogramTarget:
+        """Return what stands for ``teacher`` in every later call, at no cost."""
+        check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
+        options = {name: self.options[name] for name in _KERNEL}
+        counts = histogram_difference(teacher, None, **options, backend=self.options["backend"])
+        return HistogramTarget(counts, tuple(teacher.shape), options)
 
 
 class SemanticHistogramLoss(_HistogramModule):
@@ -322,7 +356,7 @@ class SemanticHistogramLoss(_HistogramModule):
     def forward(
         self,
         student: Tensor,
-        teacher: Tensor,
+        teacher: Tensor | HistogramTarget,
         masks: Tensor | None = None,
         *,
         labels: Tensor | None = None,
@@ -333,3 +367,20 @@ class SemanticHistogramLoss(_HistogramModule):
         return semantic_histogram_loss(
             student, teacher, masks, labels=labels, num_regions=num_regions, valid=valid, **self.options
         )
+
+    @torch.no_grad()
+    def precompute(
+        self,
+        teacher: Tensor,
+        masks: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        num_regions: int | None = None,
+    ) -> HistogramTarget:
+        """Return what stands for ``teacher`` and its regions in every later call, at no cost."""
+        check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
+        options = {name: self.options[name] for name in (*_KERNEL, "soft_masks")}
+        masks = _check_regions(masks, labels, options["soft_masks"])
+        kernel = {name: self.options[name] for name in (*_KERNEL, "backend")}
+        counts = _counts(teacher, None, masks, labels, num_regions, options["soft_masks"], kernel)
+        return HistogramTarget(counts, tuple(teacher.shape), options, masks, labels)

@@ -1,0 +1,115 @@
+"""Where the histogram loss spends its time: a trace, and a table per kernel with its memory traffic."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from histograms import BANDWIDTH, BINS, LOSS, Case, run
+from torch import Tensor
+from torch.profiler import ProfilerActivity
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from skt_components.ops import _histogram_bases, _histogram_engine
+
+
+class Meter(TorchDispatchMode):
+    """Counts calls, seconds and bytes of the arguments and results of every torch operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0])
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        start = time.perf_counter()
+        result = func(*args, **(kwargs or {}))
+        seconds = time.perf_counter() - start
+        tensors = {id(x): x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)}
+        row = self.rows[str(func.overloadpacket)]
+        row[0] += 1
+        row[1] += seconds
+        row[2] += 0 if func.is_view else sum(x.numel() * x.element_size() for x in tensors.values())
+        return result
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second, read and written, of a large copy."""
+    source = torch.ones(1 << 26, device=device)
+    target, best = torch.empty_like(source), float("inf")
+    for _ in range(10):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        target.copy_(source)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * source.numel() * 4 / best
+
+
+def cpu_rows(case: Case) -> dict[str, list[float]]:
+    """Rows of the operators inside the engine; the operators around it hide them, so it is called directly."""
+    bins = _histogram_bases.Bins(BINS, 0.0, 1.0, BANDWIDTH)
+    student, teacher = case.student.flatten(2), case.teacher.flatten(2)
+    assert case.labels is not None
+    labels, regions = case.labels.flatten(1), case.masks.shape[1]
+    with torch.no_grad(), Meter() as meter:
+        table = _histogram_engine.torch_difference(student, teacher, labels, None, regions, bins)
+        _histogram_engine.torch_gradient(table, student, labels, None, bins)
+    return meter.rows
+
+
+def kernel_bytes(name: str, case: Case) -> float:
+    """Bytes that a Triton kernel has to move at least; 0 for others."""
+    table = case.student.shape[0] * case.masks.shape[1] * case.student.shape[1] * BINS * 8
+    picture = case.student.numel() * 4
+    assert case.labels is not None
+    labels = case.labels.numel()
+    least = {
+        "plan_kernel": labels * (case.labels.element_size() + 4),
+        "difference_kernel": 2 * picture + 4 * labels + table,
+        "finish_kernel": 2 * table,
+        "gradient_kernel": 2 * picture + labels * case.labels.element_size() + table,
+    }
+    return least.get(name, 0)
+
+
+def profile(case: Case, out: Path) -> None:
+    """Write ``out``.trace.json and ``out``.md."""
+    device = case.student.device
+    where = {"labels": case.labels, "num_regions": case.masks.shape[1]}
+
+    def step() -> None:
+        run(case.student, lambda x: LOSS(x, case.teacher, **where))
+
+    step()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(5):
+            step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    profiler.export_chrome_trace(f"{out}.trace.json")
+    if device.type == "cuda":
+        events = [event for event in profiler.key_averages() if event.self_device_time_total > 0]
+        rows = {
+            event.key: [event.count / 5, event.self_device_time_total / 5e6, kernel_bytes(event.key, case)]
+            for event in events
+        }
+    else:
+        rows = cpu_rows(case)
+    copy = copy_bandwidth(device)
+    lines = [f"{tuple(case.student.shape)}, {case.masks.shape[1]} regions; a large copy moves {copy / 1e9:.1f} GB/s\n"]
+    lines += ["| kernel | calls | ms | MB | GB/s | of the copy |", "|---|---|---|---|---|---|"]
+    for name, (calls, seconds, moved) in sorted(rows.items(), key=lambda row: -row[1][1]):
+        if seconds > 0:
+            rate = moved / seconds
+            traffic = f"{moved / 1e6:.2f} | {rate / 1e9:.1f} | {rate / copy:.0%}" if moved else "| |"
+            lines.append(f"| {name} | {calls:.0f} | {1e3 * seconds:.3f} | {traffic} |")
+    total = sum(seconds for _, seconds, _ in rows.values())
+    lines.append(f"| all | | {1e3 * total:.3f} | | | |")
+    Path(f"{out}.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))

@@ -1,0 +1,46 @@
+"""The teacher's side of a histogram loss, computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class HistogramTarget:
+    """The teacher's histograms and their regions, to be compared with many times; made by a loss's ``precompute``.
+
+    Example:
+        >>> import torch
+        >>> from skt_components import SemanticHistogramLoss
+        >>> loss, teacher = SemanticHistogramLoss(), torch.rand(1, 3, 32, 32)
+        >>> labels = torch.zeros(1, 32, 32, dtype=torch.long)
+        >>> target = loss.precompute(teacher, labels=labels, num_regions=1)
+        >>> student = torch.rand(1, 3, 32, 32)
+        >>> torch.allclose(loss(student, target), loss(student, teacher, labels=labels, num_regions=1))
+        True
+    """
+
+    counts: Float[Tensor, "b r c n"]
+    shape: tuple[int, ...]
+    options: dict[str, Any]
+    masks: Tensor | None = None
+    labels: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> HistogramTarget:
+        """Return the target on another device."""
+        masks, labels = (None if x is None else x.to(device) for x in (self.masks, self.labels))
+        return replace(self, counts=self.counts.to(device), masks=masks, labels=labels)
+
+    def check(self, student: Tensor, options: dict[str, Any]) -> None:
+        """Raise ValueError unless the target was made for pictures like ``student`` and with these options."""
+        if self.options != options:
+            raise ValueError(f"the target was made with {self.options}, the loss has {options}")
+        if tuple(student.shape) != self.shape:
+            raise ValueError(f"student must have the target's shape {self.shape}, got {tuple(student.shape)}")
+        if student.device != self.counts.device:
+            raise ValueError(f"student and target must be on one device, got {student.device}, {self.counts.device}")

@@ -1,0 +1,264 @@
+"""How a value writes into the table of a soft histogram, and how it reads its slope back.
+
+A basis is a handful of functions of the value's place inside its cell of a fixed grid. ``add`` sums them per cell and
+``fold`` turns the sums into bins; ``unfold`` and ``slope`` are the transposes, with the exact derivative. Tables are
+``(tables, rows, columns)``; ``segment`` columns hold one histogram and begin ``origin`` before its first cell. Both
+bases clamp values far outside, infinities too, into guard columns that no bin sees, and leave NaN to spoil its own
+histogram.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-7  # kernel values below it are outside the window
+_WIDEST_TAPS = 1.0  # in bins; above it moments need fewer additions per value
+_RECURRENCE = 0.25  # in bins; below it the factor between neighbouring taps overflows
+
+
+class Bins(NamedTuple):
+    """The centres ``low + width * (i + 0.5)`` and the kernel ``exp(-((x - c) / bandwidth)^2)``."""
+
+    num: int
+    low: float
+    high: float
+    bandwidth: float
+
+    @property
+    def width(self) -> float:
+        """Distance of two centres."""
+        return (self.high - self.low) / self.num
+
+    @property
+    def sigma(self) -> float:
+        """The bandwidth in bins."""
+        return self.bandwidth / self.width
+
+    @property
+    def half_window(self) -> int:
+        """How many bins to each side of a value see it."""
+        return math.ceil(self.sigma * math.sqrt(math.log(1 / TOLERANCE)))
+
+    def position(self, values: Tensor, dtype: torch.dtype, cell: float = 1.0, before: float = 0.0) -> Tensor:
+        """Return a new tensor of the values in cells of ``cell`` bins, 0 ``before`` bins before the first centre."""
+        place = values.to(dtype, copy=True, memory_format=torch.contiguous_format)
+        return place.mul_(1 / (self.width * cell)).add_((-self.low / self.width - 0.5 + before) / cell)
+
+
+def _weigh(kernel: Tensor, weight: Tensor | float) -> Tensor:
+    return kernel if isinstance(weight, float) and weight == 1.0 else kernel.mul_(weight)
+
+
+class Taps:
+    """Narrow kernels: a value adds its kernel to the window of bins around it, each tap by a product from the last."""
+
+    tables = 1
+
+    def __init__(self, bins: Bins) -> None:
+        self.bins = bins
+        self.guard = 2 * bins.half_window + 1
+        self.segment = bins.num + 2 * self.guard
+        self.spill = 2 * bins.half_window - 1  # columns that the last tap reaches beyond the last cell
+        self.origin = self.guard + 1 - bins.half_window  # column of the first tap of a value in the first bin
+        self.steep = 1 / bins.sigma**2
+        self.recurrent = bins.sigma >= _RECURRENCE
+        # factor of each tap to the one before, but for exp(2 * steep * t)
+        taps = range(2 * bins.half_window if self.recurrent else 0)
+        self.growth = [math.exp(self.steep * (2 * (bins.half_window - tap) - 1)) for tap in taps]
+
+    def locate(self, values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the bin at or below each value, and its distance to that bin's centre, in bins."""
+        half = self.bins.half_window
+        place = self.bins.position(values, dtype).clamp_(-half - 1, self.bins.num + half)
+        below = place.floor()
+        return below.nan_to_num_(0.0).long(), place.sub_(below)
+
+    def views(self, table: Tensor) -> list[Tensor]:
+        """Return the table as each tap sees it, shifted by a column from tap to tap."""
+        columns = table.shape[-1] - self.spill
+        return [table[0, ..., tap : tap + columns] for tap in range(self.spill + 1)]
+
+    def _kernels(self, t: Tensor, weight: Tensor | float = 1.0) -> Iterator[Tensor]:
+        """Yield ``weight`` times the kernel at every tap; each one may be overwritten by the next."""
+        first = self.bins.half_window - 1
+        kernel = _weigh((t + first).square_().mul_(-self.steep).exp_(), weight)
+        yield kernel
+        if self.recurrent:
+            ratio = (t * (2 * self.steep)).exp_()
+            zero = torch.zeros((), dtype=t.dtype, device=t.device)
+            for growth in self.growth[1:]:
+                yield torch.addcmul(zero, kernel, ratio, value=growth, out=kernel)
+        else:
+            for tap in range(1, self.spill + 1):
+                yield _weigh((t + (first - tap)).square_().mul_(-self.steep).exp_(), weight)
+
+    def add(self, views: list[Tensor], cell: Tensor, t: Tensor, weight: Tensor | float) -> None:
+        """Add the kernels times ``weight`` to the ``views`` (rows, columns); ``cell`` and ``t`` are (rows, values)."""
+        for view, kernel in zip(views, self._kernels(t, weight), strict=True):
+            view.scatter_add_(1, cell, kernel)
+
+    def fold(self, table: Tensor) -> Tensor:
+        """Return the bins ``(rows, N)`` of a table ``(1, rows, segment)``."""
+        return table[0, :, self.guard : self.guard + self.bins.num]
+
+    def unfold(self, upstream: Tensor) -> Tensor:
+        """Return the table ``(1, rows, segment)`` that :meth:`slope` reads, of ``upstream`` (rows, N)."""
+        return torch.nn.functional.pad(upstream, (self.guard, self.guard))[None]
+
+    def slope(self, views: list[Tensor], cell: Tensor, t: Tensor) -> Tensor:
+        """Return the sum over the taps of upstream, in the flat ``views``, times the kernel's slope.
+
+        The taps are a polynomial in ``exp(2 * steep * t)``, whose value and derivative Horner's rule gives together.
+        """
+        cell, first = cell.view(-1), self.bins.half_window - 1
+        scale = -2 * self.steep / self.bins.width
+        if not self.recurrent:
+            total = torch.zeros_like(t)
+            for tap, kernel in enumerate(self._kernels(t)):
+                total += kernel * views[tap].index_select(0, cell).view_as(t) * (t + (first - tap))
+            return total.mul_(scale)
+        ratio = (t * (2 * self.steep)).exp_()
+        value, derivative, upstream = torch.empty_like(t), torch.empty_like(t), torch.empty_like(t)
+        torch.index_select(views[-1], 0, cell, out=derivative.view(-1))
+        torch.index_select(views[-2], 0, cell, out=upstream.view(-1))
+        torch.addcmul(upstream, derivative, ratio, value=self.growth[-1], out=value)
+        for tap in reversed(range(len(views) - 2)):
+            torch.addcmul(value, derivative, ratio, value=self.growth[tap + 2], out=derivative)
+            torch.index_select(views[tap], 0, cell, out=upstream.view(-1))
+            torch.addcmul(upstream, value, ratio, value=self.growth[tap + 1], out=value)
+        kernel = torch.add(t, first, out=upstream).square_().mul_(-self.steep).exp_()
+        value.mul_(t.add_(first)).addcmul_(derivative, ratio, value=-self.growth[1])
+        return value.mul_(kernel).mul_(scale)
+
+
+class Moments:
+    """Wide kernels: in a cell much narrower than the kernel it is a polynomial, so that sums of powers suffice.
+
+    The polynomials interpolate at Chebyshev points, with the lowest degree whose slope is right to the tolerance.
+    Bins go by blocks; ``weights[d, p, r]`` is the share that the p-th moment of a cell has in the r-th bin of the
+    block whose window the cell is the d-th of.
+    """
+
+    spill, origin = 0, 1  # nothing beyond the last cell; a guard before the first
+
+    def __init__(self, bins: Bins, width: float) -> None:
+        self.bins = bins
+        self.width = width  # of a cell, in bins
+        self.reach, self.weights = _fit_moments(bins.sigma, bins.num, width)
+        self.window, self.tables, self.block = self.weights.shape
+        self.stride = max(1, round(self.block / width))  # cells from block to block
+        self.blocks = -(-bins.num // self.block)
+        self.cells = (self.blocks - 1) * self.stride + self.window
+        self.segment = self.cells + 2
+
+    def locate(self, values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return each value's cell, and its place in the cell from -0.5 to 0.5."""
+        before = self.reach - self.width / 2  # to the middle of the first cell
+        place = self.bins.position(values, dtype, self.width, before).clamp_(-1, self.cells)
+        middle = place.round()
+        return middle.nan_to_num_(0.0).long(), place.sub_(middle)
+
+    def views(self, table: Tensor) -> list[Tensor]:
+        """Return the table of each moment."""
+        return list(table)
+
+    def add(self, views: list[Tensor], cell: Tensor, t: Tensor, weight: Tensor | float) -> None:
+        """Add the powers of ``t``, times ``weight``, to the ``views`` (rows, columns)."""
+        views[0].scatter_add_(1, cell, _weigh(torch.ones_like(t), weight))
+        power = _weigh(t.clone(), weight)
+        views[1].scatter_add_(1, cell, power)
+        for view in views[2:]:
+            view.scatter_add_(1, cell, power.mul_(t))
+
+    def fold(self, table: Tensor) -> Tensor:
+        """Return the bins ``(rows, N)`` of a table ``(tables, rows, segment)``."""
+        weights = self.weights.to(table).transpose(0, 1).flatten(0, 1)
+        cells = table[:, :, 1:-1].permute(1, 2, 0)
+        folded = [
+            rows.unfold(1, self.window, self.stride).flatten(2) @ weights  # (some rows, blocks, bins of a block)
+            for rows in cells.split(self._rows())
+        ]
+        return torch.cat(folded).flatten(1)[:, : self.bins.num]
+
+    def unfold(self, upstream: Tensor) -> Tensor:
+        """Return the table ``(tables - 1, rows, segment)`` of the slope's coefficients, of ``upstream`` (rows, N)."""
+        powers = torch.arange(1, self.tables, dtype=upstream.dtype, device=upstream.device)
+        weights = self.weights[:, 1:].to(upstream) * (powers / (self.width * self.bins.width))[:, None]
+        weights = weights.permute(2, 1, 0).flatten(1)
+        result = upstream.new_zeros(self.tables - 1, len(upstream), self.segment)
+        upstream = torch.nn.functional.pad(upstream, (0, self.blocks * self.block - self.bins.num))
+        for first in range(0, len(upstream), self._rows()):
+            rows = slice(first, first + self._rows())
+            shares = (upstream[rows].unflatten(1, (self.blocks, self.block)) @ weights).unflatten(2, (-1, self.window))
+            for block in range(self.blocks):
+                start = 1 + block * self.stride
+                result[:, rows, start : start + self.window] += shares[:, block].transpose(0, 1)
+        return result
+
+    def _rows(self) -> int:
+        """How many histograms to fold at a time, for temporaries of half a megabyte."""
+        return max(1, (1 << 16) // (self.blocks * self.window * self.tables))
+
+    def slope(self, views: list[Tensor], cell: Tensor, t: Tensor) -> Tensor:
+        """Return the polynomial in ``t`` whose coefficients are in the flat ``views``."""
+        cell = cell.view(-1)
+        total = views[-1].index_select(0, cell).view_as(t)
+        coefficient = torch.empty_like(t)
+        for view in reversed(views[:-1]):
+            torch.index_select(view, 0, cell, out=coefficient.view(-1))
+            torch.addcmul(coefficient, total, t, out=total)
+        return total
+
+
+@functools.lru_cache(maxsize=16)
+def _fit_moments(sigma: float, num_bins: int, width: float) -> tuple[float, Tensor]:
+    """Return the distance from the first cell to the first bin, in bins, and the weights of a block of bins.
+
+    Blocks have about 16 bins: their windows of cells are short and do not overlap much.
+    """
+    half = math.ceil(sigma * math.sqrt(math.log(1 / TOLERANCE)))
+    block = min(num_bins, max(16, math.ceil(width)) // max(1, round(width)) * max(1, round(width)))
+    reach = math.ceil(half / width) * width
+    window = math.ceil((block - 1 + half + reach) / width)
+    middle = width * (torch.arange(window, dtype=torch.float64) + 0.5) - reach
+    distance = torch.arange(block, dtype=torch.float64) - middle[:, None]
+    weights = _interpolate(distance[:, None], width, sigma, num_bins)
+    return reach, weights * (distance.abs() < half + width / 2)[:, None]
+
+
+def _interpolate(distance: Tensor, width: float, sigma: float, num_bins: int) -> Tensor:
+    """Return the coefficients (cells, degree, bins) of the kernel's polynomials in a place t from -0.5 to 0.5.
+
+    ``distance`` (cells, 1, bins) is that of a bin's centre to the middle of the cell. The slope's error is compared
+    with the steepest slope that values in the range meet, which is little where the kernel is much wider than it.
+    """
+
+    def offset(t: Tensor) -> Tensor:
+        return distance - t[:, None] * width
+
+    def kernel(t: Tensor) -> Tensor:
+        return torch.exp(-((offset(t) / sigma) ** 2))
+
+    check = torch.linspace(-0.5, 0.5, 33, dtype=torch.float64)
+    slope = kernel(check) * offset(check) * (2 * width / sigma**2)
+    steepest = min(num_bins, sigma / math.sqrt(2))
+    allowed = TOLERANCE * math.exp(-((steepest / sigma) ** 2)) * steepest * (2 * width / sigma**2)
+    for degree in range(3, 24):
+        powers = torch.arange(degree, dtype=torch.float64)
+        points = torch.cos(math.pi * (powers + 0.5) / degree) / 2
+        weights = torch.linalg.solve(points[:, None] ** powers, kernel(points))
+        found = (powers[1:] * check[:, None] ** (powers[1:] - 1)) @ weights[:, 1:]
+        if (found - slope).abs().max() <= allowed:
+            break
+    return weights
+
+
+def choose_basis(bins: Bins) -> Taps | Moments:
+    """Return the basis that needs fewer additions per value."""
+    return Taps(bins) if bins.sigma <= _WIDEST_TAPS else Moments(bins, max(1, int(bins.sigma / 4)))

@@ -1,0 +1,156 @@
+"""The soft histogram in plain torch: pixels by chunks of a fixed size, one signed table, no (pixels x bins) temporary.
+
+The loss needs the small difference of two large sums, so student and teacher go into one float64 table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from skt_components.ops._histogram_bases import Bins, Moments, Taps, choose_basis
+
+_CHUNK = 39_000  # values per thread at a time: the temporaries stay in its cache
+_THREADS = 4  # threads to provide for, at most: bounds the temporaries whatever the machine
+_TABLE = 1 << 19  # numbers in the table of pictures that are treated together, at most
+_LISTED = 1 << 18  # pixels times regions to look at together
+_LANES = 8  # copies of a small table, so that equal neighbors do not wait for each other's sum
+
+
+def table_dtype(values: Tensor) -> torch.dtype:
+    """Return the dtype of the sums: float64, but for Metal, which has none."""
+    return torch.float32 if values.device.type == "mps" else torch.float64
+
+
+def torch_difference(
+    student: Tensor, teacher: Tensor | None, labels: Tensor | None, weights: Tensor | None, regions: int, bins: Bins
+) -> Tensor:
+    """Return the histograms of ``student`` minus those of ``teacher``, ``(B, R, C, N)``.
+
+    Args:
+        student: values ``(B, C, P)``.
+        teacher: the same, or None for zero.
+        labels: regions ``(B, P)``, or None.
+        weights: instead of labels, the share of every pixel in every region, ``(B, R, P)``, bool or floating.
+        regions: R.
+        bins: centres and kernel.
+    """
+    batch, channels, pixels = student.shape
+    dtype = table_dtype(student)
+    result = torch.zeros(batch, regions, channels, bins.num, dtype=dtype, device=student.device)
+    if not student.numel() or not regions:
+        return result
+    plan = _plan(student, labels, weights, regions, bins)
+    for pictures in plan.batches(batch):
+        rows = len(range(batch)[pictures]) * channels
+        columns = plan.lanes * plan.regions * plan.basis.segment
+        table = result.new_zeros(plan.basis.tables, rows, columns + plan.basis.spill)
+        views = plan.basis.views(table)
+        for chunk in _chunks(plan, pictures, labels, weights, pixels, student.device):
+            for values, sign in ((student, 1.0), (teacher, -1.0)):
+                if values is not None:
+                    cell, t = plan.basis.locate(values[pictures][:, :, chunk.pixels], dtype)
+                    weight = sign if chunk.weight is None else chunk.weight.to(dtype) * sign
+                    plan.basis.add(views, cell.add_(chunk.start).flatten(0, 1), t.flatten(0, 1), weight)
+        table = table[..., :columns].unflatten(2, (plan.lanes, plan.regions, -1))
+        table = table[:, :, :, plan.none : plan.none + regions].sum(2)
+        folded = plan.basis.fold(table.flatten(1, 2))
+        result[pictures] = folded.unflatten(0, (-1, channels, regions)).transpose(1, 2)
+    return result
+
+
+def torch_gradient(
+    upstream: Tensor, values: Tensor, labels: Tensor | None, weights: Tensor | None, bins: Bins
+) -> Tensor:
+    """Return the gradient for ``values`` (B, C, P), given that for their histograms, ``upstream`` (B, R, C, N)."""
+    batch, channels, pixels = values.shape
+    regions, dtype = upstream.shape[1], table_dtype(values)
+    result = torch.zeros(values.shape, dtype=values.dtype, device=values.device)
+    if not values.numel() or not regions:
+        return result
+    plan = _plan(values, labels, weights, regions, bins)._replace(lanes=1)
+    segment, spill = plan.basis.segment, plan.basis.spill
+    for pictures in plan.batches(batch):
+        count = len(range(batch)[pictures])
+        table = plan.basis.unfold(upstream[pictures].to(dtype).transpose(1, 2).flatten(0, 2))
+        table = table.unflatten(1, (count * channels, regions))
+        table = torch.nn.functional.pad(table, (0, 0, plan.none, plan.none)).flatten(1)
+        views = plan.basis.views(torch.nn.functional.pad(table, (0, spill)))
+        row = torch.arange(count * channels, device=values.device).mul_(plan.regions * segment).view(count, channels, 1)
+        for chunk in _chunks(plan, pictures, labels, weights, pixels, values.device):
+            cell, t = plan.basis.locate(values[pictures][:, :, chunk.pixels], dtype)
+            slope = plan.basis.slope(views, cell.add_(chunk.start + row), t)
+            if chunk.weight is not None:
+                slope.mul_(chunk.weight)
+            if isinstance(chunk.pixels, slice):
+                result[pictures][:, :, chunk.pixels] = slope
+            else:
+                result[pictures].scatter_add_(2, chunk.pixels.expand_as(slope), slope.to(result.dtype))
+    return result
+
+
+class _Plan(NamedTuple):
+    basis: Taps | Moments
+    pictures: int  # at a time
+    pixels: int  # at a time
+    regions: int  # with those of none
+    none: int  # regions before and after for pixels of none: 1 where there are labels, else 0
+    lanes: int
+
+    def batches(self, batch: int) -> Iterator[slice]:
+        return (slice(first, min(first + self.pictures, batch)) for first in range(0, batch, self.pictures))
+
+
+def _plan(values: Tensor, labels: Tensor | None, weights: Tensor | None, regions: int, bins: Bins) -> _Plan:
+    channels, pixels = values.shape[1:]
+    threads = min(torch.get_num_threads(), _THREADS)
+    room = max(1, _CHUNK * threads // channels)
+    basis = choose_basis(bins)
+    if weights is not None:
+        return _Plan(basis, 1, min(pixels, room), regions, 0, 1)
+    none = int(labels is not None)
+    regions += 2 * none
+    size = channels * regions * basis.segment * basis.tables
+    pictures = max(1, min(room // pixels, _TABLE // size))
+    lanes = _LANES if pictures * size * _LANES <= _TABLE // 4 else 1
+    even = -(-pixels // -(-pixels // room))  # shares of equal size
+    return _Plan(basis, pictures, even, regions, none, lanes)
+
+
+class _Chunk(NamedTuple):
+    pixels: slice | Tensor  # which ones
+    start: Tensor  # the column where the histogram of their region starts, broadcasts to (pictures, 1, pixels)
+    weight: Tensor | None  # broadcasts too
+
+
+def _chunks(
+    plan: _Plan, pictures: slice, labels: Tensor | None, weights: Tensor | None, pixels: int, device: torch.device
+) -> Iterator[_Chunk]:
+    segment = plan.basis.segment
+    lane = torch.arange(plan.pixels, device=device).remainder_(plan.lanes).mul_(plan.regions * segment)
+    lane += plan.basis.origin
+    if weights is not None:
+        yield from _listed(plan, weights[pictures][0])
+        return
+    for first in range(0, pixels, plan.pixels):
+        part = slice(first, min(first + plan.pixels, pixels))
+        if labels is None:
+            yield _Chunk(part, lane[: part.stop - first], None)
+        else:
+            start = labels[pictures, None, part].to(torch.int64, copy=True)
+            start.clamp_(-1, plan.regions - 2).add_(1).mul_(segment)
+            yield _Chunk(part, start.add_(lane[: part.stop - first]), None)
+
+
+def _listed(plan: _Plan, weights: Tensor) -> Iterator[_Chunk]:
+    """Yield the pixels of one picture's regions (R, P), a pixel as often as it has regions."""
+    step = max(1, _LISTED // plan.regions)
+    for first in range(0, weights.shape[1], step):
+        found = weights[:, first : first + step].nonzero()
+        for region, pixel in (part.unbind(1) for part in found.split(plan.pixels)):
+            pixel = pixel + first
+            weight = None if weights.dtype == torch.bool else weights[region, pixel]
+            yield _Chunk(pixel, region * plan.basis.segment + plan.basis.origin, weight)
