@@ -6,9 +6,11 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 ORACLE = Path(__file__).with_name("ultralytics_oracle.py")
 
@@ -21,6 +23,15 @@ def _run_oracle(variant: str, folder: Path) -> Path:
     done = subprocess.run(command, env={**os.environ, **quiet}, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The oracle's number of threads: sums of several round differently, which a random network amplifies."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,7 @@ def assert_same(a: SemanticPriors, b: SemanticPriors) -> None:
 # matches_reference
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("taps", ["fast", "paper"])
 @pytest.mark.parametrize("variant", ["s", pytest.param("x", marks=pytest.mark.slow)])
 def test_features_and_masks_are_those_of_ultralytics(variant: str, taps: str, request: pytest.FixtureRequest) -> None:

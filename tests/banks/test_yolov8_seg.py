@@ -31,6 +31,7 @@ def all_outputs(network: YOLOv8Seg, images: Tensor) -> list[Tensor]:
 # matches_reference
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("taps", ["fast", "paper"])
 @pytest.mark.parametrize("variant", ["s", pytest.param("x", marks=pytest.mark.slow)])
 def test_layers_equal_those_of_ultralytics(variant: str, taps: str, request: pytest.FixtureRequest) -> None:

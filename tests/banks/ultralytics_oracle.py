@@ -59,6 +59,7 @@ def make_lively(model: nn.Module, pictures: Tensor) -> None:
 def main(variant: str, folder: Path) -> None:
     """Write FastSAM-<variant>.pt and reference.pt."""
     torch.manual_seed(7)
+    torch.set_num_threads(1)  # as predict() does to the process; sums of several threads round differently
     config = yaml_model_load(f"yolov8{variant}-seg.yaml")
     config["reg_max"] = {"s": 16, "x": 26}[variant]
     model = SegmentationModel(config, ch=3, nc=1, verbose=False)
