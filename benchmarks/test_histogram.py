@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from histograms import errors, exact, make_case, methods
-from timing import environment, interleave, ratios, synchronize
+from timing import environment, interleave, ratios, synchronize, write_result
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 A, B, C, D = (1, 3, 256, 256), (4, 3, 256, 256), (16, 3, 256, 256), (1, 3, 1080, 1920)
@@ -165,17 +165,15 @@ def main() -> None:
     elif options.regions:
         print(json.dumps(regions_against_one(options.rounds)))
     else:
-        options.out.mkdir(parents=True, exist_ok=True)
-        device = re.sub(r"\W+", "-", str(environment(DEVICE)["device"])).strip("-").lower()
         if options.profile:
             from profiling import profile
 
+            options.out.mkdir(parents=True, exist_ok=True)
+            device = re.sub(r"\W+", "-", str(environment(DEVICE)["device"])).strip("-").lower()
             for name, entry in {"one-region": (C, 1), "64-regions": (C, 64)}.items():
                 profile(make_case(*entry, DEVICE), options.out / f"histogram-{name}--{device}")
             return
-        file = options.out / f"histogram--{device}.json"
-        file.write_text(json.dumps(measure(options), indent=2) + "\n")
-        print(f"wrote {file}")
+        write_result(options.out, "histogram", measure(options))
 
 
 @pytest.mark.parametrize(("count", "overlapping"), REGIONS)

@@ -11,10 +11,9 @@ from ssl import SSLError
 from typing import Any
 from urllib.parse import urlparse
 
-import torch
 from torch import Tensor
 
-from skt_components.banks.checkpoint import load_weights
+from skt_components.banks.checkpoint import hub_cache, load_weights
 from skt_components.banks.lite0 import lite0_weights
 
 LITE0 = "tf_efficientnet_lite0"
@@ -120,5 +119,5 @@ def _earlier_download(config: Any) -> Path | None:
         found = try_to_load_from_cache(repository, file, revision=revision or None) if repository else None
         if isinstance(found, str):
             return Path(found)
-    old = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(config.url or "").path).name)
+    old = hub_cache() / Path(urlparse(config.url or "").path).name
     return old if old.is_file() else None

@@ -9,7 +9,6 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from skt_components.banks.checkpoint import replacing
+from skt_components.banks.checkpoint import import_safetensors, replacing
 from skt_components.banks.frozen import Frozen
 from skt_components.banks.priors import KnowledgeBank, SemanticPriors, priors_from_labels
 
@@ -91,7 +90,7 @@ class CachedBank(nn.Module):
             raise TypeError(f"bank must be an nn.Module with channels and reduction, got {type(bank).__name__}")
         if dtype not in (torch.float32, torch.float16):
             raise TypeError(f"dtype must be torch.float32 or torch.float16, got {dtype}")
-        _import_safetensors()
+        import_safetensors("CachedBank")
         self._given = fingerprint
         self.fingerprint, self.dtype = _check_fingerprint(fingerprint, bank), dtype
         self.channels, self.reduction = tuple(bank.channels), tuple(bank.reduction)
@@ -200,11 +199,11 @@ def _pack(record: _Record) -> bytes:
     if record.masks is not None:
         tensors["bits"] = torch.from_numpy(np.packbits(record.masks.numpy(), axis=-1))
         tensors["width"] = torch.tensor([record.masks.shape[-1]])
-    return _import_safetensors().save(tensors | {"checksum": _checksum(tensors)})
+    return import_safetensors("CachedBank").torch.save(tensors | {"checksum": _checksum(tensors)})
 
 
 def _unpack(content: bytes) -> _Record:
-    tensors = _import_safetensors().load(content)
+    tensors = import_safetensors("CachedBank").torch.load(content)
     if not torch.equal(tensors.pop("checksum"), _checksum(tensors)):
         raise ValueError("the checksum is wrong")
     masks = None
@@ -257,11 +256,3 @@ def _check_fingerprint(given: str | None, bank: nn.Module) -> str:
             f"{found!r} from the argument or {type(bank).__name__}.fingerprint"
         )
     return found
-
-
-def _import_safetensors() -> ModuleType:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError('CachedBank needs safetensors: pip install "skt-components[fastsam]"') from error
-    return safetensors.torch

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -130,6 +131,20 @@ def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Pa
         temporary.unlink(missing_ok=True)
 
 
+def hub_cache() -> Path:
+    """Return the folder in which PyTorch keeps downloaded weights."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def import_safetensors(purpose: str) -> ModuleType:
+    """Return safetensors with its part for PyTorch; ImportError says what for, and names the extra."""
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(f'{purpose} needs safetensors: pip install "skt-components[fastsam]"') from error
+    return safetensors
+
+
 def check_state_dict(source: str | os.PathLike[str], found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """Raise ValueError, listing names and shapes, unless ``found`` has exactly the keys and shapes ``wanted``.
 
@@ -168,15 +183,11 @@ def _read_torch(file: Path) -> object:
 
 
 def _read_safetensors(file: Path) -> object:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ImportError(f'reading {file} needs safetensors: pip install "skt-components[fastsam]"') from error
+    safetensors = import_safetensors(f"reading {file}")
     try:
         with open(file, "rb"):  # safetensors calls a file that may not be read missing
-            return load_file(file)
-    except SafetensorError as error:
+            return safetensors.torch.load_file(file)
+    except safetensors.SafetensorError as error:
         raise ValueError(f"{file} is not a readable safetensors file: {error}") from None
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror or error}") from None

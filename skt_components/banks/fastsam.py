@@ -10,8 +10,8 @@ from typing import Literal, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from skt_components.banks._framing import crop_maps, enlarge, pad_to_multiple
 from skt_components.banks.fastsam_weights import find_fastsam_weights, load_fastsam_state
 from skt_components.banks.frozen import Frozen, fingerprint
 from skt_components.banks.instances import instance_masks, paint_regions, select_instances
@@ -20,7 +20,6 @@ from skt_components.banks.priors import (
     SemanticPriors,
     check_region_source,
     describe_region_source,
-    padding_to_multiple,
     priors_from_labels,
     priors_from_masks,
 )
@@ -125,9 +124,8 @@ class FastSAMFeatureExtractor(nn.Module):
         Raises:
             ValueError: if the region source does not tell its options, see ``describe_region_source``.
         """
-        regions = self.regions.network if isinstance(self.regions, Frozen) else self.regions
         options = (self.taps, self.max_regions, self.overlap, self.conf, self.iou, self.full_resolution)
-        return fingerprint(self, type(self).__name__, *options, describe_region_source(regions))
+        return fingerprint(self, type(self).__name__, *options, describe_region_source(self.regions))
 
     def forward(self, tonemapped: Float[Tensor, "b 3 h w"]) -> SemanticPriors:
         """Describe tone-mapped pictures; no gradient flows back to them unless ``grad_to_input``.
@@ -157,7 +155,7 @@ class FastSAMFeatureExtractor(nn.Module):
             if self.regions is not None:
                 labels = self.regions(images.detach(), [f.detach() for f in features])
                 return priors_from_labels(features, labels, self.num_regions)
-            masks = self._masks({layer: layers[layer].detach() for layer in head}, size)
+            masks = self._masks(layers, size)
             if not self.overlap:
                 return priors_from_labels(features, paint_regions(masks), self.num_regions)
             return priors_from_masks(features, torch.cat([~masks.any(dim=1, keepdim=True), masks], dim=1))
@@ -177,24 +175,24 @@ class FastSAMFeatureExtractor(nn.Module):
         size = _size_of("images", images)
         return self._crop(self._yolo.run_layers(self._prepare(images), self.taps), size)
 
+    @torch.no_grad()
+    def label_regions(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b h w"]:
+        """Return the disjoint map of FastSAM's masks alone; arguments and errors as of the bank itself."""
+        check_tensor("images", images, ndim=4, layout="(B, 3, H, W)", channels=3)
+        size = _size_of("images", images)
+        return paint_regions(self._masks(self._yolo.run_layers(self._prepare(images.clamp(0, 1)), LEVELS), size))
+
     def _prepare(self, images: Tensor) -> Tensor:
         """Pad to what the network's strides divide, enlarge, and bring to the weights' dtype."""
         images = images.to(float_dtype(images))  # half precision is no grid for pictures to be enlarged on
-        padding = padding_to_multiple(images, 32 // self.scale)
-        images = F.pad(images, padding, mode="replicate") if any(padding) else images
-        if self.scale > 1:
-            images = F.interpolate(images, scale_factor=self.scale, mode="bilinear", align_corners=False)
+        images = enlarge(pad_to_multiple(images, 32 // self.scale), self.scale)
         return images.to(next(self._yolo.parameters()).dtype)
 
     def _crop(self, layers: dict[int, Tensor], size: tuple[int, int]) -> list[Tensor]:
-        height, width = size
-        return [
-            layers[layer][..., : -(-height // s), : -(-width // s)].to(float_dtype(layers[layer]))
-            for layer, s in zip(self.taps, self.reduction, strict=True)
-        ]
+        return crop_maps((layers[layer] for layer in self.taps), size, self.reduction)
 
     def _masks(self, levels: dict[int, Tensor], size: tuple[int, int]) -> Tensor:
-        found = self._yolo.detect(levels)
+        found = self._yolo.detect({layer: levels[layer].detach() for layer in LEVELS})
         left, top = found.boxes[..., 0], found.boxes[..., 1]
         outside = (left >= size[1] * self.scale) | (top >= size[0] * self.scale)  # in the padding
         scores = found.scores.masked_fill(outside, -1)
@@ -241,9 +239,7 @@ class FastSAMRegions(nn.Module):
         self, images: Float[Tensor, "b 3 h w"], features: Sequence[Tensor] | None = None
     ) -> Int[Tensor, "b h w"]:
         """Label every pixel of ``images`` ``(B, 3, H, W)`` in [0, 1]; ``features`` are not looked at."""
-        labels = self.bank(images).labels
-        assert labels is not None  # overlap is refused above
-        return labels
+        return self.bank.label_regions(images)
 
 
 def _check_taps(taps: str | Sequence[int]) -> tuple[tuple[int, ...], int]:

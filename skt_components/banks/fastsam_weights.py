@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from skt_components.banks.checkpoint import load_weights, replacing
+from skt_components.banks.checkpoint import hub_cache, import_safetensors, load_weights, replacing
 from skt_components.banks.pickled import read_pickled_model
 from skt_components.banks.yolov8_seg import YOLOv8Seg
 
@@ -68,7 +68,7 @@ def find_fastsam_weights(weights: str | os.PathLike[str] | None = None, *, downl
         return _existing(path, "weights")
     if path.suffix and path.is_file():
         return path
-    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    cache = hub_cache()
     places = [cache / path] if path.suffix else [cache / f"{name}.safetensors", cache / f"{name}.pt"]
     found = next((place for place in places if place.is_file()), None)
     if found is not None:
@@ -127,10 +127,7 @@ def convert_checkpoint(src: str | os.PathLike[str], dst: str | os.PathLike[str],
         raise FileNotFoundError(f"the folder of dst does not exist: {target.parent}")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists; it is replaced only with overwrite=True (--overwrite)")
-    try:
-        from safetensors.torch import save
-    except ImportError as error:
-        raise ImportError('converting needs safetensors: pip install "skt-components[fastsam]"') from error
+    safetensors = import_safetensors("converting")
     state = load_fastsam_state(source)
     config = YOLOv8Seg.from_state_dict(state, str(source)).config
     metadata = {
@@ -143,7 +140,7 @@ def convert_checkpoint(src: str | os.PathLike[str], dst: str | os.PathLike[str],
     # Clones, because safetensors refuses tensors that share memory.
     clones = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
     with replacing(target) as temporary:
-        temporary.write_bytes(save(clones, metadata))
+        temporary.write_bytes(safetensors.torch.save(clones, metadata))
     return target
 
 
@@ -156,7 +153,7 @@ def _existing(path: Path, origin: str) -> Path:
 
 
 def _advice(name: str) -> str:
-    return _WHERE.format(name=name, variable=_VARIABLE, cache=Path(torch.hub.get_dir()) / "checkpoints")
+    return _WHERE.format(name=name, variable=_VARIABLE, cache=hub_cache())
 
 
 def _sha256(path: Path) -> str:

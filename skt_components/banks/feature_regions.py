@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from skt_components.banks.regions import grid_centres
+from skt_components.banks.regions import grid_centres, lowest, region_sums, with_position
 from skt_components.ops._checks import check_count, check_positive, check_tensor
 
 # Coordinates are whole numbers of 1/4096: products and sums of such numbers are exact in float64, so labels
@@ -93,15 +93,15 @@ class FeatureKMeans:
         known = _standardize(level)
         maps = torch.cat([known, F.avg_pool2d(colors, stride).double()], dim=1)
         centres = _whole(grid_centres(maps, self.num_regions, self.position_weight).double())
-        points = _points(maps, self.position_weight)
+        points = _whole(with_position(maps, self.position_weight))
         for _ in range(self.iterations):
-            labels = _lowest(_distances(points, centres)).flatten(1)
+            labels = lowest(_distances(points, centres)).flatten(1)
             centres = _update(points, labels, centres)
         split = known.shape[1]
         distance = _distances(points[:, :split], centres[..., :split]).view(len(images), -1, *level.shape[-2:])
         distance = F.interpolate(distance, size=(rows, cols), mode="bilinear", align_corners=False)
-        fine = _distances(_points(colors.double(), self.position_weight), centres[..., split:])
-        return _lowest(distance + fine.view_as(distance))[..., :height, :width].contiguous()
+        fine = _distances(_whole(with_position(colors.double(), self.position_weight)), centres[..., split:])
+        return lowest(distance + fine.view_as(distance))[..., :height, :width].contiguous()
 
     def _level_of(self, features: Sequence[Tensor] | None, images: Tensor) -> Tensor:
         if features is None:
@@ -135,15 +135,6 @@ def _standardize(features: Tensor) -> Tensor:
     return (features - mean) * scale / math.sqrt(features.shape[1])
 
 
-def _points(maps: Tensor, weight: float) -> Tensor:
-    """Return ``(B, C + 2, N)`` whole numbers: the maps, then y and x in units of the longer side times ``weight``."""
-    batch, _, height, width = maps.shape
-    scale = weight / max(height, width)
-    y, x = ((torch.arange(n, device=maps.device, dtype=maps.dtype) + 0.5) * scale for n in (height, width))
-    position = torch.stack(torch.meshgrid(y, x, indexing="ij")).expand(batch, 2, height, width)
-    return _whole(torch.cat([maps, position], dim=1).flatten(2))
-
-
 def _whole(x: Tensor) -> Tensor:
     return (x * _LEVELS).round()
 
@@ -153,17 +144,8 @@ def _distances(points: Tensor, centres: Tensor) -> Tensor:
     return centres.square().sum(dim=-1, keepdim=True) - 2 * (centres @ points)
 
 
-def _lowest(distance: Tensor) -> Tensor:
-    """Return the lowest index along axis 1 at the minimum; the last one for what is not a number."""
-    last = distance.shape[1] - 1
-    index = torch.arange(last + 1, device=distance.device).view(1, -1, *[1] * (distance.ndim - 2))
-    return torch.where(distance <= distance.amin(dim=1, keepdim=True), index, last).amin(dim=1)
-
-
 def _update(points: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
     """Return the mean of each region's points as whole numbers; a region without points keeps its centre."""
-    index = torch.arange(centres.shape[1], device=points.device)
-    member = (labels[:, None] == index[None, :, None]).to(points.dtype)
-    count = member.sum(dim=-1, keepdim=True)
-    mean = (member @ points.transpose(1, 2) / count.clamp_min(1)).round()
+    total, count = region_sums(points, labels, centres.shape[1])
+    mean = (total / count.clamp_min(1)).round()
     return torch.where(count > 0, mean, centres)

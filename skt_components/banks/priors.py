@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
+from skt_components.banks.frozen import Frozen
+
 
 class SemanticPriors(NamedTuple):
     """Frozen knowledge about a batch of pictures: feature maps and regions.
@@ -140,20 +142,15 @@ def priors_from_masks(features: Sequence[Tensor], masks: Bool[Tensor, "b r h w"]
     return SemanticPriors(list(features), masks, None, masks.flatten(2).any(dim=-1))
 
 
-def padding_to_multiple(images: Tensor, multiple: int) -> tuple[int, int, int, int]:
-    """Return the padding, left, right, top, bottom, that brings H and W up to multiples."""
-    height, width = images.shape[-2:]
-    # Not -width % multiple, on which torch.compile with dynamic shapes fails.
-    return 0, (multiple - width % multiple) % multiple, 0, (multiple - height % multiple) % multiple
-
-
 def describe_region_source(regions: object) -> str:
-    """Return what tells one region source from another: its ``fingerprint``, or else its ``repr``.
+    """Return what tells one region source from another: its ``fingerprint``, or else its ``repr``, also if frozen.
 
     Raises:
         ValueError: a module without ``fingerprint``, whose options need not be in its ``repr``; a ``repr`` that
             names a place in memory, which another run gives to something else.
     """
+    while isinstance(regions, Frozen):
+        regions = regions.network
     named = getattr(regions, "fingerprint", None)
     if isinstance(named, str):
         return named

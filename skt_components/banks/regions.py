@@ -75,11 +75,11 @@ class ColorPositionKMeans:
         images = images.float().clamp(0, 1)
         height, width = images.shape[-2:]
         small = F.adaptive_avg_pool2d(images, _fit_within(height, width, self.working_size))
-        points = _color_position(small, self.position_weight)
+        points = with_position(small, self.position_weight)
         centres = grid_centres(small, self.num_regions, self.position_weight)
         for _ in range(self.iterations):
             centres = _update_centres(points, _nearest(points, centres), centres)
-        return _nearest(_color_position(images, self.position_weight), centres).view(-1, height, width)
+        return _nearest(with_position(images, self.position_weight), centres).view(-1, height, width)
 
 
 @dataclass(frozen=True)
@@ -123,14 +123,13 @@ def _fit_within(height: int, width: int, size: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _color_position(images: Tensor, weight: float) -> Tensor:
-    """Return ``(B, 5, H*W)``: RGB, then y and x in units of the longer side times ``weight``."""
-    batch, _, height, width = images.shape
+def with_position(maps: Tensor, weight: float) -> Tensor:
+    """Return ``(B, C + 2, H*W)``: the maps, then y and x in units of the longer side times ``weight``."""
+    batch, _, height, width = maps.shape
     scale = weight / max(height, width)
-    y = (torch.arange(height, device=images.device) + 0.5) * scale
-    x = (torch.arange(width, device=images.device) + 0.5) * scale
+    y, x = ((torch.arange(n, device=maps.device, dtype=maps.dtype) + 0.5) * scale for n in (height, width))
     position = torch.stack(torch.meshgrid(y, x, indexing="ij")).expand(batch, 2, height, width)
-    return torch.cat([images, position], dim=1).flatten(2)
+    return torch.cat([maps, position], dim=1).flatten(2)
 
 
 def grid_centres(images: Float[Tensor, "b c h w"], count: int, weight: float) -> Float[Tensor, "b {count} d"]:
@@ -164,19 +163,29 @@ def _nearest(points: Tensor, centres: Tensor) -> Tensor:
     for d in range(1, points.shape[1]):
         offset = points[:, None, d] - centres[:, :, d, None]
         distance.addcmul_(offset, offset)
-    # The lowest index at the minimum, as argmin gives, whose CPU kernel for an inner axis takes six times as long.
-    last = centres.shape[1] - 1  # also what a pixel that is not a number gets
-    index = torch.arange(last + 1, device=points.device, dtype=torch.int32)[None, :, None]
+    return lowest(distance)
+
+
+def lowest(distance: Tensor) -> Tensor:
+    """Return the lowest index along axis 1 at the minimum; the last one for what is not a number."""
+    # As argmin gives, whose CPU kernel for an inner axis takes six times as long.
+    last = distance.shape[1] - 1
+    index = torch.arange(last + 1, device=distance.device, dtype=torch.int32).view(1, -1, *[1] * (distance.ndim - 2))
     return torch.where(distance <= distance.amin(dim=1, keepdim=True), index, last).amin(dim=1).long()
 
 
 def _update_centres(points: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
     """Return the mean of each region's points; a region without points keeps its centre."""
-    # Sums of whole numbers below 2**53 are exact in float64, so the same labels give the same centres
-    # in any order of summation and for any batch size.
-    index = torch.arange(centres.shape[1], device=points.device)
-    member = (labels[:, None] == index[None, :, None]).double()
-    total = member @ (points.double() * _LEVELS).round().transpose(1, 2)
-    count = member.sum(dim=-1, keepdim=True)
+    total, count = region_sums((points.double() * _LEVELS).round(), labels, centres.shape[1])
     mean = (total / (count.clamp_min(1) * _LEVELS)).float()
     return torch.where(count > 0, mean, centres)
+
+
+def region_sums(points: Tensor, labels: Tensor, regions: int) -> tuple[Tensor, Tensor]:
+    """Return the sum ``(B, K, D)`` of each region's float64 ``points`` ``(B, D, N)``, and their number ``(B, K, 1)``.
+
+    Sums of whole numbers below 2**53 are exact in float64: the same in any order and for any batch size.
+    """
+    index = torch.arange(regions, device=points.device)
+    member = (labels[:, None] == index[None, :, None]).to(points.dtype)
+    return member @ points.transpose(1, 2), member.sum(dim=-1, keepdim=True)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from skt_components.banks._framing import crop_maps, enlarge, pad_to_multiple
 from skt_components.banks._timm_weights import LITE0, create, read_state
 from skt_components.banks.checkpoint import check_state_dict
 from skt_components.banks.frozen import Frozen, Normalize, fingerprint
@@ -19,7 +19,6 @@ from skt_components.banks.priors import (
     SemanticPriors,
     check_region_source,
     describe_region_source,
-    padding_to_multiple,
     priors_from_labels,
 )
 from skt_components.banks.regions import ColorPositionKMeans
@@ -143,18 +142,12 @@ class TimmFeatureExtractor(nn.Module):
             Maps ``(B, C_i, ceil(H / s_i), ceil(W / s_i))``, coarse to fine, float32 (float64 if moved there).
         """
         check_tensor("images", images, ndim=4, layout="(B, 3, H, W)", channels=3)
-        height, width = images.shape[-2:]
+        size = (images.shape[-2], images.shape[-1])
         images = images.to(float_dtype(images))  # half precision is no grid for pictures to be enlarged on
-        if self.scale != 1:
-            images = F.interpolate(images, scale_factor=self.scale, mode="bilinear", align_corners=False)
-        padding = padding_to_multiple(images, self._multiple)
-        maps = self.backbone(F.pad(images, padding, mode="replicate") if any(padding) else images)
+        maps = self.backbone(pad_to_multiple(enlarge(images, self.scale), self._multiple))
         if self._channels_last:
             maps = [m.movedim(-1, 1) for m in maps]
-        return [
-            maps[i][..., : -(-height // s), : -(-width // s)].to(float_dtype(maps[i]))
-            for i, s in zip(self._order, self.reduction, strict=True)
-        ]
+        return crop_maps((maps[i] for i in self._order), size, self.reduction)
 
     @property
     def fingerprint(self) -> str:
@@ -165,8 +158,7 @@ class TimmFeatureExtractor(nn.Module):
         Raises:
             ValueError: if the region source does not tell its options, see ``describe_region_source``.
         """
-        regions = self.regions.network if isinstance(self.regions, Frozen) else self.regions
-        options = (self.name, self.reduction, self.scale, describe_region_source(regions))
+        options = (self.name, self.reduction, self.scale, describe_region_source(self.regions))
         return fingerprint(self, type(self).__name__, *options)
 
     def extra_repr(self) -> str:

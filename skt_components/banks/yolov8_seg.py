@@ -165,8 +165,9 @@ class YOLOv8Seg(nn.Module):
 
     def channels(self, layer: int) -> int:
         """Return the channels of a layer that can be tapped."""
-        c0, c1, c2, c3, c4 = self.config.channels
-        return {0: c0, 1: c1, 2: c1, 3: c2, 4: c2, 5: c3, 6: c3, 12: c3, 15: c2, 16: c2, 18: c3, 19: c3}.get(layer, c4)
+        block = self.model[layer]
+        last = block if isinstance(block, Conv) else block.cv2
+        return last.conv.out_channels  # type: ignore[union-attr, return-value]
 
     def run_layers(self, images: Float[Tensor, "b 3 h w"], wanted: Collection[int]) -> dict[int, Tensor]:
         """Run the layers up to the last of ``wanted`` and return those outputs by index.

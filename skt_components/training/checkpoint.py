@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skt_components.banks.checkpoint import check_state_dict, read_state_dict, replacing
+from skt_components.banks.checkpoint import check_state_dict, import_safetensors, read_state_dict, replacing
 
 
 class NonFiniteError(FloatingPointError):
@@ -126,17 +126,14 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
         ImportError: safetensors is not installed.
         FileNotFoundError: the folder does not exist.
     """
-    try:
-        from safetensors.torch import save_file
-    except ImportError as error:
-        raise ImportError('safetensors is needed: pip install "skt-components[train]"') from error
+    safetensors = import_safetensors("writing weights")
     # Clones, because safetensors refuses tensors that share memory, such as tied weights.
     state = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
     }
     with replacing(path) as temporary:
-        save_file(state, temporary)
+        safetensors.torch.save_file(state, temporary)
 
 
 def load_weights(path: str | os.PathLike[str], model: nn.Module) -> None:

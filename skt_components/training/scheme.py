@@ -202,15 +202,15 @@ class SemanticKnowledgeTransfer(nn.Module):
         return norms
 
     def _describe(self, picture: Tensor, labels: Tensor | None, num_regions: int | None) -> SemanticPriors:
-        with torch.no_grad():
-            priors = self.bank(picture.detach())
-        if labels is None and num_regions is None:
-            return priors
-        if labels is None or num_regions is None:
+        if (labels is None) != (num_regions is None):
             raise ValueError(
                 "labels and num_regions go together, got "
                 + ("num_regions alone" if labels is None else "labels alone; their largest is not looked up")
             )
+        with torch.no_grad():
+            priors = self.bank(picture.detach())
+        if labels is None or num_regions is None:
+            return priors
         own = priors_from_labels(priors.features, labels, num_regions)
         size = (len(picture), *picture.shape[-2:])
         if tuple(labels.shape) != size or labels.device != picture.device:

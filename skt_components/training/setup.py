@@ -81,8 +81,7 @@ def check_bank_weights(name: str, weights: str | os.PathLike[str] | None = None,
         FileNotFoundError: FastSAM's weights are missing; the message says where to get them.
         ValueError: the name is FastSAM's in another spelling.
     """
-    if name != "fastsam" and name.lower().split("-")[0] == "fastsam":
-        raise ValueError(f"the knowledge bank is called fastsam, got {name!r}; which one, its weights tell")
+    _check_bank_name(name)
     if name == "fastsam" and weights not in RANDOM_WEIGHTS:
         find_fastsam_weights(weights, download=download)
 
@@ -114,7 +113,7 @@ def make_knowledge_bank(
         >>> make_knowledge_bank("fastsam", weights="random", taps="fast").channels
         (256, 128, 64, 32)
     """
-    check_bank_weights(name, weights, download=download)
+    _check_bank_name(name)
     check_choice("regions", regions, ("own", "color", "features"))
     own = None if name == "fastsam" else ColorPositionKMeans(num_regions)
     made: dict[str, RegionSource | None] = {
@@ -127,3 +126,8 @@ def make_knowledge_bank(
         options = {"taps": taps, "max_regions": num_regions, "regions": made[regions], "download": download}
         return FastSAMFeatureExtractor(weights, **options)  # type: ignore[arg-type]
     return TimmFeatureExtractor(name, weights=weights, regions=made[regions])  # type: ignore[arg-type]
+
+
+def _check_bank_name(name: str) -> None:
+    if name != "fastsam" and name.lower().split("-")[0] == "fastsam":
+        raise ValueError(f"the knowledge bank is called fastsam, got {name!r}; which one, its weights tell")
