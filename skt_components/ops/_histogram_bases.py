@@ -132,13 +132,13 @@ class Taps:
             view.scatter_add_(0, scratch.cell, kernel)
 
     def fold(self, table: Tensor) -> Tensor:
-        """Return the bins ``(rows, N)`` of a table ``(1, rows, segment)``."""
-        return table[0, :, self.guard : self.guard + self.bins.num]
+        """Return the bins ``(..., N)`` of a table ``(1, ..., segment)``."""
+        return table[0, ..., self.guard : self.guard + self.bins.num]
 
-    def unfold(self, upstream: Tensor) -> Tensor:
-        """Return the table ``(1, rows, segment)`` that :meth:`slope` reads, of ``upstream`` (rows, N)."""
-        scaled = upstream * (-2 / (self.bins.sigma**2 * self.bins.width))
-        return torch.nn.functional.pad(scaled, (self.guard, self.guard))[None]
+    def unfold(self, upstream: Tensor, table: Tensor) -> None:
+        """Fill the ``table`` (1, ..., segment) that :meth:`slope` reads, zero before, from ``upstream`` (..., N)."""
+        bins = table[0, ..., self.guard : self.guard + self.bins.num]
+        bins.copy_(upstream).mul_(-2 / (self.bins.sigma**2 * self.bins.width))
 
     def slope(self, views: list[Tensor], scratch: Scratch) -> Tensor:
         """Return the sum over the taps of upstream, in the flat ``views``, times the kernel's slope.
@@ -203,17 +203,19 @@ class Moments:
             view.scatter_add_(0, scratch.cell, power.mul_(scratch.t))
 
     def fold(self, table: Tensor) -> Tensor:
-        """Return the bins ``(rows, N)`` of a table ``(tables, rows, segment)``."""
+        """Return the bins ``(..., N)`` of a table ``(tables, ..., segment)``."""
         weights = self.weights.to(table).transpose(0, 1).flatten(0, 1)
-        cells = table[:, :, 1:-1].permute(1, 2, 0)
+        cells = table[..., 1:-1].flatten(1, -2).permute(1, 2, 0)
         folded = [
             rows.unfold(1, self.window, self.stride).flatten(2) @ weights  # (some rows, blocks, bins of a block)
             for rows in cells.split(self._rows())
         ]
-        return torch.cat(folded).flatten(1)[:, : self.bins.num]
+        return torch.cat(folded).flatten(1)[:, : self.bins.num].unflatten(0, table.shape[1:-1])
 
-    def unfold(self, upstream: Tensor) -> Tensor:
-        """Return the table ``(tables - 1, rows, segment)`` of the slope's coefficients, of ``upstream`` (rows, N)."""
+    def unfold(self, upstream: Tensor, table: Tensor) -> None:
+        """Fill the ``table`` (tables, ..., segment), zero before, with the slope's coefficients, from ``upstream``."""
+        shape = upstream.shape[:-1]
+        upstream = upstream.flatten(0, -2)
         powers = torch.arange(1, self.tables, dtype=upstream.dtype, device=upstream.device)
         weights = self.weights[:, 1:].to(upstream) * (powers / (self.width * self.bins.width))[:, None]
         weights = weights.permute(2, 1, 0).flatten(1)
@@ -225,7 +227,7 @@ class Moments:
             for block in range(self.blocks):
                 start = 1 + block * self.stride
                 result[:, rows, start : start + self.window] += shares[:, block].transpose(0, 1)
-        return result
+        table[1:].copy_(result.unflatten(1, shape))
 
     def _rows(self) -> int:
         """How many histograms to fold at a time, for temporaries of half a megabyte."""
@@ -235,7 +237,7 @@ class Moments:
         """Return the polynomials of the located values, whose coefficients are in the flat ``views``."""
         cell, total, coefficient = scratch.cell, *scratch.free[:2]
         torch.index_select(views[-1], 0, cell, out=total)
-        for view in reversed(views[:-1]):
+        for view in reversed(views[1:-1]):
             torch.index_select(view, 0, cell, out=coefficient)
             torch.addcmul(coefficient, total, scratch.t, out=total)
         return total

@@ -59,9 +59,9 @@ def torch_difference(
                 _locate(plan.basis, values[:, :, chunk.pixels], start, scratch)
                 plan.basis.add(views, scratch, sign if chunk.weight is None else chunk.weight * sign)
         table = table[:, : rows * columns].unflatten(1, (rows, plan.lanes, plan.regions, -1))
-        table = table[:, :, :, plan.none : plan.none + regions].sum(2)
-        folded = plan.basis.fold(table.flatten(1, 2))
-        result[pictures] = folded.unflatten(0, (-1, channels, regions)).transpose(1, 2)
+        table = table[:, :, :, plan.none : plan.none + regions]
+        table = table.sum(2) if plan.lanes > 1 else table[:, :, 0]
+        result[pictures] = plan.basis.fold(table).unflatten(0, (-1, channels)).transpose(1, 2)
     return result
 
 
@@ -77,15 +77,15 @@ def torch_gradient(
         return result
     plan = _plan(values, labels, weights, regions, bins)._replace(lanes=1)
     scratch = Scratch(plan.pictures * channels * plan.pixels, dtype, values.device)
-    segment, spill = plan.basis.segment, plan.basis.spill
+    columns = plan.regions * plan.basis.segment
     for pictures in plan.batches(batch):
-        count = len(range(batch)[pictures])
-        table = plan.basis.unfold(upstream[pictures].to(dtype).transpose(1, 2).flatten(0, 2))
-        table = table.unflatten(1, (count * channels, regions))
-        table = torch.nn.functional.pad(table, (0, 0, plan.none, plan.none)).flatten(1)
-        views = plan.basis.views(torch.nn.functional.pad(table, (0, spill)))
-        row = torch.arange(count * channels, dtype=dtype, device=values.device).mul_(plan.regions * segment)
-        row = row.view(count, channels, 1)
+        rows = len(range(batch)[pictures]) * channels
+        table = torch.zeros(plan.basis.tables, rows * columns + plan.basis.spill, dtype=dtype, device=values.device)
+        inner = table[:, : rows * columns].unflatten(1, (-1, channels, plan.regions, plan.basis.segment))
+        inner = inner[:, :, :, plan.none : plan.none + regions]
+        plan.basis.unfold(upstream[pictures].to(dtype).transpose(1, 2), inner)
+        views = plan.basis.views(table)
+        row = torch.arange(rows, dtype=dtype, device=values.device).mul_(columns).view(-1, channels, 1)
         picked, target = values[pictures], result[pictures]
         for chunk in _chunks(plan, pictures, labels, weights, values, dtype):
             _locate(plan.basis, picked[:, :, chunk.pixels], chunk.start + row, scratch)
