@@ -21,7 +21,7 @@ def bars(axes: plt.Axes, rows: dict[str, float], unit: str, title: str) -> None:
     values = [rows[name] for name in names]
     axes.barh(names, values, color=[OURS if name.startswith("ours") else OTHERS for name in names])
     for place, value in enumerate(values):
-        axes.text(value, place, f" {value:.3g}", va="center", fontsize=8)
+        axes.text(value, place, f" {value:.0f}" if value >= 100 else f" {value:.3g}", va="center", fontsize=8)
     axes.set(xscale="log", xlim=(min(values) / 2, max(values) * 6), title=title, xlabel=unit)
     axes.spines[["top", "right"]].set_visible(False)
 
