@@ -44,6 +44,7 @@ from skt_components.evaluation import (
 from skt_components.losses import (
     ContentLoss,
     HistogramLoss,
+    HistogramTarget,
     MuL1Loss,
     PerceptualLoss,
     SemanticHistogramLoss,
@@ -137,6 +138,7 @@ __all__ = [
     "HDRFolder",
     "HDRSample",
     "HistogramLoss",
+    "HistogramTarget",
     "KnowledgeBank",
     "LossWeights",
     "MeanMetric",

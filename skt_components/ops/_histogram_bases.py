@@ -45,10 +45,34 @@ class Bins(NamedTuple):
         """How many bins to each side of a value see it."""
         return math.ceil(self.sigma * math.sqrt(math.log(1 / TOLERANCE)))
 
-    def position(self, values: Tensor, dtype: torch.dtype, cell: float = 1.0, before: float = 0.0) -> Tensor:
-        """Return a new tensor of the values in cells of ``cell`` bins, 0 ``before`` bins before the first centre."""
-        place = values.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    def position(self, values: Tensor, out: Tensor, cell: float = 1.0, before: float = 0.0) -> Tensor:
+        """Return in ``out`` the values in cells of ``cell`` bins, 0 lying ``before`` bins before the first centre."""
+        place = out.copy_(values)
         return place.mul_(1 / (self.width * cell)).add_((-self.low / self.width - 0.5 + before) / cell)
+
+
+class Scratch:
+    """Memory for the temporaries of a chunk, used by every chunk: large fresh ones cost as much as what fills them."""
+
+    def __init__(self, numbers: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._floats = torch.empty(5, numbers, dtype=dtype, device=device)
+        self._cells = torch.empty(numbers, dtype=torch.int64, device=device)
+        self.resize(torch.Size([numbers]))
+
+    def resize(self, shape: torch.Size) -> None:
+        """Provide for values of this shape; ``place`` and ``part`` have it, ``cell``, ``t`` and ``free`` are flat."""
+        self.shape, count = shape, shape.numel()
+        self.cell = self._cells[:count]
+        self.t, *self.free = (row[:count] for row in self._floats)
+        self.place, self.part = self.t.view(shape), self.free[0].view(shape)
+
+    def locate(self, start: Tensor) -> None:
+        """Round ``place``: whole numbers plus ``start`` go to ``cell``, the rest, from -0.5 to 0.5, to ``t``."""
+        whole = 1.5 / torch.finfo(self.t.dtype).eps  # so large that adding it rounds to whole numbers
+        torch.add(self.place, whole, out=self.part).sub_(whole).nan_to_num_(0.0)
+        self.place.sub_(self.part)
+        self.part.add_(start)
+        self.cell.copy_(self.free[0])
 
 
 def _weigh(kernel: Tensor, weight: Tensor | float) -> Tensor:
@@ -56,7 +80,10 @@ def _weigh(kernel: Tensor, weight: Tensor | float) -> Tensor:
 
 
 class Taps:
-    """Narrow kernels: a value adds its kernel to the window of bins around it, each tap by a product from the last."""
+    """Narrow kernels: a value adds its kernel to the window of bins around it, each tap by a product from the last.
+
+    With ``t`` the distance to the middle between two bins, tap k is ``2 ** (-steep * (t + half_window - 0.5 - k)^2)``.
+    """
 
     tables = 1
 
@@ -66,75 +93,76 @@ class Taps:
         self.segment = bins.num + 2 * self.guard
         self.spill = 2 * bins.half_window - 1  # columns that the last tap reaches beyond the last cell
         self.origin = self.guard + 1 - bins.half_window  # column of the first tap of a value in the first bin
-        self.steep = 1 / bins.sigma**2
+        self.steep = 1 / bins.sigma**2 / math.log(2)  # of the kernel as a power of two, which torch is faster at
         self.recurrent = bins.sigma >= _RECURRENCE
-        # factor of each tap to the one before, but for exp(2 * steep * t)
+        # factor of each tap to the one before, but for 2 ** (2 * steep * t)
         taps = range(2 * bins.half_window if self.recurrent else 0)
-        self.growth = [math.exp(self.steep * (2 * (bins.half_window - tap) - 1)) for tap in taps]
+        self.growth = [2 ** (2 * self.steep * (bins.half_window - tap)) for tap in taps]
 
-    def locate(self, values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return the bin at or below each value, and its distance to that bin's centre, in bins."""
+    def locate(self, values: Tensor, start: Tensor, scratch: Scratch) -> None:
+        """Put in ``scratch`` the bin below each value, and its distance to the middle between that bin and the next."""
         half = self.bins.half_window
-        place = self.bins.position(values, dtype).clamp_(-half - 1, self.bins.num + half)
-        below = place.floor()
-        return below.nan_to_num_(0.0).long(), place.sub_(below)
+        self.bins.position(values, scratch.place, before=-0.5).clamp_(-half - 1, self.bins.num + half)
+        scratch.locate(start)
 
     def views(self, table: Tensor) -> list[Tensor]:
         """Return the table as each tap sees it, shifted by a column from tap to tap."""
         columns = table.shape[-1] - self.spill
         return [table[0, ..., tap : tap + columns] for tap in range(self.spill + 1)]
 
-    def _kernels(self, t: Tensor, weight: Tensor | float = 1.0) -> Iterator[Tensor]:
-        """Yield ``weight`` times the kernel at every tap; each one may be overwritten by the next."""
-        first = self.bins.half_window - 1
-        kernel = _weigh((t + first).square_().mul_(-self.steep).exp_(), weight)
-        yield kernel
+    def _kernel(self, t: Tensor, tap: int, out: Tensor) -> Tensor:
+        return torch.add(t, self.bins.half_window - 0.5 - tap, out=out).square_().mul_(-self.steep).exp2_()
+
+    def _kernels(self, t: Tensor, kernel: Tensor, ratio: Tensor, weight: Tensor | float = 1.0) -> Iterator[Tensor]:
+        """Yield ``weight`` times the kernel at every tap, in the memory of ``kernel``."""
+        yield _weigh(self._kernel(t, 0, kernel), weight)
         if self.recurrent:
-            ratio = (t * (2 * self.steep)).exp_()
+            torch.mul(t, 2 * self.steep, out=ratio).exp2_()
             zero = torch.zeros((), dtype=t.dtype, device=t.device)
             for growth in self.growth[1:]:
                 yield torch.addcmul(zero, kernel, ratio, value=growth, out=kernel)
         else:
             for tap in range(1, self.spill + 1):
-                yield _weigh((t + (first - tap)).square_().mul_(-self.steep).exp_(), weight)
+                yield _weigh(self._kernel(t, tap, kernel), weight)
 
-    def add(self, views: list[Tensor], cell: Tensor, t: Tensor, weight: Tensor | float) -> None:
-        """Add the kernels times ``weight`` to the ``views`` (rows, columns); ``cell`` and ``t`` are (rows, values)."""
-        for view, kernel in zip(views, self._kernels(t, weight), strict=True):
-            view.scatter_add_(1, cell, kernel)
+    def add(self, views: list[Tensor], scratch: Scratch, weight: Tensor | float) -> None:
+        """Add the kernels of the located values, times ``weight``, to the flat ``views``."""
+        kernel, ratio = scratch.free[:2]
+        for view, _ in zip(views, self._kernels(scratch.t, kernel, ratio, weight), strict=True):
+            view.scatter_add_(0, scratch.cell, kernel)
 
     def fold(self, table: Tensor) -> Tensor:
-        """Return the bins ``(rows, N)`` of a table ``(1, rows, segment)``."""
-        return table[0, :, self.guard : self.guard + self.bins.num]
+        """Return the bins ``(..., N)`` of a table ``(1, ..., segment)``."""
+        return table[0, ..., self.guard : self.guard + self.bins.num]
 
-    def unfold(self, upstream: Tensor) -> Tensor:
-        """Return the table ``(1, rows, segment)`` that :meth:`slope` reads, of ``upstream`` (rows, N)."""
-        return torch.nn.functional.pad(upstream, (self.guard, self.guard))[None]
+    def unfold(self, upstream: Tensor, table: Tensor) -> None:
+        """Fill the ``table`` (1, ..., segment) that :meth:`slope` reads, zero before, from ``upstream`` (..., N)."""
+        bins = table[0, ..., self.guard : self.guard + self.bins.num]
+        bins.copy_(upstream).mul_(-2 / (self.bins.sigma**2 * self.bins.width))
 
-    def slope(self, views: list[Tensor], cell: Tensor, t: Tensor) -> Tensor:
+    def slope(self, views: list[Tensor], scratch: Scratch) -> Tensor:
         """Return the sum over the taps of upstream, in the flat ``views``, times the kernel's slope.
 
-        The taps are a polynomial in ``exp(2 * steep * t)``, whose value and derivative Horner's rule gives together.
+        The taps are a polynomial in ``2 ** (2 * steep * t)``, whose value and derivative Horner's rule gives together.
         """
-        cell, first = cell.view(-1), self.bins.half_window - 1
-        scale = -2 * self.steep / self.bins.width
+        cell, t, first = scratch.cell, scratch.t, self.bins.half_window - 0.5
+        value, derivative, upstream, ratio = scratch.free
         if not self.recurrent:
-            total = torch.zeros_like(t)
-            for tap, kernel in enumerate(self._kernels(t)):
-                total += kernel * views[tap].index_select(0, cell).view_as(t) * (t + (first - tap))
-            return total.mul_(scale)
-        ratio = (t * (2 * self.steep)).exp_()
-        value, derivative, upstream = torch.empty_like(t), torch.empty_like(t), torch.empty_like(t)
-        torch.index_select(views[-1], 0, cell, out=derivative.view(-1))
-        torch.index_select(views[-2], 0, cell, out=upstream.view(-1))
+            value.zero_()
+            for tap, kernel in enumerate(self._kernels(t, upstream, ratio)):
+                value += kernel * views[tap].index_select(0, cell) * (t + (first - tap))
+            return value
+        torch.mul(t, 2 * self.steep, out=ratio).exp2_()
+        torch.index_select(views[-1], 0, cell, out=derivative)
+        torch.index_select(views[-2], 0, cell, out=upstream)
         torch.addcmul(upstream, derivative, ratio, value=self.growth[-1], out=value)
         for tap in reversed(range(len(views) - 2)):
             torch.addcmul(value, derivative, ratio, value=self.growth[tap + 2], out=derivative)
-            torch.index_select(views[tap], 0, cell, out=upstream.view(-1))
+            torch.index_select(views[tap], 0, cell, out=upstream)
             torch.addcmul(upstream, value, ratio, value=self.growth[tap + 1], out=value)
-        kernel = torch.add(t, first, out=upstream).square_().mul_(-self.steep).exp_()
+        kernel = self._kernel(t, 0, upstream)
         value.mul_(t.add_(first)).addcmul_(derivative, ratio, value=-self.growth[1])
-        return value.mul_(kernel).mul_(scale)
+        return value.mul_(kernel)
 
 
 class Moments:
@@ -157,37 +185,37 @@ class Moments:
         self.cells = (self.blocks - 1) * self.stride + self.window
         self.segment = self.cells + 2
 
-    def locate(self, values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return each value's cell, and its place in the cell from -0.5 to 0.5."""
+    def locate(self, values: Tensor, start: Tensor, scratch: Scratch) -> None:
+        """Put in ``scratch`` each value's cell, and its place in the cell from -0.5 to 0.5."""
         before = self.reach - self.width / 2  # to the middle of the first cell
-        place = self.bins.position(values, dtype, self.width, before).clamp_(-1, self.cells)
-        middle = place.round()
-        return middle.nan_to_num_(0.0).long(), place.sub_(middle)
+        self.bins.position(values, scratch.place, self.width, before).clamp_(-1, self.cells)
+        scratch.locate(start)
 
     def views(self, table: Tensor) -> list[Tensor]:
         """Return the table of each moment."""
         return list(table)
 
-    def add(self, views: list[Tensor], cell: Tensor, t: Tensor, weight: Tensor | float) -> None:
-        """Add the powers of ``t``, times ``weight``, to the ``views`` (rows, columns)."""
-        views[0].scatter_add_(1, cell, _weigh(torch.ones_like(t), weight))
-        power = _weigh(t.clone(), weight)
-        views[1].scatter_add_(1, cell, power)
-        for view in views[2:]:
-            view.scatter_add_(1, cell, power.mul_(t))
+    def add(self, views: list[Tensor], scratch: Scratch, weight: Tensor | float) -> None:
+        """Add the powers of the located values, times ``weight``, to the flat ``views``."""
+        power = scratch.free[0]
+        views[0].scatter_add_(0, scratch.cell, _weigh(power.fill_(1.0), weight))
+        for view in views[1:]:
+            view.scatter_add_(0, scratch.cell, power.mul_(scratch.t))
 
     def fold(self, table: Tensor) -> Tensor:
-        """Return the bins ``(rows, N)`` of a table ``(tables, rows, segment)``."""
+        """Return the bins ``(..., N)`` of a table ``(tables, ..., segment)``."""
         weights = self.weights.to(table).transpose(0, 1).flatten(0, 1)
-        cells = table[:, :, 1:-1].permute(1, 2, 0)
+        cells = table[..., 1:-1].flatten(1, -2).permute(1, 2, 0)
         folded = [
             rows.unfold(1, self.window, self.stride).flatten(2) @ weights  # (some rows, blocks, bins of a block)
             for rows in cells.split(self._rows())
         ]
-        return torch.cat(folded).flatten(1)[:, : self.bins.num]
+        return torch.cat(folded).flatten(1)[:, : self.bins.num].unflatten(0, table.shape[1:-1])
 
-    def unfold(self, upstream: Tensor) -> Tensor:
-        """Return the table ``(tables - 1, rows, segment)`` of the slope's coefficients, of ``upstream`` (rows, N)."""
+    def unfold(self, upstream: Tensor, table: Tensor) -> None:
+        """Fill the ``table`` (tables, ..., segment), zero before, with the slope's coefficients, from ``upstream``."""
+        shape = upstream.shape[:-1]
+        upstream = upstream.flatten(0, -2)
         powers = torch.arange(1, self.tables, dtype=upstream.dtype, device=upstream.device)
         weights = self.weights[:, 1:].to(upstream) * (powers / (self.width * self.bins.width))[:, None]
         weights = weights.permute(2, 1, 0).flatten(1)
@@ -199,20 +227,19 @@ class Moments:
             for block in range(self.blocks):
                 start = 1 + block * self.stride
                 result[:, rows, start : start + self.window] += shares[:, block].transpose(0, 1)
-        return result
+        table[1:].copy_(result.unflatten(1, shape))
 
     def _rows(self) -> int:
         """How many histograms to fold at a time, for temporaries of half a megabyte."""
         return max(1, (1 << 16) // (self.blocks * self.window * self.tables))
 
-    def slope(self, views: list[Tensor], cell: Tensor, t: Tensor) -> Tensor:
-        """Return the polynomial in ``t`` whose coefficients are in the flat ``views``."""
-        cell = cell.view(-1)
-        total = views[-1].index_select(0, cell).view_as(t)
-        coefficient = torch.empty_like(t)
-        for view in reversed(views[:-1]):
-            torch.index_select(view, 0, cell, out=coefficient.view(-1))
-            torch.addcmul(coefficient, total, t, out=total)
+    def slope(self, views: list[Tensor], scratch: Scratch) -> Tensor:
+        """Return the polynomials of the located values, whose coefficients are in the flat ``views``."""
+        cell, total, coefficient = scratch.cell, *scratch.free[:2]
+        torch.index_select(views[-1], 0, cell, out=total)
+        for view in reversed(views[1:-1]):
+            torch.index_select(view, 0, cell, out=coefficient)
+            torch.addcmul(coefficient, total, scratch.t, out=total)
         return total
 
 

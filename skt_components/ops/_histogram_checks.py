@@ -64,7 +64,7 @@ def check_bandwidth(bandwidth: float, num_bins: int, value_range: tuple[float, f
 def check_values(values: Tensor, low: float, high: float) -> None:
     """Warn when most values can not be seen; on the CPU only, where looking costs no waiting, at some of them."""
     if values.device.type == "cpu" and not torch.compiler.is_compiling() and values.numel():
-        some = values.detach()[..., :: max(1, values.shape[-2] // 64), :: max(1, values.shape[-1] // 64)]
+        some = values.detach()[..., :: max(1, values.shape[-2] // 32), :: max(1, values.shape[-1] // 32)]
         try:
             outside = ((some < low) | (some > high)).float().mean().item()
         except RuntimeError:  # under torch.func.vmap there is no value to look at

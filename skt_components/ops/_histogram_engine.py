@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from skt_components.ops._histogram_bases import Bins, Moments, Taps, choose_basis
+from skt_components.ops._histogram_bases import Bins, Moments, Scratch, Taps, choose_basis
 
-_CHUNK = 39_000  # values per thread at a time: the temporaries stay in its cache
-_THREADS = 4  # threads to provide for, at most: bounds the temporaries whatever the machine
+# Values at a time. Their temporaries stay in the cache, and torch does not share out fewer than 2^15 among threads:
+# hundreds of short parallel sections take seconds as soon as something else runs on the machine.
+_CHUNK = (1 << 15) - 1
 _TABLE = 1 << 19  # numbers in the table of pictures that are treated together, at most
 _LISTED = 1 << 18  # pixels times regions to look at together
 _LANES = 8  # copies of a small table, so that equal neighbors do not wait for each other's sum
@@ -38,27 +39,29 @@ def torch_difference(
         regions: R.
         bins: centres and kernel.
     """
-    batch, channels, pixels = student.shape
+    batch, channels, _ = student.shape
     dtype = table_dtype(student)
     result = torch.zeros(batch, regions, channels, bins.num, dtype=dtype, device=student.device)
     if not student.numel() or not regions:
         return result
     plan = _plan(student, labels, weights, regions, bins)
+    scratch = Scratch(plan.pictures * channels * plan.pixels, dtype, student.device)
     for pictures in plan.batches(batch):
         rows = len(range(batch)[pictures]) * channels
         columns = plan.lanes * plan.regions * plan.basis.segment
-        table = result.new_zeros(plan.basis.tables, rows, columns + plan.basis.spill)
+        table = result.new_zeros(plan.basis.tables, rows * columns + plan.basis.spill)
         views = plan.basis.views(table)
-        for chunk in _chunks(plan, pictures, labels, weights, pixels, student.device):
-            for values, sign in ((student, 1.0), (teacher, -1.0)):
-                if values is not None:
-                    cell, t = plan.basis.locate(values[pictures][:, :, chunk.pixels], dtype)
-                    weight = sign if chunk.weight is None else chunk.weight.to(dtype) * sign
-                    plan.basis.add(views, cell.add_(chunk.start).flatten(0, 1), t.flatten(0, 1), weight)
-        table = table[..., :columns].unflatten(2, (plan.lanes, plan.regions, -1))
-        table = table[:, :, :, plan.none : plan.none + regions].sum(2)
-        folded = plan.basis.fold(table.flatten(1, 2))
-        result[pictures] = folded.unflatten(0, (-1, channels, regions)).transpose(1, 2)
+        row = torch.arange(rows, dtype=dtype, device=student.device).mul_(columns).view(-1, channels, 1)
+        signed = [(x[pictures], sign) for x, sign in ((student, 1.0), (teacher, -1.0)) if x is not None]
+        for chunk in _chunks(plan, pictures, labels, weights, student, dtype):
+            start = chunk.start + row
+            for values, sign in signed:
+                _locate(plan.basis, values[:, :, chunk.pixels], start, scratch)
+                plan.basis.add(views, scratch, sign if chunk.weight is None else chunk.weight * sign)
+        table = table[:, : rows * columns].unflatten(1, (rows, plan.lanes, plan.regions, -1))
+        table = table[:, :, :, plan.none : plan.none + regions]
+        table = table.sum(2) if plan.lanes > 1 else table[:, :, 0]
+        result[pictures] = plan.basis.fold(table).unflatten(0, (-1, channels)).transpose(1, 2)
     return result
 
 
@@ -66,30 +69,41 @@ def torch_gradient(
     upstream: Tensor, values: Tensor, labels: Tensor | None, weights: Tensor | None, bins: Bins
 ) -> Tensor:
     """Return the gradient for ``values`` (B, C, P), given that for their histograms, ``upstream`` (B, R, C, N)."""
-    batch, channels, pixels = values.shape
+    batch, channels, _ = values.shape
     regions, dtype = upstream.shape[1], table_dtype(values)
-    result = torch.zeros(values.shape, dtype=values.dtype, device=values.device)
+    make = torch.empty if weights is None and regions else torch.zeros
+    result = make(values.shape, dtype=values.dtype, device=values.device)
     if not values.numel() or not regions:
         return result
     plan = _plan(values, labels, weights, regions, bins)._replace(lanes=1)
-    segment, spill = plan.basis.segment, plan.basis.spill
+    scratch = Scratch(plan.pictures * channels * plan.pixels, dtype, values.device)
+    columns = plan.regions * plan.basis.segment
     for pictures in plan.batches(batch):
-        count = len(range(batch)[pictures])
-        table = plan.basis.unfold(upstream[pictures].to(dtype).transpose(1, 2).flatten(0, 2))
-        table = table.unflatten(1, (count * channels, regions))
-        table = torch.nn.functional.pad(table, (0, 0, plan.none, plan.none)).flatten(1)
-        views = plan.basis.views(torch.nn.functional.pad(table, (0, spill)))
-        row = torch.arange(count * channels, device=values.device).mul_(plan.regions * segment).view(count, channels, 1)
-        for chunk in _chunks(plan, pictures, labels, weights, pixels, values.device):
-            cell, t = plan.basis.locate(values[pictures][:, :, chunk.pixels], dtype)
-            slope = plan.basis.slope(views, cell.add_(chunk.start + row), t)
+        rows = len(range(batch)[pictures]) * channels
+        table = torch.zeros(plan.basis.tables, rows * columns + plan.basis.spill, dtype=dtype, device=values.device)
+        inner = table[:, : rows * columns].unflatten(1, (-1, channels, plan.regions, plan.basis.segment))
+        inner = inner[:, :, :, plan.none : plan.none + regions]
+        plan.basis.unfold(upstream[pictures].to(dtype).transpose(1, 2), inner)
+        views = plan.basis.views(table)
+        row = torch.arange(rows, dtype=dtype, device=values.device).mul_(columns).view(-1, channels, 1)
+        picked, target = values[pictures], result[pictures]
+        for chunk in _chunks(plan, pictures, labels, weights, values, dtype):
+            _locate(plan.basis, picked[:, :, chunk.pixels], chunk.start + row, scratch)
+            slope = plan.basis.slope(views, scratch)
             if chunk.weight is not None:
                 slope.mul_(chunk.weight)
+            slope = slope.view(scratch.shape)
             if isinstance(chunk.pixels, slice):
-                result[pictures][:, :, chunk.pixels] = slope
+                target[:, :, chunk.pixels] = slope
             else:
-                result[pictures].scatter_add_(2, chunk.pixels.expand_as(slope), slope.to(result.dtype))
+                target.scatter_add_(2, chunk.pixels.expand_as(slope), slope.to(result.dtype))
     return result
+
+
+def _locate(basis: Taps | Moments, values: Tensor, start: Tensor, scratch: Scratch) -> None:
+    if values.shape != scratch.shape:
+        scratch.resize(values.shape)
+    basis.locate(values, start, scratch)
 
 
 class _Plan(NamedTuple):
@@ -106,8 +120,7 @@ class _Plan(NamedTuple):
 
 def _plan(values: Tensor, labels: Tensor | None, weights: Tensor | None, regions: int, bins: Bins) -> _Plan:
     channels, pixels = values.shape[1:]
-    threads = min(torch.get_num_threads(), _THREADS)
-    room = max(1, _CHUNK * threads // channels)
+    room = max(1, (_CHUNK if values.device.type == "cpu" else _CHUNK << 6) // channels)
     basis = choose_basis(bins)
     if weights is not None:
         return _Plan(basis, 1, min(pixels, room), regions, 0, 1)
@@ -122,35 +135,34 @@ def _plan(values: Tensor, labels: Tensor | None, weights: Tensor | None, regions
 
 class _Chunk(NamedTuple):
     pixels: slice | Tensor  # which ones
-    start: Tensor  # the column where the histogram of their region starts, broadcasts to (pictures, 1, pixels)
-    weight: Tensor | None  # broadcasts too
+    start: Tensor  # the column where their region's histogram starts, as float; broadcasts to (pictures, 1, pixels)
+    weight: Tensor | None  # of every value
 
 
 def _chunks(
-    plan: _Plan, pictures: slice, labels: Tensor | None, weights: Tensor | None, pixels: int, device: torch.device
+    plan: _Plan, pictures: slice, labels: Tensor | None, weights: Tensor | None, values: Tensor, dtype: torch.dtype
 ) -> Iterator[_Chunk]:
-    segment = plan.basis.segment
-    lane = torch.arange(plan.pixels, device=device).remainder_(plan.lanes).mul_(plan.regions * segment)
-    lane += plan.basis.origin
     if weights is not None:
-        yield from _listed(plan, weights[pictures][0])
+        yield from _listed(plan, weights[pictures][0], values.shape[1], dtype)
         return
+    pixels, segment = values.shape[2], plan.basis.segment
+    lane = torch.arange(plan.pixels, device=values.device).remainder_(plan.lanes).mul_(plan.regions * segment)
+    lane = lane.add_(plan.basis.origin).to(dtype)
     for first in range(0, pixels, plan.pixels):
         part = slice(first, min(first + plan.pixels, pixels))
         if labels is None:
             yield _Chunk(part, lane[: part.stop - first], None)
         else:
-            start = labels[pictures, None, part].to(torch.int64, copy=True)
-            start.clamp_(-1, plan.regions - 2).add_(1).mul_(segment)
+            start = labels[pictures, None, part].to(dtype).clamp_(-1, plan.regions - 2).add_(1).mul_(segment)
             yield _Chunk(part, start.add_(lane[: part.stop - first]), None)
 
 
-def _listed(plan: _Plan, weights: Tensor) -> Iterator[_Chunk]:
+def _listed(plan: _Plan, weights: Tensor, channels: int, dtype: torch.dtype) -> Iterator[_Chunk]:
     """Yield the pixels of one picture's regions (R, P), a pixel as often as it has regions."""
     step = max(1, _LISTED // plan.regions)
     for first in range(0, weights.shape[1], step):
         found = weights[:, first : first + step].nonzero()
         for region, pixel in (part.unbind(1) for part in found.split(plan.pixels)):
             pixel = pixel + first
-            weight = None if weights.dtype == torch.bool else weights[region, pixel]
-            yield _Chunk(pixel, region * plan.basis.segment + plan.basis.origin, weight)
+            weight = None if weights.dtype == torch.bool else weights[region, pixel].to(dtype).repeat(channels)
+            yield _Chunk(pixel, (region * plan.basis.segment + plan.basis.origin).to(dtype), weight)

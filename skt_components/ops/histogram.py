@@ -43,7 +43,7 @@ def soft_histogram(
 
     Equations 6 to 8, per region. Values outside ``value_range`` contribute only the tail that reaches into it;
     plus and minus infinity contribute nothing and have no gradient; NaN makes its histogram NaN. The gradient
-    reaches ``values`` only; a second derivative is refused by torch.
+    reaches ``values`` only; there is no second one.
 
     Args:
         values: pictures, any floating dtype; half precision is computed in float32, with a warning.

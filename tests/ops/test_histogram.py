@@ -227,8 +227,8 @@ def test_chunk_boundaries_change_nothing(monkeypatch, bandwidth, room):
     values, masks, labels = picture(3, 2, 17, 19).double(), regions(3, 17, 19), region_map(3, 17, 19)
     for options in ({}, {"labels": labels, "num_regions": 4}, {"masks": masks}, {"masks": masks.double() / 2}):
         found = []
-        for chunk, threads, table, lanes in ((1 << 30, 1, 1 << 30, 1), (room, 1, 1, 1), (room, 2, 1 << 19, 8)):
-            for name, value in (("_CHUNK", chunk), ("_THREADS", threads), ("_TABLE", table), ("_LANES", lanes)):
+        for chunk, table, lanes in ((1 << 20, 1 << 30, 1), (room, 1, 1), (2 * room, 1 << 19, 8)):
+            for name, value in (("_CHUNK", chunk), ("_TABLE", table), ("_LANES", lanes)):
                 monkeypatch.setattr(_histogram_engine, name, value)
             found.append(outcome(soft_histogram, values, bandwidth=bandwidth, **options))
         for other in found[1:]:

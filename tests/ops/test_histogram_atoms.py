@@ -121,7 +121,8 @@ def test_atoms_are_found_once_for_forward_backward_and_later_calls(monkeypatch):
 
 
 def test_a_change_in_place_is_noticed():
-    values, masks = torch.rand(1, 3, 20, 20), stack(1, 5, 400).view(1, 5, 20, 20)
+    values, masks = torch.rand(1, 3, 64, 64), stack(1, 5, 4096).view(1, 5, 64, 64)
+    assert histogram._atoms(masks, 3 * 256, True) is not None
     before = soft_histogram(values, masks=masks)
     masks[:, 2] ^= True
     after = soft_histogram(values, masks=masks)
