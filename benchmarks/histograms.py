@@ -14,6 +14,7 @@ from skt_components.ops import reference
 
 BINS, BANDWIDTH = 256, 1 / 400
 LOSS = skt.SemanticHistogramLoss(num_bins=BINS, bandwidth=BANDWIDTH)
+LOSS_IN_TORCH = skt.SemanticHistogramLoss(num_bins=BINS, bandwidth=BANDWIDTH, backend="torch")
 Outcome = tuple[Tensor, Tensor]  # the loss and its gradient for the student
 
 
@@ -136,6 +137,7 @@ def methods(case: Case) -> dict[str, Callable[[], Outcome]]:
     found = {
         "ours": lambda: run(case.student, lambda x: LOSS(x, case.teacher, **where)),
         "ours, teacher cached": lambda: run(case.student, lambda x: LOSS(x, target)),
+        "ours, torch only": lambda: run(case.student, lambda x: LOSS_IN_TORCH(x, case.teacher, **where)),
         "dense, exponent clamped": lambda: mask_by_mask(case, lambda x: dense_histogram(x, True)),
         "dense, as usually written": lambda: mask_by_mask(case, lambda x: dense_histogram(x, False)),
         "dense, compiled": lambda: mask_by_mask(case, compiled),

@@ -36,9 +36,13 @@ ALLOCATORS = {
     "retained": {"MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": str(1 << 28)},
 }
 MEMORY = [
-    *((A, 1, False, name) for name in ("ours", "dense, exponent clamped", "kornia", "dense, compiled", "class loop")),
+    *(
+        (A, 1, False, name)
+        for name in ("ours", "ours, torch only", "dense, exponent clamped", "kornia", "dense, compiled", "class loop")
+    ),
     *((A, 64, kind, name) for kind in (False, True) for name in ("ours", "class loop")),
     *((shape, count, kind, "ours") for shape in (C, D) for count, kind in ((1, False), (64, False), (64, True))),
+    (D, 64, False, "ours, torch only"),
 ]
 
 

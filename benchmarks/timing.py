@@ -61,7 +61,7 @@ def write_result(folder: Path, suite: str, result: dict[str, object]) -> None:
 def environment(device: torch.device) -> dict[str, object]:
     """Device, versions and commit, to stand beside every number."""
     packages = {}
-    for name in ("torch", "triton", "timm", "numpy"):
+    for name in ("torch", "triton", "numba", "timm", "numpy"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from skt_components.ops import _histogram_checks
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,6 +24,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", params=["numba", "torch"])
+def cpu_engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What computes the histograms of pictures on the CPU: with numba, or as if it were not installed."""
+    if request.param == "numba":
+        pytest.importorskip("numba")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_histogram_checks._INSTALLED, "numba", request.param == "numba")
+        yield request.param
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,7 @@ def semantic_histogram_loss(
         soft_masks: None for binary masks. For others the two possible readings are different losses: "weighted"
             counts a pixel in proportion to its mask, "literal" multiplies the picture by the mask as eq. 10 does.
         reduction: over the batch: "mean", "sum" or "none".
-        backend: "torch"; "triton", for CUDA; or "auto", which takes Triton where it can.
+        backend: "torch"; "numba", for the CPU; "triton", for CUDA; or "auto", which takes the fastest installed.
 
     Returns:
         The loss, float32 (float64 for float64 pictures); shape ``(B,)`` with ``reduction="none"``. Empty regions
@@ -144,7 +144,7 @@ def histogram_loss(
         bandwidth: kernel width in the unit of the pictures (sigma of eq. 7).
         normalization: "pixels" or "area" divides histograms by the pixel count, "none" leaves counts.
         reduction: over the batch: "mean", "sum" or "none".
-        backend: "torch"; "triton", for CUDA; or "auto", which takes Triton where it can.
+        backend: "torch"; "numba", for the CPU; "triton", for CUDA; or "auto", which takes the fastest installed.
 
     Returns:
         The loss, float32 (float64 for float64 pictures); shape ``(B,)`` with ``reduction="none"``.

@@ -2,9 +2,9 @@
 
 A basis is a handful of functions of the value's place inside its cell of a fixed grid. ``add`` sums them per cell and
 ``fold`` turns the sums into bins; ``unfold`` and ``slope`` are the transposes, with the exact derivative. Tables are
-``(tables, rows, columns)``; ``segment`` columns hold one histogram and begin ``origin`` before its first cell. Both
-bases clamp values far outside, infinities too, into guard columns that no bin sees, and leave NaN to spoil its own
-histogram.
+``(tables, rows, columns)``; ``segment`` columns hold one histogram and begin ``origin`` before its first cell.
+A value's cell and place come from the basis's ``line``; values far outside, infinities too, are clamped to its
+``limits``, guard columns that no bin sees, and NaN is left to spoil its own histogram.
 """
 
 from __future__ import annotations
@@ -45,10 +45,9 @@ class Bins(NamedTuple):
         """How many bins to each side of a value see it."""
         return math.ceil(self.sigma * math.sqrt(math.log(1 / TOLERANCE)))
 
-    def position(self, values: Tensor, out: Tensor, cell: float = 1.0, before: float = 0.0) -> Tensor:
-        """Return in ``out`` the values in cells of ``cell`` bins, 0 lying ``before`` bins before the first centre."""
-        place = out.copy_(values)
-        return place.mul_(1 / (self.width * cell)).add_((-self.low / self.width - 0.5 + before) / cell)
+    def line(self, cell: float = 1.0, before: float = 0.0) -> tuple[float, float]:
+        """Return factor and shift from values to cells of ``cell`` bins, 0 lying ``before`` bins before a centre."""
+        return 1 / (self.width * cell), (-self.low / self.width - 0.5 + before) / cell
 
 
 class Scratch:
@@ -57,21 +56,27 @@ class Scratch:
     def __init__(self, numbers: int, dtype: torch.dtype, device: torch.device) -> None:
         self._floats = torch.empty(5, numbers, dtype=dtype, device=device)
         self._cells = torch.empty(numbers, dtype=torch.int64, device=device)
-        self.resize(torch.Size([numbers]))
+        self._resize(torch.Size([numbers]))
 
-    def resize(self, shape: torch.Size) -> None:
-        """Provide for values of this shape; ``place`` and ``part`` have it, ``cell``, ``t`` and ``free`` are flat."""
+    def _resize(self, shape: torch.Size) -> None:
         self.shape, count = shape, shape.numel()
         self.cell = self._cells[:count]
         self.t, *self.free = (row[:count] for row in self._floats)
-        self.place, self.part = self.t.view(shape), self.free[0].view(shape)
 
-    def locate(self, start: Tensor) -> None:
-        """Round ``place``: whole numbers plus ``start`` go to ``cell``, the rest, from -0.5 to 0.5, to ``t``."""
-        whole = 1.5 / torch.finfo(self.t.dtype).eps  # so large that adding it rounds to whole numbers
-        torch.add(self.place, whole, out=self.part).sub_(whole).nan_to_num_(0.0)
-        self.place.sub_(self.part)
-        self.part.add_(start)
+    def locate(self, values: Tensor, start: Tensor, basis: Taps | Moments) -> None:
+        """Put whole cells plus ``start`` in ``cell``, and the values' places in them, from -0.5 to 0.5, in ``t``.
+
+        Both are flat; so are the temporaries in ``free``.
+        """
+        if values.shape != self.shape:
+            self._resize(values.shape)
+        place, part = self.t.view(self.shape), self.free[0].view(self.shape)
+        scale, shift = basis.line
+        place.copy_(values).mul_(scale).add_(shift).clamp_(*basis.limits)
+        whole = 1.5 / torch.finfo(place.dtype).eps  # so large that adding it rounds to whole numbers
+        torch.add(place, whole, out=part).sub_(whole).nan_to_num_(0.0)
+        place.sub_(part)
+        part.add_(start)
         self.cell.copy_(self.free[0])
 
 
@@ -93,17 +98,13 @@ class Taps:
         self.segment = bins.num + 2 * self.guard
         self.spill = 2 * bins.half_window - 1  # columns that the last tap reaches beyond the last cell
         self.origin = self.guard + 1 - bins.half_window  # column of the first tap of a value in the first bin
+        self.line = bins.line(before=-0.5)  # to the middle between a bin and the next
+        self.limits = (-bins.half_window - 1.0, bins.num + bins.half_window + 0.0)  # cells of the guards
         self.steep = 1 / bins.sigma**2 / math.log(2)  # of the kernel as a power of two, which torch is faster at
         self.recurrent = bins.sigma >= _RECURRENCE
         # factor of each tap to the one before, but for 2 ** (2 * steep * t)
         taps = range(2 * bins.half_window if self.recurrent else 0)
         self.growth = [2 ** (2 * self.steep * (bins.half_window - tap)) for tap in taps]
-
-    def locate(self, values: Tensor, start: Tensor, scratch: Scratch) -> None:
-        """Put in ``scratch`` the bin below each value, and its distance to the middle between that bin and the next."""
-        half = self.bins.half_window
-        self.bins.position(values, scratch.place, before=-0.5).clamp_(-half - 1, self.bins.num + half)
-        scratch.locate(start)
 
     def views(self, table: Tensor) -> list[Tensor]:
         """Return the table as each tap sees it, shifted by a column from tap to tap."""
@@ -173,6 +174,7 @@ class Moments:
     block whose window the cell is the d-th of.
     """
 
+    recurrent = True
     spill, origin = 0, 1  # nothing beyond the last cell; a guard before the first
 
     def __init__(self, bins: Bins, width: float) -> None:
@@ -184,12 +186,8 @@ class Moments:
         self.blocks = -(-bins.num // self.block)
         self.cells = (self.blocks - 1) * self.stride + self.window
         self.segment = self.cells + 2
-
-    def locate(self, values: Tensor, start: Tensor, scratch: Scratch) -> None:
-        """Put in ``scratch`` each value's cell, and its place in the cell from -0.5 to 0.5."""
-        before = self.reach - self.width / 2  # to the middle of the first cell
-        self.bins.position(values, scratch.place, self.width, before).clamp_(-1, self.cells)
-        scratch.locate(start)
+        self.line = bins.line(width, self.reach - width / 2)  # to the middle of the first cell
+        self.limits = (-1.0, float(self.cells))  # the guards
 
     def views(self, table: Tensor) -> list[Tensor]:
         """Return the table of each moment."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import sys
 import warnings
@@ -12,33 +11,39 @@ from torch import Tensor
 
 from skt_components.ops._checks import check_count, check_positive, float_dtype
 
-BACKENDS = ("auto", "torch", "triton")
+BACKENDS = ("auto", "torch", "numba", "triton")
 
 
 def choose_backend(backend: str, device: torch.device, double: bool) -> str:
-    """Return "torch" or "triton"; raise where Triton is asked for and can not be had.
+    """Return "torch", "numba" or "triton"; raise where one is asked for and can not be had.
 
     ``double`` says whether one of the pictures is in float64.
     """
     if backend == "torch":
         return backend
+    best = {"cuda": "triton", "cpu": "numba"}.get(device.type, "torch") if backend == "auto" else backend
     problem = None
-    if device.type != "cuda":
+    if best == "triton" and device.type != "cuda":
         problem = f"needs pictures on a CUDA device, got {device}"
-    elif double:
+    elif best == "triton" and double:
         problem = "computes in float32, got float64 pictures"
-    elif not _triton_is_installed():
-        problem = "needs the package triton, which is not installed"
+    elif best == "numba" and device.type != "cpu":
+        problem = f"needs pictures on the CPU, got {device}"
+    elif best != "torch" and not _is_installed(best):
+        problem = f"needs the package {best}, which is not installed"
+        problem += ": pip install 'skt-components[cpu]'" if best == "numba" else ""
     if backend == "auto":
-        return "torch" if problem else "triton"
+        return "torch" if problem else best
     if problem:
-        raise ValueError(f'backend="triton" {problem}; use backend="auto" or "torch"')
+        raise ValueError(f'backend="{backend}" {problem}; use backend="auto" or "torch"')
     return backend
 
 
-@functools.cache
-def _triton_is_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+_INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("numba", "triton")}
+
+
+def _is_installed(name: str) -> bool:
+    return _INSTALLED[name]
 
 
 def check_bandwidth(bandwidth: float, num_bins: int, value_range: tuple[float, float]) -> None:

@@ -56,7 +56,7 @@ def torch_difference(
         for chunk in _chunks(plan, pictures, labels, weights, student, dtype):
             start = chunk.start + row
             for values, sign in signed:
-                _locate(plan.basis, values[:, :, chunk.pixels], start, scratch)
+                scratch.locate(values[:, :, chunk.pixels], start, plan.basis)
                 plan.basis.add(views, scratch, sign if chunk.weight is None else chunk.weight * sign)
         table = table[:, : rows * columns].unflatten(1, (rows, plan.lanes, plan.regions, -1))
         table = table[:, :, :, plan.none : plan.none + regions]
@@ -88,7 +88,7 @@ def torch_gradient(
         row = torch.arange(rows, dtype=dtype, device=values.device).mul_(columns).view(-1, channels, 1)
         picked, target = values[pictures], result[pictures]
         for chunk in _chunks(plan, pictures, labels, weights, values, dtype):
-            _locate(plan.basis, picked[:, :, chunk.pixels], chunk.start + row, scratch)
+            scratch.locate(picked[:, :, chunk.pixels], chunk.start + row, plan.basis)
             slope = plan.basis.slope(views, scratch)
             if chunk.weight is not None:
                 slope.mul_(chunk.weight)
@@ -98,12 +98,6 @@ def torch_gradient(
             else:
                 target.scatter_add_(2, chunk.pixels.expand_as(slope), slope.to(result.dtype))
     return result
-
-
-def _locate(basis: Taps | Moments, values: Tensor, start: Tensor, scratch: Scratch) -> None:
-    if values.shape != scratch.shape:
-        scratch.resize(values.shape)
-    basis.locate(values, start, scratch)
 
 
 class _Plan(NamedTuple):

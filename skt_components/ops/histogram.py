@@ -1,11 +1,14 @@
 """Soft (kernel density) histograms, per region, with an exact gradient and no (pixels x bins) temporary.
 
-This file checks arguments, chooses an engine (plain torch or Triton) and holds the operators and their derivative;
-the engines are next to it. Masks become disjoint regions first, unless they are weights.
+This file checks arguments, chooses an engine (plain torch, numba or Triton) and holds the operators and their
+derivative; the engines are next to it. Masks become disjoint regions first, unless they are weights.
 """
 
 from __future__ import annotations
 
+import functools
+import warnings
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from skt_components.ops._checks import check_choice, check_count, check_range, check_tensor, float_dtype
 from skt_components.ops._histogram_atoms import Atoms, find_atoms, remember
-from skt_components.ops._histogram_bases import Bins
+from skt_components.ops._histogram_bases import Bins, choose_basis
 from skt_components.ops._histogram_checks import (
     BACKENDS,
     check_bandwidth,
@@ -57,7 +60,8 @@ def soft_histogram(
         num_bins: number of bins N.
         value_range: outer edges of the first and last bin.
         bandwidth: kernel width in the unit of ``values``, sigma of eq. 7; see the conventions page.
-        backend: "torch"; "triton", for float32 and less on CUDA; or "auto", which takes Triton where it can.
+        backend: "torch"; "numba", for the CPU; "triton", for float32 and less on CUDA; or "auto", which takes the
+            fastest that is installed.
 
     Returns:
         ``(B, R, C, num_bins)`` in float32, or float64 for float64 values; R = 1 without regions.
@@ -251,6 +255,9 @@ def _by_labels(
         return difference(student, teacher, labels, regions, num_bins=bins.num, **options)
     teacher = None if teacher is None else teacher.flatten(2)
     labels = None if labels is None else labels.flatten(1)
+    basis = choose_basis(bins)
+    if backend == "numba" and basis.recurrent and (compiled := _compiled_engine()):
+        return compiled.compiled_difference(student.flatten(2), teacher, labels, regions, basis)
     return torch_difference(student.flatten(2), teacher, labels, None, regions, bins)
 
 
@@ -261,7 +268,20 @@ def _gradient_by_labels(grad: Tensor, values: Tensor, labels: Tensor | None, bin
         options = {"low": bins.low, "high": bins.high, "bandwidth": bins.bandwidth}
         return _histogram_triton.histogram_gradient(grad, values, labels, grad.shape[1], **options)
     labels = None if labels is None else labels.flatten(1)
+    basis = choose_basis(bins)
+    if backend == "numba" and basis.recurrent and (compiled := _compiled_engine()):
+        return compiled.compiled_gradient(grad, values.flatten(2), labels, basis).view(values.shape)
     return torch_gradient(grad, values.flatten(2), labels, None, bins).view(values.shape)
+
+
+@functools.cache
+def _compiled_engine() -> ModuleType | None:
+    try:
+        from skt_components.ops import _histogram_numba
+    except ImportError as error:  # it refuses a NumPy that is newer than itself
+        warnings.warn(f"histograms are computed by torch, several times slower: {error}", UserWarning, stacklevel=2)
+        return None
+    return _histogram_numba
 
 
 def _atoms(masks: Tensor, row: int, keep: bool) -> Atoms | None:

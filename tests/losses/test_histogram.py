@@ -19,6 +19,8 @@ from skt_components.losses.histogram import (
 )
 from skt_components.ops import _histogram_engine, reference
 
+pytestmark = pytest.mark.usefixtures("cpu_engine")
+
 # Taps up to 1/256, moments above (256 bins on [0, 1]).
 BANDWIDTHS = (1 / 400, 1 / 256, 1 / 64, 0.05, 0.5)
 every_bandwidth = pytest.mark.parametrize("bandwidth", BANDWIDTHS)

@@ -9,6 +9,8 @@ from torch import Tensor
 from skt_components.losses.histogram import HistogramLoss, SemanticHistogramLoss, histogram_loss
 from skt_components.ops import histogram
 
+pytestmark = pytest.mark.usefixtures("cpu_engine")
+
 student, teacher = torch.rand(2, 2, 3, 12, 17, generator=torch.Generator().manual_seed(0)).unbind(0)
 labels = torch.randint(-1, 5, (2, 12, 17), generator=torch.Generator().manual_seed(1))
 masks = labels[:, None] == torch.arange(4)[:, None, None]
@@ -66,13 +68,13 @@ def test_targets_keep_the_digits_of_near_equal_pictures():
 
 def test_the_teacher_is_computed_once_and_without_a_graph(monkeypatch):
     counted: list[int] = []
-    engine = histogram.torch_difference
+    engine = histogram._by_labels
 
     def counting(a, b, *rest):
         counted.append(1 + (b is not None))
         return engine(a, b, *rest)
 
-    monkeypatch.setattr(histogram, "torch_difference", counting)
+    monkeypatch.setattr(histogram, "_by_labels", counting)
     loss, pictures = SemanticHistogramLoss(), teacher.clone().requires_grad_()
     target = loss.precompute(pictures, labels=labels, num_regions=4)
     assert not target.counts.requires_grad

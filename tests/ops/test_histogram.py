@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skt_components.ops import _histogram_checks, _histogram_engine, reference
+from skt_components.ops import _histogram_checks, _histogram_engine, histogram, reference
 from skt_components.ops._histogram_bases import Bins, Moments, Taps, choose_basis
 from skt_components.ops.histogram import histogram_difference, soft_histogram
+
+pytestmark = pytest.mark.usefixtures("cpu_engine")
 
 # Taps up to 1/256, moments above (256 bins on [0, 1]).
 BANDWIDTHS = (1 / 400, 1 / 256, 1 / 64, 0.05, 0.5)
@@ -222,7 +224,7 @@ def test_extreme_bandwidths_and_those_where_the_method_changes_match(bandwidth, 
 
 @both_paths
 @pytest.mark.parametrize("room", [1, 7, 100])
-def test_chunk_boundaries_change_nothing(monkeypatch, bandwidth, room):
+def test_chunk_boundaries_change_nothing(monkeypatch, cpu_engine, bandwidth, room):
     # float64, because in float32 the rounding of exp depends on where a vector register ends.
     values, masks, labels = picture(3, 2, 17, 19).double(), regions(3, 17, 19), region_map(3, 17, 19)
     for options in ({}, {"labels": labels, "num_regions": 4}, {"masks": masks}, {"masks": masks.double() / 2}):
@@ -230,6 +232,8 @@ def test_chunk_boundaries_change_nothing(monkeypatch, bandwidth, room):
         for chunk, table, lanes in ((1 << 20, 1 << 30, 1), (room, 1, 1), (2 * room, 1 << 19, 8)):
             for name, value in (("_CHUNK", chunk), ("_TABLE", table), ("_LANES", lanes)):
                 monkeypatch.setattr(_histogram_engine, name, value)
+            if cpu_engine == "numba":
+                monkeypatch.setattr("skt_components.ops._histogram_numba._CHUNK", chunk)
             found.append(outcome(soft_histogram, values, bandwidth=bandwidth, **options))
         for other in found[1:]:
             torch.testing.assert_close(other, found[0], rtol=1e-11, atol=1e-11)
@@ -563,12 +567,12 @@ def test_functional_gradients_are_the_usual_ones():
 
 
 @both_paths
-def test_the_operators_keep_torchs_rules(bandwidth):
+def test_the_operators_keep_torchs_rules(bandwidth, cpu_engine):
     student, teacher = picture(2, 3, 5, 7), picture(2, 3, 5, 7, seed=1)
     labels, masks = region_map(2, 5, 7), regions(2, 5, 7)
     for given_regions in ((None, None, 1), (labels, None, 4), (None, masks, 4), (None, masks.float(), 4)):
         *where, count = given_regions
-        options = (count, 16, 0.0, 1.0, bandwidth, "torch", True)
+        options = (count, 16, 0.0, 1.0, bandwidth, cpu_engine, True)
         torch.library.opcheck(torch.ops.skt_components.soft_histogram, (student, teacher, *where, *options))
         upstream = torch.rand(2, count, 3, 16, dtype=torch.float64)
         backward = torch.ops.skt_components.soft_histogram_backward
@@ -578,9 +582,9 @@ def test_the_operators_keep_torchs_rules(bandwidth):
 # backends
 
 
-def test_auto_is_torch_on_the_cpu_and_triton_is_refused():
+def test_auto_is_the_fastest_on_the_cpu_and_triton_is_refused(cpu_engine):
     values = picture(1, 2, 5, 7)
-    assert torch.equal(soft_histogram(values), soft_histogram(values, backend="torch"))
+    assert torch.equal(soft_histogram(values), soft_histogram(values, backend=cpu_engine))
     with pytest.raises(
         ValueError, match=r'backend="triton" needs pictures on a CUDA device, got cpu; use backend="auto"'
     ):
@@ -588,25 +592,72 @@ def test_auto_is_torch_on_the_cpu_and_triton_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("device", "double", "installed", "wanted"),
+    ("device", "double", "installed", "best", "refused"),
     [
-        ("cuda", False, True, "triton"),
-        ("cuda:1", False, True, "triton"),
-        ("cuda", True, True, "computes in float32, got float64 pictures"),
-        ("cuda", False, False, "needs the package triton, which is not installed"),
-        ("mps", False, True, "needs pictures on a CUDA device, got mps"),
+        ("cuda", False, True, "triton", {"numba": "needs pictures on the CPU, got cuda"}),
+        ("cuda:1", False, True, "triton", {"numba": "needs pictures on the CPU, got cuda:1"}),
+        ("cuda", True, True, "torch", {"triton": "computes in float32, got float64 pictures"}),
+        ("cuda", False, False, "torch", {"triton": "needs the package triton, which is not installed; use"}),
+        ("cpu", True, True, "numba", {"triton": "needs pictures on a CUDA device, got cpu"}),
+        (
+            "cpu",
+            False,
+            False,
+            "torch",
+            {"numba": r"which is not installed: pip install 'skt-components\[cpu\]'"},
+        ),
+        ("mps", False, True, "torch", {"triton": "CUDA device, got mps", "numba": "the CPU, got mps"}),
     ],
 )
-def test_auto_takes_triton_where_it_can(monkeypatch, device, double, installed, wanted):
-    monkeypatch.setattr(_histogram_checks, "_triton_is_installed", lambda: installed)
+def test_auto_takes_the_fastest_it_can(monkeypatch, device, double, installed, best, refused):
+    for name in ("numba", "triton"):
+        monkeypatch.setitem(_histogram_checks._INSTALLED, name, installed)
     arguments = (torch.device(device), double)
+    assert [_histogram_checks.choose_backend(name, *arguments) for name in ("auto", best)] == [best, best]
     assert _histogram_checks.choose_backend("torch", *arguments) == "torch"
-    if wanted == "triton":
-        assert {_histogram_checks.choose_backend(name, *arguments) for name in ("auto", "triton")} == {"triton"}
-    else:
-        assert _histogram_checks.choose_backend("auto", *arguments) == "torch"
-        with pytest.raises(ValueError, match=wanted):
-            _histogram_checks.choose_backend("triton", *arguments)
+    for name, problem in refused.items():
+        with pytest.raises(ValueError, match=f'backend="{name}" .*{problem}'):
+            _histogram_checks.choose_backend(name, *arguments)
+
+
+def test_a_numba_that_does_not_load_costs_speed_only(monkeypatch):
+    wanted = outcome(soft_histogram, picture(1, 2, 5, 7), backend="torch")
+    monkeypatch.setitem(_histogram_checks._INSTALLED, "numba", True)
+    monkeypatch.setitem(sys.modules, "skt_components.ops._histogram_numba", None)
+    monkeypatch.delattr("skt_components.ops._histogram_numba", raising=False)
+    histogram._compiled_engine.cache_clear()
+    with pytest.warns(UserWarning, match="histograms are computed by torch, several times slower: .*numba"):
+        found = outcome(soft_histogram, picture(1, 2, 5, 7))
+    histogram._compiled_engine.cache_clear()
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_compiled_loops_need_no_folder_for_their_cache(monkeypatch):
+    numba = pytest.importorskip("numba")
+    from skt_components.ops import _histogram_numba
+
+    def njit(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return compile_it(**options)
+
+    compile_it = numba.njit
+    monkeypatch.setattr(numba, "njit", njit)
+    assert _histogram_numba._compile(lambda x: x + 1)(1) == 2
+
+
+@both_paths
+def test_threads_change_nothing(monkeypatch, cpu_engine, bandwidth):
+    if cpu_engine == "numba":
+        monkeypatch.setattr("skt_components.ops._histogram_numba._THREAD", 1000)
+    values, labels, before = picture(3, 3, 31, 43), region_map(3, 31, 43), torch.get_num_threads()
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        options = {"labels": labels, "num_regions": 4, "bandwidth": bandwidth}
+        found.append(outcome(soft_histogram, values, **options))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 INTERPRETED = """
@@ -640,6 +691,7 @@ def test_triton_gives_the_same_through_the_same_door():
 
 
 PEAK_MEMORY = """
+import os
 import torch
 from skt_components.losses.histogram import semantic_histogram_loss
 
@@ -656,7 +708,7 @@ def measure(height, width, regions, bandwidth):
     where = {"labels": {"labels": labels, "num_regions": 64}, "masks": {"masks": masks}}[regions]
     open("/proc/self/clear_refs", "w").write("5")
     before = peak()
-    semantic_histogram_loss(student, teacher, bandwidth=bandwidth, **where).backward()
+    semantic_histogram_loss(student, teacher, bandwidth=bandwidth, backend=os.environ["ENGINE"], **where).backward()
     return peak() - before - 3 * height * width * 4 / 2**20
 
 for case in (("labels", 1 / 400), ("labels", 1 / 64), ("labels", 0.5), ("masks", 1 / 400)):
@@ -666,8 +718,9 @@ for case in (("labels", 1 / 400), ("labels", 1 / 64), ("labels", 0.5), ("masks",
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from /proc")
-def test_memory_beyond_the_gradient_is_bounded_however_large_the_picture():
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed means returned
+def test_memory_beyond_the_gradient_is_bounded_however_large_the_picture(cpu_engine):
+    # Freed means returned; two threads, which hold a table each.
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "MALLOC_MMAP_THRESHOLD_": "65536", "ENGINE": cpu_engine}
     run = subprocess.run([sys.executable, "-c", PEAK_MEMORY], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     found = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in run.stdout.splitlines()}

@@ -12,6 +12,8 @@ from skt_components.ops import _histogram_atoms, histogram
 from skt_components.ops._histogram_atoms import find_atoms, remember
 from skt_components.ops.histogram import soft_histogram
 
+pytestmark = pytest.mark.usefixtures("cpu_engine")
+
 
 @pytest.fixture(autouse=True)
 def _forget() -> None:
