@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from histograms import histogram_methods
 from torch import Tensor
 
 import skt_components as skt
-
-__all__ = ["histogram_methods", "step_methods"]
 
 
 def step_methods(device: torch.device, full_size: bool, batch: int, crop: int) -> dict[str, Callable[[], object]]:

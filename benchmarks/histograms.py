@@ -148,11 +148,6 @@ def methods(case: Case) -> dict[str, Callable[[], Outcome]]:
     return found
 
 
-def histogram_methods(shape: tuple[int, ...], regions: int, device: torch.device) -> dict[str, Callable[[], Outcome]]:
-    """The methods of a case with disjoint regions."""
-    return methods(make_case(shape, regions, device))
-
-
 def exact(case: Case) -> Outcome:
     """Loss and gradient in float64, dense, by parts of the picture."""
     student, teacher, masks = (x.flatten(2).double() for x in (case.student, case.teacher, case.masks))

@@ -12,16 +12,22 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parents[1]
+SMALLEST = 0.1  # what the measurement of memory can tell from nothing
 OURS, OTHERS = "tab:green", "tab:gray"
+
+
+def shown(value: float) -> str:
+    """What stands beside a bar."""
+    return f" below {SMALLEST}" if value <= SMALLEST else f" {value:.0f}" if value >= 100 else f" {value:.3g}"
 
 
 def bars(axes: plt.Axes, rows: dict[str, float], unit: str, title: str) -> None:
     """One bar per row on a logarithmic axis, the value beside it."""
     names = list(rows)[::-1]
-    values = [rows[name] for name in names]
+    values = [max(rows[name], SMALLEST) for name in names]
     axes.barh(names, values, color=[OURS if name.startswith("ours") else OTHERS for name in names])
     for place, value in enumerate(values):
-        axes.text(value, place, f" {value:.0f}" if value >= 100 else f" {value:.3g}", va="center", fontsize=8)
+        axes.text(value, place, shown(value), va="center", fontsize=8)
     axes.set(xscale="log", xlim=(min(values) / 2, max(values) * 6), title=title, xlabel=unit)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import banks
 import torch
 import tyro
-from cases import histogram_methods, step_methods
+from cases import step_methods
 from timing import environment, interleave, ratios, write_result
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +33,8 @@ class Options:
     """Seeds of the training comparison."""
     rounds: int = 7
     """Interleaved rounds of each timing."""
+    histogram: bool = True
+    """Also run benchmarks/test_histogram.py, which writes a file of its own; minutes."""
     banks: bool = True
     """Also time the knowledge banks; minutes on a CPU."""
     out: Path = ROOT / "benchmarks" / "results"
@@ -45,19 +47,6 @@ def gpu_tests() -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout[-2000:])
     return done.stdout.strip().splitlines()[-1]
-
-
-def histogram(device: torch.device, rounds: int) -> dict[str, dict]:
-    """The loss against the dense forms; the dense ones only where their temporaries fit."""
-    found = {}
-    for shape, regions in [((1, 3, 256, 256), 1), ((1, 3, 256, 256), 16), ((16, 3, 256, 256), 64)]:
-        methods = histogram_methods(shape, regions, device)
-        dense_fits = shape[0] * regions == 1 or (device.type == "cuda" and shape[0] * regions <= 16)
-        kept = methods if dense_fits else {"ours": methods["ours"]}
-        key = f"{'x'.join(map(str, shape))}, {regions} regions"
-        found[key] = ratios(interleave(kept, device, rounds), "ours")
-        print(key, json.dumps(found[key], indent=1))
-    return found
 
 
 def training_comparison(steps: int, seed: int) -> dict[str, float]:
@@ -83,7 +72,10 @@ def main(options: Options) -> None:
         **environment(device),
     }
     result["gpu_tests"] = gpu_tests() if cuda else "no GPU"
-    result["histogram_loss"] = histogram(device, options.rounds)
+    if options.histogram:
+        command = [sys.executable, str(ROOT / "benchmarks" / "test_histogram.py"), "--rounds", str(options.rounds)]
+        for extra in ([], ["--profile"]) if cuda else ([],):
+            subprocess.run([*command, "--out", str(options.out), *extra], check=True)
     batch, crop = (16, 256) if cuda else (4, 64)
     step = interleave(step_methods(device, cuda, batch, crop), device, options.rounds)
     result["training_step"] = {"batch": batch, "crop": crop, "full_size": cuda, **ratios(step, "bare step")}
