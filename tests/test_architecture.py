@@ -35,10 +35,12 @@ LEVELS = {
 }
 # Optional or slow to import: only inside the functions that need them.
 HEAVY = {
-    *("accelerate", "cv2", "kornia", "matplotlib", "OpenEXR", "PIL", "rich", "safetensors", "skimage"),
-    *("tifffile", "timm", "torchvision", "tqdm", "triton", "tyro", "ultralytics"),
+    *("accelerate", "cv2", "huggingface_hub", "kornia", "matplotlib", "numba", "onnx", "onnxruntime", "OpenEXR"),
+    *("PIL", "rich", "safetensors", "skimage", "tifffile", "timm", "torchvision", "tqdm", "triton", "tyro"),
+    "ultralytics",
 }
-TRITON_FILE = "ops/_histogram_triton.py"
+# What stands for a heavy package: only this file may import it at its top, and only functions may import the file.
+ENGINES = {"triton": "ops/_histogram_triton.py", "numba": "ops/_histogram_numba.py"}
 
 
 class Import(NamedTuple):
@@ -70,9 +72,9 @@ def imports(tree: ast.AST, package: str, at_import: bool = True) -> Iterator[Imp
 def offence(found: Import, file: str) -> str | None:
     """Return what is wrong with this import in ``file`` (``package/file.py``), or None."""
     top, *rest = found.name.split(".")
-    if top == "triton" and file != TRITON_FILE:
-        return f"only {TRITON_FILE} may import triton"
-    if top in HEAVY and found.at_import and file != TRITON_FILE:
+    if file != ENGINES.get(top, file):
+        return f"only {ENGINES[top]} may import {top}"
+    if top in HEAVY and found.at_import and file != ENGINES.get(top):
         return f"{top} must be imported inside the function that needs it"
     if top in {"benchmarks", "examples", "tests"}:
         return f"the package must not import {top}"
@@ -80,8 +82,9 @@ def offence(found: Import, file: str) -> str | None:
         return None
     if rest[:2] == ["ops", "reference"]:
         return "ops.reference is for tests and benchmarks only"
-    if rest[:2] == ["ops", "_histogram_triton"] and found.at_import:
-        return "ops._histogram_triton must be imported inside a function, because it imports triton"
+    engine = f"{'/'.join(rest[:2])}.py"
+    if engine in ENGINES.values() and found.at_import:
+        return f"{engine} must be imported inside a function, because it imports a heavy package"
     if "/" not in file:
         return None  # the root __init__ gathers everything
     target, package = (rest or [""])[0], file.split("/")[0]
@@ -132,6 +135,8 @@ def test_imports_go_one_way(path):
         ("__init__.py", "from skt_components.ops.reference import x", "for tests and benchmarks only"),
         ("ops/histogram.py", "def f():\n    import triton.language as tl", "may import triton"),
         ("ops/histogram.py", "from skt_components.ops import _histogram_triton", "inside a function"),
+        ("ops/histogram.py", "from skt_components.ops import _histogram_numba", "inside a function"),
+        ("ops/histogram.py", "import numba", "only ops/_histogram_numba.py may import numba"),
         ("banks/timm.py", "try:\n    import timm\nexcept ImportError:\n    timm = None", "timm must be imported"),
         ("data/io.py", "class A:\n    from PIL import Image", "PIL must be imported"),
         ("training/config.py", "from examples import train_full", "must not import examples"),
@@ -165,7 +170,8 @@ def test_allowed_imports_are_not_reported(file, source):
 
 def test_importing_every_module_loads_no_heavy_package():
     # Whatever torch loads by itself is torch's business.
-    names = [m.name for m in pkgutil.walk_packages([str(ROOT)], "skt_components.") if "_triton" not in m.name]
+    engines = {f"skt_components.{file[:-3].replace('/', '.')}" for file in ENGINES.values()}
+    names = [m.name for m in pkgutil.walk_packages([str(ROOT)], "skt_components.") if m.name not in engines]
     loaded = run_python(
         "import sys, importlib, torch\n"
         "before = {name.split('.')[0] for name in sys.modules}\n"

@@ -10,6 +10,7 @@ Pictures and channels are independent and are shared out among as many threads a
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -30,6 +31,7 @@ _FAST = {"reassoc", "nsz", "arcp", "contract", "afn"}
 
 
 def _compile(function: Callable) -> Callable:
+    function = inspect.unwrap(function)  # run-time checkers of annotations wrap it
     options: dict[str, Any] = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)
