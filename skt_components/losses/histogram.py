@@ -25,6 +25,7 @@ from skt_components.ops.histogram import histogram_difference
 NORMALIZATIONS = ("pixels", "area", "none")
 REDUCTIONS = ("mean", "sum", "none")
 SOFT_MASKS = (None, "weighted", "literal")
+_SHARE = 1 << 18  # numbers of masks or labels to look at together
 _KERNEL = ("num_bins", "value_range", "bandwidth")  # what a target has to share with the loss
 
 
@@ -54,10 +55,11 @@ def semantic_histogram_loss(
         teacher: picture it is compared with, same shape. It receives a gradient too unless detached. Or a target
             from :meth:`SemanticHistogramLoss.precompute`, which brings its regions along.
         masks: regions, bool or binary. Others must say ``soft_masks``; without it masks have to be 0 or 1, which is
-            verified on the CPU only, since looking would stall an accelerator (there, floats count as weights).
+            verified once for each tensor. Inside ``torch.compile`` and ``torch.vmap``, where nothing can be looked at,
+            floats count as weights.
         labels: regions as an integer map in [0, num_regions). Give masks or labels. Pixels with -1, or with
             ``num_regions`` and more (a 255 for "ignore", say), belong to none.
-        num_regions: number of regions in ``labels``. None reads it off the map: that waits for the device, and R
+        num_regions: number of regions in ``labels``, only with these. None reads it off the map: that waits for the device, and R
             then depends on the largest label in the batch.
         valid: which of the regions count in the average 1/R; all of them when None, the empty ones too.
         num_bins: bins N of eq. 6.
@@ -99,27 +101,27 @@ def semantic_histogram_loss(
         if any(x is not None for x in (masks, labels, num_regions)):
             raise ValueError("masks, labels and num_regions must not be given with a target, which has its own")
         teacher.check(student, {**options, "soft_masks": soft_masks})
-        masks, labels, num_regions = teacher.masks, teacher.labels, teacher.counts.shape[1]
+        masks, labels = teacher.masks, teacher.labels
+        num_regions = None if labels is None else teacher.counts.shape[1]
         counts = _counts(student, None, masks, labels, num_regions, soft_masks, {**options, "backend": backend})
         difference = counts - teacher.counts
     else:
-        masks = _check_regions(masks, labels, soft_masks)
+        masks = _check_regions(masks, labels, num_regions, soft_masks)
         check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
         check_same_shape("student", student, "teacher", teacher)
         options["backend"] = backend
         difference = _counts(student, teacher, masks, labels, num_regions, soft_masks, options)
     regions_found = difference.shape[1]
     difference = _normalize(difference, student, masks, labels, normalization)
-    per_region = difference.square().sum(dim=-1).mean(dim=-1)
-    if valid is None:
-        per_picture = per_region.sum(dim=1) / max(regions_found, 1)
-    else:
+    count: Tensor | int = max(regions_found, 1)
+    if valid is not None:
         if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
             raise TypeError(f"valid must be a bool tensor (B, R), got {getattr(valid, 'dtype', type(valid).__name__)}")
-        if tuple(valid.shape) != tuple(per_region.shape):
-            raise ValueError(f"valid must be (B, R) = {tuple(per_region.shape)}, got {tuple(valid.shape)}")
-        weights = valid.to(per_region.dtype)
-        per_picture = (per_region * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
+        if tuple(valid.shape) != tuple(difference.shape[:2]):
+            raise ValueError(f"valid must be (B, R) = {tuple(difference.shape[:2])}, got {tuple(valid.shape)}")
+        difference = difference.masked_fill(~valid[:, :, None, None], 0)  # not times 0: a region may be NaN
+        count = valid.sum(dim=1).clamp_min(1)
+    per_picture = difference.square().sum(dim=-1).mean(dim=-1).sum(dim=1) / count
     return _reduce(per_picture, reduction).to(float_dtype(student))
 
 
@@ -179,7 +181,9 @@ def histogram_loss(
     return _reduce(per_picture, reduction).to(float_dtype(student))
 
 
-def _check_regions(masks: Tensor | None, labels: Tensor | None, soft_masks: str | None) -> Tensor | None:
+def _check_regions(
+    masks: Tensor | None, labels: Tensor | None, num_regions: int | None, soft_masks: str | None
+) -> Tensor | None:
     """Return the masks, bool where they are binary; raise unless there are either masks or labels."""
     if masks is None and labels is None:
         raise ValueError("semantic_histogram_loss needs masks or labels; histogram_loss has no regions")
@@ -187,29 +191,39 @@ def _check_regions(masks: Tensor | None, labels: Tensor | None, soft_masks: str 
         raise ValueError("give masks or labels, not both")
     if masks is None:
         return None
+    if num_regions is not None:
+        raise ValueError("num_regions goes with labels; masks have as many regions as they say")
     if not isinstance(masks, Tensor):
         raise TypeError(f"masks must be a tensor (B, R, H, W), got {type(masks).__name__}")
     if masks.requires_grad and soft_masks != "literal":
         raise ValueError("masks must not require a gradient: it is not computed; pass masks.detach()")
     if masks.dtype == torch.bool or (soft_masks is not None and masks.is_floating_point()):
         return masks
-    if masks.device.type == "cpu" and not torch.compiler.is_compiling():
-        return remember("binary", masks, lambda: _binary(masks))
-    # Not looked at: as weights, masks of 0 and 1 mean the same, and others are not rounded up to 1.
-    return masks if masks.is_floating_point() else masks.bool()
+    if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(masks):
+        # Not looked at: as weights, masks of 0 and 1 mean the same, and others are not rounded up to 1.
+        return masks if masks.is_floating_point() else masks.bool()
+    return remember("binary", masks, lambda: _binary(masks))
 
 
 def _binary(masks: Tensor) -> Tensor:
-    binary = (masks == 0) | (masks == 1)
-    if not masks.is_floating_point():
-        binary |= masks == 255  # as mask files have it
-    if not bool(binary.all()):
-        raise ValueError(
-            "masks hold values other than 0 and 1. A label map goes into labels=; otherwise pass masks > 0.5, or "
-            'say which loss is meant with soft_masks="weighted" (pixels counted in proportion) or "literal" (the '
-            "picture multiplied, eq. 10)"
-        )
+    for part in _shares(masks):
+        binary = (part == 0) | (part == 1)
+        if not masks.is_floating_point():
+            binary |= part == 255  # as mask files have it
+        if not bool(binary.all()):
+            raise ValueError(
+                "masks hold values other than 0 and 1. A label map goes into labels=; otherwise pass masks > 0.5, or "
+                'say which loss is meant with soft_masks="weighted" (pixels counted in proportion) or "literal" (the '
+                "picture multiplied, eq. 10)"
+            )
     return masks.bool()
+
+
+def _shares(regions: Tensor) -> tuple[Tensor, ...]:
+    """Return some rows after the other of masks (B, R, H, W) or labels (B, H, W): temporaries stay small."""
+    if regions.ndim < 3 or not regions.numel() or torch.compiler.is_compiling():
+        return (regions,)
+    return regions.split(max(1, _SHARE * regions.shape[-2] // regions.numel()), dim=-2)
 
 
 def _counts(
@@ -223,7 +237,6 @@ def _counts(
 ) -> Tensor:
     """Return the histograms of ``student`` minus those of ``teacher``, ``(B, R, C, N)``."""
     if soft_masks != "literal" or masks is None:
-        num_regions = None if masks is not None else num_regions
         return histogram_difference(student, teacher, masks=masks, labels=labels, num_regions=num_regions, **options)
     if masks.ndim != 4 or masks.shape[0] != student.shape[0] or masks.shape[2:] != student.shape[2:]:
         raise ValueError(f"masks must be (B, R, H, W) for pictures {tuple(student.shape)}, got {tuple(masks.shape)}")
@@ -242,14 +255,16 @@ def _normalize(
     if normalization == "pixels" or (masks is None and labels is None):
         return difference / max(pixels, 1)
     if masks is not None:
-        area = masks.sum(dim=(-2, -1), dtype=difference.dtype)
+        area = torch.stack([part.sum(dim=(-2, -1), dtype=difference.dtype) for part in _shares(masks)]).sum(0)
     else:
         assert labels is not None
         batch, regions = difference.shape[:2]
-        index = labels.long().flatten(1)
-        index = torch.where((index >= 0) & (index < regions), index, regions)
         area = difference.new_zeros(batch, regions + 1)
-        area = area.scatter_add(1, index, area.new_ones(()).expand_as(index))[:, :regions]
+        for part in _shares(labels):
+            index = part.long().flatten(1)
+            index = torch.where((index >= 0) & (index < regions), index, regions)
+            area = area.scatter_add(1, index, area.new_ones(()).expand_as(index))
+        area = area[:, :regions]
     return difference / torch.where(area > 0, area, 1)[:, :, None, None]
 
 
@@ -321,7 +336,8 @@ class HistogramLoss(_HistogramModule):
         """Return what stands for ``teacher`` in every later call, at no cost."""
         check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
         options = {name: self.options[name] for name in _KERNEL}
-        counts = histogram_difference(teacher, None, **options, backend=self.options["backend"])
+        with torch.inference_mode(False), torch.no_grad():  # what is made here will be used in training
+            counts = histogram_difference(teacher, None, **options, backend=self.options["backend"])
         return HistogramTarget(counts, tuple(teacher.shape), options)
 
 
@@ -377,10 +393,12 @@ class SemanticHistogramLoss(_HistogramModule):
         labels: Tensor | None = None,
         num_regions: int | None = None,
     ) -> HistogramTarget:
-        """Return what stands for ``teacher`` and its regions in every later call, at no cost."""
+        """Return what stands for ``teacher`` and copies of its regions in every later call, at no cost."""
         check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
         options = {name: self.options[name] for name in (*_KERNEL, "soft_masks")}
-        masks = _check_regions(masks, labels, options["soft_masks"])
-        kernel = {name: self.options[name] for name in (*_KERNEL, "backend")}
-        counts = _counts(teacher, None, masks, labels, num_regions, options["soft_masks"], kernel)
+        with torch.inference_mode(False), torch.no_grad():  # what is made here will be used in training
+            masks = _check_regions(masks, labels, num_regions, options["soft_masks"])
+            kernel = {name: self.options[name] for name in (*_KERNEL, "backend")}
+            counts = _counts(teacher, None, masks, labels, num_regions, options["soft_masks"], kernel)
+            masks, labels = (None if x is None else x.clone() for x in (masks, labels))
         return HistogramTarget(counts, tuple(teacher.shape), options, masks, labels)

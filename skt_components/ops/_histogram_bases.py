@@ -287,3 +287,8 @@ def _interpolate(distance: Tensor, width: float, sigma: float, num_bins: int) ->
 def choose_basis(bins: Bins) -> Taps | Moments:
     """Return the basis that needs fewer additions per value."""
     return Taps(bins) if bins.sigma <= _WIDEST_TAPS else Moments(bins, max(1, int(bins.sigma / 4)))
+
+
+def spread_nan(histograms: Tensor) -> Tensor:
+    """Make a histogram ``(..., N)`` NaN where one of its bins is, in place: a NaN value is in no bin and in all."""
+    return histograms.add_(histograms.sum(-1, keepdim=True).mul_(0))

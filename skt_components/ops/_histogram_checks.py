@@ -11,6 +11,8 @@ from torch import Tensor
 
 from skt_components.ops._checks import check_count, check_positive, float_dtype
 
+_NARROWEST, _WIDEST = 1e-6, 1e6  # bins; beyond them numbers overflow
+_MOST_READ_OFF = 1 << 20  # regions that are believed of a label map alone
 BACKENDS = ("auto", "torch", "numba", "triton")
 
 
@@ -54,6 +56,11 @@ def check_bandwidth(bandwidth: float, num_bins: int, value_range: tuple[float, f
     """
     check_positive("bandwidth", bandwidth)
     width = value_range[1] - value_range[0]
+    if not _NARROWEST <= bandwidth * num_bins / width <= _WIDEST:
+        raise ValueError(
+            f"bandwidth must be {_NARROWEST:g} to {_WIDEST:g} bins, got {bandwidth:g} with {num_bins} bins on "
+            f"{value_range}"
+        )
     if bandwidth > 3 * width:
         _warn(
             f"bandwidth={bandwidth:g} is {bandwidth / width:.3g} times the value range {value_range}: the histogram "
@@ -66,17 +73,18 @@ def check_bandwidth(bandwidth: float, num_bins: int, value_range: tuple[float, f
         )
 
 
-def check_values(values: Tensor, low: float, high: float) -> None:
+def check_values(name: str, values: Tensor, low: float, high: float, bandwidth: float) -> None:
     """Warn when most values can not be seen; on the CPU only, where looking costs no waiting, at some of them."""
+    reach = 2 * bandwidth  # 2 % of the kernel are left there
     if values.device.type == "cpu" and not torch.compiler.is_compiling() and values.numel():
         some = values.detach()[..., :: max(1, values.shape[-2] // 32), :: max(1, values.shape[-1] // 32)]
         try:
-            outside = ((some < low) | (some > high)).float().mean().item()
+            outside = ((some < low - reach) | (some > high + reach)).float().mean().item()
         except RuntimeError:  # under torch.func.vmap there is no value to look at
             return
         if outside > 0.5:
             _warn(
-                f"{outside:.0%} of the values are outside value_range {(low, high)}: they hardly count and have no "
+                f"{outside:.0%} of {name} are outside value_range {(low, high)}: they hardly count and have no "
                 "gradient. Pass value_range, or pictures in it."
             )
 
@@ -108,6 +116,11 @@ def count_regions(values: Tensor, masks: Tensor | None, labels: Tensor | None, n
     batch, _, height, width = values.shape
     if masks is not None and labels is not None:
         raise ValueError("give masks or labels, not both")
+    if num_regions is not None and labels is None:
+        raise ValueError(f"num_regions goes with labels, got num_regions={num_regions} without them")
+    for name, regions in (("masks", masks), ("labels", labels)):
+        if isinstance(regions, Tensor) and regions.device != values.device:
+            raise ValueError(f"{name} must be on the pictures' device {values.device}, got {regions.device}")
     if masks is not None:
         if not isinstance(masks, Tensor) or not (masks.dtype == torch.bool or masks.is_floating_point()):
             raise TypeError(f"masks must be a bool or floating tensor (B, R, H, W), got {_kind(masks)}")
@@ -125,7 +138,10 @@ def count_regions(values: Tensor, masks: Tensor | None, labels: Tensor | None, n
     if tuple(labels.shape) != (batch, height, width):
         raise ValueError(f"labels must be (B, H, W) = {(batch, height, width)}, got {tuple(labels.shape)}")
     if num_regions is None:
-        return max(int(labels.long().max()) + 1, 0) if labels.numel() else 0
+        largest = int(labels.long().max()) if labels.numel() else -1
+        if largest >= _MOST_READ_OFF:
+            raise ValueError(f"labels go up to {largest}; if there are so many regions, pass num_regions")
+        return max(largest + 1, 0)
     return check_count("num_regions", num_regions, 0)
 
 

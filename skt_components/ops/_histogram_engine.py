@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from skt_components.ops._histogram_bases import Bins, Moments, Scratch, Taps, choose_basis
+from skt_components.ops._histogram_bases import Bins, Moments, Scratch, Taps, choose_basis, spread_nan
 
 # Values at a time. Their temporaries stay in the cache, and torch does not share out fewer than 2^15 among threads:
 # hundreds of short parallel sections take seconds as soon as something else runs on the machine.
@@ -61,7 +61,7 @@ def torch_difference(
         table = table[:, : rows * columns].unflatten(1, (rows, plan.lanes, plan.regions, -1))
         table = table[:, :, :, plan.none : plan.none + regions]
         table = table.sum(2) if plan.lanes > 1 else table[:, :, 0]
-        result[pictures] = plan.basis.fold(table).unflatten(0, (-1, channels)).transpose(1, 2)
+        result[pictures] = spread_nan(plan.basis.fold(table)).unflatten(0, (-1, channels)).transpose(1, 2)
     return result
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skt_components.ops._histogram_bases import Moments, Taps
+from skt_components.ops._histogram_bases import Moments, Taps, spread_nan
 
 _CHUNK = 1 << 16  # pixels at a time, which are copied where they are not contiguous
 _THREAD = 1 << 18  # values that are worth a thread
@@ -58,7 +58,7 @@ def compiled_difference(
             label = _labels(labels, picture, part)
             for values, sign in signed:
                 _add(_row(values, place, part), label, regions, sign, flat, *constants)
-        result[picture, :, channel] = basis.fold(table)
+        result[picture, :, channel] = spread_nan(basis.fold(table))
 
     _share_out(count, student)
     return result
@@ -90,8 +90,14 @@ def _share_out(work: Callable[[tuple[int, int]], None], values: Tensor) -> None:
         for place in places:
             work(place)
         return
+    inference = torch.is_inference_mode_enabled()
+
+    def work_there(place: tuple[int, int]) -> None:  # a thread does not know of these modes
+        with torch.inference_mode(inference), torch.no_grad():
+            work(place)
+
     with ThreadPoolExecutor(threads) as pool:  # made anew: one that is kept would not survive a fork
-        list(pool.map(work, places))
+        list(pool.map(work_there, places))
 
 
 def _table(basis: Taps | Moments, regions: int) -> tuple[Tensor, np.ndarray]:
@@ -105,7 +111,7 @@ def _parts(pixels: int) -> list[slice]:
 
 
 def _row(values: Tensor, place: tuple[int, int], part: slice) -> np.ndarray:
-    return values[place][part].detach().contiguous().numpy()  # a thread does not know of no_grad
+    return values[place][part].contiguous().numpy()
 
 
 def _labels(labels: Tensor | None, picture: int, part: slice) -> np.ndarray:

@@ -45,7 +45,7 @@ def soft_histogram(
     """Histogram with a Gaussian kernel, ``H_{r,c,i} = sum_j m_{r,j} exp(-((x_{c,j} - c_i) / bandwidth)^2)``.
 
     Equations 6 to 8, per region. Values outside ``value_range`` contribute only the tail that reaches into it;
-    plus and minus infinity contribute nothing and have no gradient; NaN makes its histogram NaN. The gradient
+    plus and minus infinity contribute nothing and have no gradient; NaN makes its whole histogram NaN. The gradient
     reaches ``values`` only; there is no second one.
 
     Args:
@@ -61,7 +61,8 @@ def soft_histogram(
         value_range: outer edges of the first and last bin.
         bandwidth: kernel width in the unit of ``values``, sigma of eq. 7; see the conventions page.
         backend: "torch"; "numba", for the CPU; "triton", for float32 and less on CUDA; or "auto", which takes the
-            fastest that is installed.
+            fastest that is installed. Below a quarter of a bin, with weights, and with masks that shatter the picture,
+            torch does the work in any case.
 
     Returns:
         ``(B, R, C, num_bins)`` in float32, or float64 for float64 values; R = 1 without regions.
@@ -116,7 +117,9 @@ def histogram_difference(
     low, high = check_range("value_range", value_range)
     check_bandwidth(bandwidth, num_bins, (low, high))
     regions = count_regions(student, masks, labels, num_regions)
-    check_values(student, low, high)
+    names = ("values",) if teacher is None else ("student", "teacher")
+    for name, picture in zip(names, (student, teacher), strict=False):
+        check_values(name, picture, low, high, float(bandwidth))  # type: ignore[arg-type]
     with torch.autocast(student.device.type, enabled=False):
         student, teacher = full_precision(student), None if teacher is None else full_precision(teacher)
         double = any(x is not None and x.dtype == torch.float64 for x in (student, teacher))
@@ -138,7 +141,9 @@ class _Difference(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
         student, teacher, labels, masks, ctx.options = inputs
-        ctx.save_for_backward(student, teacher, labels, masks)
+        # A teacher without a gradient may change, or be of inference mode, before the backward pass.
+        pictures = (x if needed else None for x, needed in zip((student, teacher), ctx.needs_input_grad, strict=False))
+        ctx.save_for_backward(*pictures, labels, masks)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
@@ -188,7 +193,7 @@ def _soft_histogram(student, teacher, labels, masks, num_regions, num_bins, low,
         labels, members = atoms.labels[pictures].unflatten(1, student.shape[2:]), atoms.members[pictures]
         other = None if teacher is None else teacher[pictures]
         table = _by_labels(student[pictures], other, labels, members.shape[2], bins, backend)
-        parts.append((members.to(table.dtype) @ table.flatten(2)).unflatten(2, table.shape[2:]))
+        parts.append(_sum_rows(members, table))
     return torch.cat(parts)
 
 
@@ -213,8 +218,7 @@ def _soft_histogram_backward(grad, values, labels, masks, num_regions, num_bins,
     parts = []
     for pictures in _pictures(atoms, values.shape[1] * num_bins):
         labels, members = atoms.labels[pictures].unflatten(1, values.shape[2:]), atoms.members[pictures]
-        table = members.to(grad.dtype).transpose(1, 2) @ grad[pictures].flatten(2)
-        table = table.unflatten(2, grad.shape[2:])
+        table = _sum_rows(members.transpose(1, 2), grad[pictures])
         parts.append(_gradient_by_labels(table, values[pictures], labels, bins, backend))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -228,14 +232,14 @@ def _batched(operator):  # type: ignore[no-untyped-def]
     """Rule for torch.vmap: one call, with the mapped axis merged into the batch."""
 
     def rule(info, in_dims, *arguments):  # type: ignore[no-untyped-def]
-        def merge(argument: Any, dim: int | None) -> Any:
+        def lead(argument: Any, dim: int | None) -> Any:
             if not isinstance(argument, Tensor):
                 return argument
-            mapped = argument.expand(info.batch_size, *argument.shape) if dim is None else argument.movedim(dim, 0)
-            return mapped.flatten(0, 1)
+            return argument.expand(info.batch_size, *argument.shape) if dim is None else argument.movedim(dim, 0)
 
-        result = operator(*(merge(argument, dim) for argument, dim in zip(arguments, in_dims, strict=True)))
-        return result.unflatten(0, (info.batch_size, -1)), 0
+        mapped = [lead(argument, dim) for argument, dim in zip(arguments, in_dims, strict=True)]
+        result = operator(*(x.flatten(0, 1) if isinstance(x, Tensor) else x for x in mapped))
+        return result.view(*mapped[0].shape[:2], *result.shape[1:]), 0
 
     return rule
 
@@ -282,6 +286,14 @@ def _compiled_engine() -> ModuleType | None:
         warnings.warn(f"histograms are computed by torch, several times slower: {error}", UserWarning, stacklevel=2)
         return None
     return _histogram_numba
+
+
+def _sum_rows(members: Tensor, table: Tensor) -> Tensor:
+    """Add up the histograms (B, U, C, N) that each row of ``members`` (B, R, U) names; NaN stays with those."""
+    members, broken = members.to(table.dtype), table.isnan().any(-1)  # 0 times NaN would be NaN for all
+    total = members @ table.masked_fill(broken[..., None], 0).flatten(2)
+    total = total.unflatten(2, table.shape[2:])
+    return total.masked_fill((members @ broken.to(table.dtype) > 0)[..., None], float("nan"))
 
 
 def _atoms(masks: Tensor, row: int, keep: bool) -> Atoms | None:

@@ -594,7 +594,7 @@ def test_the_unit_of_the_pictures_does_not_matter(value_range):
 
 
 @both_paths
-def test_chunk_boundaries_change_nothing(monkeypatch, bandwidth):
+def test_chunk_boundaries_change_nothing(monkeypatch, cpu_engine, bandwidth):
     student, teacher = pictures(2, 3, 9, 13)
     labels = region_map(2, 9, 13)
 
@@ -603,6 +603,8 @@ def test_chunk_boundaries_change_nothing(monkeypatch, bandwidth):
 
     whole = results(loss, student, teacher)
     monkeypatch.setattr(_histogram_engine, "_CHUNK", 11)
+    if cpu_engine == "numba":
+        monkeypatch.setattr("skt_components.ops._histogram_numba._CHUNK", 11)
     torch.testing.assert_close(results(loss, student, teacher), whole)
 
 
@@ -727,6 +729,7 @@ def test_both_losses_reject(student, teacher, options, error, message):
             ValueError,
             "give masks or labels, not both",
         ),
+        ({"masks": M, "num_regions": 4}, ValueError, "num_regions goes with labels"),
         ({"masks": M, "soft_masks": "soft"}, ValueError, "soft_masks must be one of"),
         ({"masks": [1]}, TypeError, r"masks must be a tensor \(B, R, H, W\), got list"),
         ({"masks": X}, ValueError, r"masks hold values other than 0 and 1.*weighted.*literal"),
@@ -857,11 +860,51 @@ def test_semantic_module_equals_its_function():
 
 def test_pictures_outside_the_value_range_warn():
     student = torch.rand(1, 3, 16, 16) * 255
-    with pytest.warns(UserWarning, match=r"of the values are outside value_range \(0.0, 1.0\)"):
+    with pytest.warns(UserWarning, match=r"of student are outside value_range \(0.0, 1.0\)"):
         histogram_loss(student, student.flip(-1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         histogram_loss(student, student.flip(-1), value_range=(0.0, 255.0), bandwidth=1.0)
+        histogram_loss(student / 255 + 1.001, student / 255, bandwidth=0.5)  # wide kernels see beyond the range
+    with pytest.warns(UserWarning, match=r"100% of teacher are outside value_range \(0.0, 1.0\)"):
+        histogram_loss(student / 255, student + 3)
+
+
+def test_the_teacher_may_change_or_be_of_inference_mode_before_the_backward_pass():
+    student, teacher = pictures(1, 3, 9, 13)
+    labels, wanted = region_map(1, 9, 13), None
+    for kind in ("kept", "changed", "inference"):
+        with torch.inference_mode(kind == "inference"):
+            target = teacher.clone()
+        leaf = student.detach().clone().requires_grad_()
+        loss = semantic_histogram_loss(leaf, target, labels=labels, num_regions=4)
+        if kind == "changed":
+            target.zero_()
+        loss.backward()
+        wanted = leaf.grad if wanted is None else wanted
+        assert torch.equal(leaf.grad, wanted)
+
+
+def test_an_invalid_region_may_be_nan():
+    student, teacher = pictures(1, 3, 9, 13)
+    labels, valid = region_map(1, 9, 13).clamp(0, 1), torch.tensor([[True, False]])
+    broken = torch.where(labels[:, None] == 1, float("nan"), student.detach()).requires_grad_()
+    loss = semantic_histogram_loss(broken, teacher, labels=labels, num_regions=2, valid=valid)
+    (gradient,) = torch.autograd.grad(loss, broken)
+    wanted = semantic_histogram_loss(student, teacher, labels=labels, num_regions=2, valid=valid)
+    torch.testing.assert_close(loss, wanted)
+    assert gradient[(labels == 0)[:, None].expand_as(gradient)].abs().max() > 0
+    assert not gradient[(labels == 0)[:, None].expand_as(gradient)].isnan().any()
+
+
+@pytest.mark.parametrize("kind", ["bool", "float", "uint8"])
+def test_vmap_takes_every_kind_of_mask(kind):
+    student, teacher = pictures(3, 3, 9, 13)
+    masks = regions(3, 9, 13)
+    masks = {"bool": masks, "float": masks.float(), "uint8": masks.to(torch.uint8)}[kind]
+    mapped = torch.vmap(lambda s, t, m: semantic_histogram_loss(s[None], t[None], m[None]))(student, teacher, masks)
+    wanted = semantic_histogram_loss(student, teacher, masks, reduction="none")
+    torch.testing.assert_close(mapped, wanted, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float32])

@@ -83,6 +83,17 @@ def test_the_teacher_is_computed_once_and_without_a_graph(monkeypatch):
     assert counted == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("kind", ["labels", "masks"])
+def test_a_target_keeps_its_regions_and_may_be_made_in_inference_mode(kind):
+    where = {"labels": {"labels": labels.clone(), "num_regions": 4}, "masks": {"masks": masks.clone()}}[kind]
+    loss = SemanticHistogramLoss()
+    wanted = outcome(loss, loss.precompute(teacher, **where))
+    with torch.inference_mode():
+        target = loss.precompute(teacher.clone(), **where)
+    where[kind].zero_()
+    assert all(torch.equal(a, b) for a, b in zip(outcome(loss, target), wanted, strict=True))
+
+
 @pytest.mark.parametrize(
     ("loss", "arguments", "message"),
     [

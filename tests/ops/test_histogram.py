@@ -345,12 +345,20 @@ def test_infinities_count_nothing_and_have_no_gradient(bandwidth, far):
 def test_nan_makes_its_own_histogram_nan_and_no_other(bandwidth):
     values, labels = picture(2, 3, 5, 7), region_map(2, 5, 7, 2).clamp(0, 1)
     values[0, 1, 2, 3] = float("nan")
-    counts = soft_histogram(values, labels=labels, num_regions=2, bandwidth=bandwidth).sum(-1)
-    wanted = torch.zeros_like(counts, dtype=torch.bool)
+    wanted = torch.zeros(2, 2, 3, dtype=torch.bool)
     wanted[0, labels[0, 2, 3], 1] = True
-    assert torch.equal(counts.isnan(), wanted)
+    pixels = wanted.new_zeros(2, 3, 5, 7)
+    pixels[0, 1] = labels[0] == labels[0, 2, 3]
+    for where in ({"labels": labels, "num_regions": 2}, {"masks": one_hot(labels, 2)}):
+        counts, gradient = outcome(soft_histogram, values, bandwidth=bandwidth, **where)
+        assert torch.equal(counts.isnan().all(-1), wanted)
+        assert torch.equal(counts.isnan().any(-1), wanted)
+        counts = soft_histogram(x := values.clone().requires_grad_(), bandwidth=bandwidth, **where)
+        (gradient,) = torch.autograd.grad(counts.square().sum(), x)
+        assert torch.equal(gradient.isnan(), pixels)
     labels[0, 2, 3] = -1
     assert not soft_histogram(values, labels=labels, num_regions=2, bandwidth=bandwidth).isnan().any()
+    assert not soft_histogram(values, masks=one_hot(labels, 2), bandwidth=bandwidth).isnan().any()
 
 
 # gradcheck
@@ -550,6 +558,10 @@ def test_vmap_is_one_call_and_right_in_value_and_gradient():
     torch.testing.assert_close(shared[1], by_one(values[1], labels[0]))
 
 
+def test_vmap_of_nothing_is_nothing():
+    assert torch.vmap(soft_histogram)(torch.rand(0, 1, 3, 4, 4)).shape == (0, 1, 1, 3, 256)
+
+
 def test_functional_gradients_are_the_usual_ones():
     values, labels = picture(3, 2, 5, 7), region_map(3, 5, 7)
 
@@ -656,6 +668,8 @@ def test_threads_change_nothing(monkeypatch, cpu_engine, bandwidth):
         torch.set_num_threads(threads)
         options = {"labels": labels, "num_regions": 4, "bandwidth": bandwidth}
         found.append(outcome(soft_histogram, values, **options))
+        with torch.inference_mode():
+            assert torch.equal(soft_histogram(values, **options), found[0][0])
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
@@ -705,13 +719,16 @@ def measure(height, width, regions, bandwidth):
     labels = (y * 8 // height * 8 + x * 8 // width)[None] % 64
     diamonds = [(y - k * height // 9).abs() + (x - k * width // 9).abs() < height // 2 for k in range(8)]
     masks = torch.stack(diamonds)[None]
-    where = {"labels": {"labels": labels, "num_regions": 64}, "masks": {"masks": masks}}[regions]
+    where = {"labels": {"labels": labels, "num_regions": 64}, "masks": {"masks": masks}}[regions.split()[0]]
+    if "area" in regions:
+        where["normalization"] = "area"
     open("/proc/self/clear_refs", "w").write("5")
     before = peak()
     semantic_histogram_loss(student, teacher, bandwidth=bandwidth, backend=os.environ["ENGINE"], **where).backward()
     return peak() - before - 3 * height * width * 4 / 2**20
 
-for case in (("labels", 1 / 400), ("labels", 1 / 64), ("labels", 0.5), ("masks", 1 / 400)):
+narrow = [(kind, 1 / 400) for kind in ("labels", "masks", "labels area", "masks area")]
+for case in (*narrow, ("labels", 1 / 64), ("labels", 0.5)):
     measure(64, 64, *case)
     print(*case, measure(1080, 1920, *case))
 """
@@ -724,7 +741,7 @@ def test_memory_beyond_the_gradient_is_bounded_however_large_the_picture(cpu_eng
     run = subprocess.run([sys.executable, "-c", PEAK_MEMORY], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     found = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in run.stdout.splitlines()}
-    assert len(found) == 4
+    assert len(found) == 6
     assert max(found.values()) <= 16, found  # MiB; the dense form takes 30 GiB
 
 
@@ -745,6 +762,12 @@ X = torch.rand(2, 3, 4, 5)
         (X, {"value_range": 1.0}, ValueError, "value_range must be a pair"),
         (X, {"bandwidth": 0.0}, ValueError, "bandwidth must be a finite number > 0"),
         (X, {"bandwidth": float("nan")}, ValueError, "bandwidth must be a finite number > 0"),
+        (X, {"bandwidth": 1e-300}, ValueError, r"bandwidth must be 1e-06 to 1e\+06 bins, got 1e-300"),
+        (X, {"bandwidth": 1e300}, ValueError, r"bandwidth must be 1e-06 to 1e\+06 bins, got 1e\+300"),
+        (X, {"num_regions": 5}, ValueError, "num_regions goes with labels, got num_regions=5"),
+        (X, {"labels": X[:, 0].long() + 2**40}, ValueError, "labels go up to 1099511627776; if there are so many"),
+        (X, {"labels": X[:, 0].long().to("meta")}, ValueError, "labels must be on the pictures' device cpu, got meta"),
+        (X, {"masks": X.to("meta")}, ValueError, "masks must be on the pictures' device cpu, got meta"),
         (X, {"backend": "cuda"}, ValueError, r"backend must be one of \[.*'torch'.*\], got 'cuda'"),
         (X, {"masks": X[:, :2] > 0, "labels": X[:, 0].long()}, ValueError, "give masks or labels, not both"),
         (X, {"masks": (X > 0).int()}, TypeError, r"masks must be a bool or floating tensor .* got torch.int32"),
