@@ -30,6 +30,12 @@ import skt_components as skt
 ORMS: dict[str, Callable[[], nn.Module]] = {
     "ahdrnet": skt.AHDRNet,
     "ahdrnet-small": lambda: skt.AHDRNet(features=16, num_layers=4, growth=8),
+    "hdr-transformer": skt.HDRTransformer,
+    "hdr-transformer-small": lambda: skt.HDRTransformer(features=24, depths=(2, 2, 2), num_heads=(4, 4, 4)),
+    "sctnet": skt.SCTNet,
+    "sctnet-small": lambda: skt.SCTNet(features=24, depths=(2, 2, 2, 2), num_heads=(4, 4, 4, 4)),
+    "tmrnet": lambda: skt.TMRNet(3, 6, 3),
+    "tmrnet-small": lambda: skt.TMRNet(3, 6, 3, features=16, num_blocks=(1, 2, 2, 1)),
 }
 Framework = skt.SemanticKnowledgeTransfer
 Data = skt.SyntheticScenes | skt.HDRFolder

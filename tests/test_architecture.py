@@ -271,6 +271,21 @@ TYPED_CALLS = [
     ("modules", "PriorFusionBlock(3, 3)(x, x[..., :8])", "PriorFusionBlock(3, 3)(x, x[0])"),
     ("modules", "SKAM(3, 3, 4)(x, x)", "SKAM(3, 3, 4)(x, x[:1])"),
     ("models", "AHDRNet(features=4)(ones(1, 3, 6, 8, 8))", "AHDRNet(features=4)(ones(3, 6, 8, 8))"),
+    (
+        "models",
+        "HDRTransformer(features=4, depths=(1,) * 3, num_heads=(1,) * 3)(ones(1, 3, 6, 8, 8))",
+        "HDRTransformer(features=4, depths=(1,) * 3, num_heads=(1,) * 3)(ones(3, 6, 8, 8))",
+    ),
+    (
+        "models",
+        "SCTNet(features=12, depths=(1,) * 4, num_heads=(1,) * 4)(ones(1, 3, 6, 8, 8))",
+        "SCTNet(features=12, depths=(1,) * 4, num_heads=(1,) * 4)(ones(3, 6, 8, 8))",
+    ),
+    (
+        "models",
+        "TMRNetPlus(features=8, num_blocks=(1,) * 4)(ones(1, 5, 4, 8, 8))",
+        "TMRNetPlus(features=8, num_blocks=(1,) * 4)(ones(5, 4, 8, 8))",
+    ),
     ("models", "SPGRM([3], features=4)(x, [x])", "SPGRM([3], features=4)(x[0], [x])"),
 ]
 

@@ -13,8 +13,8 @@ from urllib.parse import urlparse
 
 from torch import Tensor
 
-from skt_components.banks.checkpoint import hub_cache, load_weights
 from skt_components.banks.lite0 import lite0_weights
+from skt_components.modules.weights import hub_cache, load_weights
 
 LITE0 = "tf_efficientnet_lite0"
 _EXTRA = 'pip install "skt-components[timm]"'

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from skt_components.banks.checkpoint import import_safetensors, replacing
 from skt_components.banks.frozen import Frozen
 from skt_components.banks.priors import KnowledgeBank, SemanticPriors, priors_from_labels
+from skt_components.modules.weights import import_safetensors, replacing
 
 _FORMAT = 1  # part of every key: raise it when the meaning of the files changes
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from skt_components.banks.checkpoint import hub_cache, import_safetensors, load_weights, replacing
 from skt_components.banks.pickled import read_pickled_model
 from skt_components.banks.yolov8_seg import YOLOv8Seg
+from skt_components.modules.weights import hub_cache, import_safetensors, load_weights, replacing
 
 LICENSE_NOTE = "FastSAM's weights are under AGPL-3.0 and were trained on SA-1B, whose license is for research."
 _FIRST_CHANNELS = {"FastSAM-s": 32, "FastSAM-x": 80}  # which of the two a file is

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skt_components.banks.checkpoint import named_tensors, plain_tensors
+from skt_components.modules.weights import named_tensors, plain_tensors
 
 # What YOLO checkpoints of all generations name; whatever the file does with it, it gets an _Inert and nothing runs.
 # getattr: how protocol 2 writes a method, such as the Detect.forward that segmentation heads of 8.0 carry.

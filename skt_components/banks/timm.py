@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from skt_components.banks._framing import crop_maps, enlarge, pad_to_multiple
 from skt_components.banks._timm_weights import LITE0, create, read_state
-from skt_components.banks.checkpoint import check_state_dict
 from skt_components.banks.frozen import Frozen, Normalize, fingerprint
 from skt_components.banks.priors import (
     RegionSource,
@@ -22,6 +21,7 @@ from skt_components.banks.priors import (
     priors_from_labels,
 )
 from skt_components.banks.regions import ColorPositionKMeans
+from skt_components.modules.weights import check_state_dict
 from skt_components.ops._checks import check_tensor, float_dtype
 
 _COLOR_REGIONS = ColorPositionKMeans(8)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skt_components.banks.checkpoint import check_state_dict
+from skt_components.modules.weights import check_state_dict
 from skt_components.ops._checks import float_dtype
 
 STRIDES = {

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from skt_components.losses._histogram_regions import check_regions, normalize
 from skt_components.losses._histogram_target import HistogramTarget
 from skt_components.ops._checks import (
     check_choice,
@@ -18,14 +19,12 @@ from skt_components.ops._checks import (
     check_tensor,
     float_dtype,
 )
-from skt_components.ops._histogram_atoms import remember
 from skt_components.ops._histogram_checks import BACKENDS
 from skt_components.ops.histogram import histogram_difference
 
 NORMALIZATIONS = ("pixels", "area", "none")
 REDUCTIONS = ("mean", "sum", "none")
 SOFT_MASKS = (None, "weighted", "literal")
-_SHARE = 1 << 18  # numbers of masks or labels to look at together
 _KERNEL = ("num_bins", "value_range", "bandwidth")  # what a target has to share with the loss
 
 
@@ -59,8 +58,8 @@ def semantic_histogram_loss(
             floats count as weights.
         labels: regions as an integer map in [0, num_regions). Give masks or labels. Pixels with -1, or with
             ``num_regions`` and more (a 255 for "ignore", say), belong to none.
-        num_regions: number of regions in ``labels``, only with these. None reads it off the map: that waits for the device, and R
-            then depends on the largest label in the batch.
+        num_regions: number of regions in ``labels``, only with these. None reads it off the map: that waits for the
+            device, and R then depends on the largest label in the batch.
         valid: which of the regions count in the average 1/R; all of them when None, the empty ones too.
         num_bins: bins N of eq. 6.
         value_range: outer edges of the bins.
@@ -106,13 +105,13 @@ def semantic_histogram_loss(
         counts = _counts(student, None, masks, labels, num_regions, soft_masks, {**options, "backend": backend})
         difference = counts - teacher.counts
     else:
-        masks = _check_regions(masks, labels, num_regions, soft_masks)
+        masks = check_regions(masks, labels, num_regions, soft_masks)
         check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
         check_same_shape("student", student, "teacher", teacher)
         options["backend"] = backend
         difference = _counts(student, teacher, masks, labels, num_regions, soft_masks, options)
     regions_found = difference.shape[1]
-    difference = _normalize(difference, student, masks, labels, normalization)
+    difference = normalize(difference, student, masks, labels, normalization)
     count: Tensor | int = max(regions_found, 1)
     if valid is not None:
         if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
@@ -176,54 +175,9 @@ def histogram_loss(
         check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
         check_same_shape("student", student, "teacher", teacher)
         difference = histogram_difference(student, teacher, **options, backend=backend)
-    difference = _normalize(difference, student, None, None, normalization)
+    difference = normalize(difference, student, None, None, normalization)
     per_picture = difference.square().sum(dim=-1).mean(dim=-1).squeeze(1)
     return _reduce(per_picture, reduction).to(float_dtype(student))
-
-
-def _check_regions(
-    masks: Tensor | None, labels: Tensor | None, num_regions: int | None, soft_masks: str | None
-) -> Tensor | None:
-    """Return the masks, bool where they are binary; raise unless there are either masks or labels."""
-    if masks is None and labels is None:
-        raise ValueError("semantic_histogram_loss needs masks or labels; histogram_loss has no regions")
-    if masks is not None and labels is not None:
-        raise ValueError("give masks or labels, not both")
-    if masks is None:
-        return None
-    if num_regions is not None:
-        raise ValueError("num_regions goes with labels; masks have as many regions as they say")
-    if not isinstance(masks, Tensor):
-        raise TypeError(f"masks must be a tensor (B, R, H, W), got {type(masks).__name__}")
-    if masks.requires_grad and soft_masks != "literal":
-        raise ValueError("masks must not require a gradient: it is not computed; pass masks.detach()")
-    if masks.dtype == torch.bool or (soft_masks is not None and masks.is_floating_point()):
-        return masks
-    if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(masks):
-        # Not looked at: as weights, masks of 0 and 1 mean the same, and others are not rounded up to 1.
-        return masks if masks.is_floating_point() else masks.bool()
-    return remember("binary", masks, lambda: _binary(masks))
-
-
-def _binary(masks: Tensor) -> Tensor:
-    for part in _shares(masks):
-        binary = (part == 0) | (part == 1)
-        if not masks.is_floating_point():
-            binary |= part == 255  # as mask files have it
-        if not bool(binary.all()):
-            raise ValueError(
-                "masks hold values other than 0 and 1. A label map goes into labels=; otherwise pass masks > 0.5, or "
-                'say which loss is meant with soft_masks="weighted" (pixels counted in proportion) or "literal" (the '
-                "picture multiplied, eq. 10)"
-            )
-    return masks.bool()
-
-
-def _shares(regions: Tensor) -> tuple[Tensor, ...]:
-    """Return some rows after the other of masks (B, R, H, W) or labels (B, H, W): temporaries stay small."""
-    if regions.ndim < 3 or not regions.numel() or torch.compiler.is_compiling():
-        return (regions,)
-    return regions.split(max(1, _SHARE * regions.shape[-2] // regions.numel()), dim=-2)
 
 
 def _counts(
@@ -244,28 +198,6 @@ def _counts(
     masked = [None if x is None else (x[:, None] * weights).flatten(0, 1) for x in (student, teacher)]
     difference = histogram_difference(*masked, **options)  # type: ignore[arg-type]
     return difference.reshape(*masks.shape[:2], *difference.shape[2:])
-
-
-def _normalize(
-    difference: Tensor, student: Tensor, masks: Tensor | None, labels: Tensor | None, normalization: str
-) -> Tensor:
-    if normalization == "none":
-        return difference
-    pixels = student.shape[-2] * student.shape[-1]
-    if normalization == "pixels" or (masks is None and labels is None):
-        return difference / max(pixels, 1)
-    if masks is not None:
-        area = torch.stack([part.sum(dim=(-2, -1), dtype=difference.dtype) for part in _shares(masks)]).sum(0)
-    else:
-        assert labels is not None
-        batch, regions = difference.shape[:2]
-        area = difference.new_zeros(batch, regions + 1)
-        for part in _shares(labels):
-            index = part.long().flatten(1)
-            index = torch.where((index >= 0) & (index < regions), index, regions)
-            area = area.scatter_add(1, index, area.new_ones(()).expand_as(index))
-        area = area[:, :regions]
-    return difference / torch.where(area > 0, area, 1)[:, :, None, None]
 
 
 def _reduce(per_picture: Tensor, reduction: str) -> Tensor:
@@ -397,7 +329,7 @@ class SemanticHistogramLoss(_HistogramModule):
         check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
         options = {name: self.options[name] for name in (*_KERNEL, "soft_masks")}
         with torch.inference_mode(False), torch.no_grad():  # what is made here will be used in training
-            masks = _check_regions(masks, labels, num_regions, options["soft_masks"])
+            masks = check_regions(masks, labels, num_regions, options["soft_masks"])
             kernel = {name: self.options[name] for name in (*_KERNEL, "backend")}
             counts = _counts(teacher, None, masks, labels, num_regions, options["soft_masks"], kernel)
             masks, labels = (None if x is None else x.clone() for x in (masks, labels))

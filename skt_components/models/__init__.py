@@ -1,6 +1,21 @@
 """Models: reconstruction networks (ORM) and the SPGRM."""
 
 from skt_components.models.ahdrnet import AHDRNet
+from skt_components.models.export import export_onnx, export_program
+from skt_components.models.hdr_transformer import HDRTransformer
+from skt_components.models.network import ReconstructionNetwork
+from skt_components.models.sctnet import SCTNet
 from skt_components.models.spgrm import SPGRM
+from skt_components.models.tmrnet import TMRNet, TMRNetPlus
 
-__all__ = ["SPGRM", "AHDRNet"]
+__all__ = [
+    "SPGRM",
+    "AHDRNet",
+    "HDRTransformer",
+    "ReconstructionNetwork",
+    "SCTNet",
+    "TMRNet",
+    "TMRNetPlus",
+    "export_onnx",
+    "export_program",
+]

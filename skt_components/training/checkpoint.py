@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -13,7 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skt_components.banks.checkpoint import check_state_dict, import_safetensors, read_state_dict, replacing
+from skt_components.models.ahdrnet import AHDRNet
+from skt_components.models.hdr_transformer import HDRTransformer
+from skt_components.models.network import ReconstructionNetwork
+from skt_components.models.sctnet import SCTNet
+from skt_components.models.tmrnet import TMRNet, TMRNetPlus
+from skt_components.modules.weights import check_state_dict, import_safetensors, read_state_dict, replacing
+
+_NETWORKS = (AHDRNet, HDRTransformer, SCTNet, TMRNet, TMRNetPlus)
 
 
 class NonFiniteError(FloatingPointError):
@@ -120,7 +128,8 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
 
     Args:
         path: a ``.safetensors`` file; it is replaced if it exists, its folder must exist.
-        model: the model; nothing but its state dict is written.
+        model: the model; nothing but its state dict is written, and for a :class:`ReconstructionNetwork`, as the
+            file's metadata, how it was made, so that :func:`load_model` can make it again.
 
     Raises:
         ImportError: safetensors is not installed.
@@ -132,8 +141,52 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
     }
+    metadata = None
+    if isinstance(model, ReconstructionNetwork):
+        metadata = {"network": type(model).__name__, "config": json.dumps(model.config)}
     with replacing(path) as temporary:
-        safetensors.torch.save_file(state, temporary)
+        safetensors.torch.save_file(state, temporary, metadata)
+
+
+def load_model(path: str | os.PathLike[str]) -> ReconstructionNetwork:
+    """Make the network that :func:`save_weights` wrote, with its weights, on the CPU and in eval mode.
+
+    Args:
+        path: a ``.safetensors`` file of one of this library's networks.
+
+    Raises:
+        ImportError: safetensors is not installed.
+        FileNotFoundError: there is no such file.
+        ValueError: the file does not say which network it is from, or does not fit it.
+
+    Example:
+        >>> import tempfile
+        >>> from skt_components import AHDRNet
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_weights(f"{folder}/orm.safetensors", AHDRNet(features=8, num_layers=2, growth=4))
+        ...     load_model(f"{folder}/orm.safetensors").config["growth"]
+        4
+    """
+    state = read_state_dict(path)  # says what is wrong with the file
+    safetensors = import_safetensors("reading weights")
+    metadata: dict[str, str] = {}
+    if Path(path).suffix == ".safetensors":
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    known = {network.__name__: network for network in _NETWORKS}
+    if metadata.get("network") not in known:
+        found = f"names {metadata['network']!r}" if "network" in metadata else "names none"
+        raise ValueError(
+            f"{path} must name one of the networks {', '.join(sorted(known))} in its metadata, as save_weights writes "
+            f"it, but {found}; make the network yourself and use load_weights"
+        )
+    try:
+        network = known[metadata["network"]](**json.loads(metadata["config"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} has a broken config of {metadata['network']}: {error}") from error
+    check_state_dict(path, state, network.state_dict())
+    network.load_state_dict(state)
+    return network.eval()
 
 
 def load_weights(path: str | os.PathLike[str], model: nn.Module) -> None:

@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from skt_components.banks.checkpoint import load_weights
 from skt_components.banks.pickled import read_pickled_model
+from skt_components.modules.weights import load_weights
 
 
 @contextmanager

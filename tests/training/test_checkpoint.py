@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import nn
 
+from skt_components.models import AHDRNet
 from skt_components.training import (
     NonFiniteError,
     check_finite,
     load_checkpoint,
+    load_model,
     load_weights,
     save_checkpoint,
     save_weights,
@@ -227,7 +229,7 @@ def test_a_failing_weights_writer_leaves_the_old_file_alone(tmp_path, monkeypatc
     save_weights(path, make_model())
     before = path.read_bytes()
 
-    def write_half(_state: object, target: str) -> None:
+    def write_half(_state: object, target: str, _metadata: object) -> None:
         Path(target).write_bytes(b"half")
         raise OSError("disk full")
 
@@ -331,3 +333,36 @@ def test_the_host_looks_at_the_device_once(monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, lambda self, _o=original, _n=name: (looks.append(_n), _o(self))[1])
     check_finite({str(i): torch.rand(5) for i in range(10)}, 3)
     assert looks == ["tolist"]
+
+
+# models made from their file
+
+
+def test_a_network_of_this_library_is_made_from_its_file(tmp_path):
+    network = AHDRNet(5, 4, 4, features=6, num_layers=2, growth=3, reference=0, peak=16.0)
+    save_weights(tmp_path / "orm.safetensors", network)
+    twin = load_model(tmp_path / "orm.safetensors")
+    assert type(twin) is AHDRNet
+    assert twin.config == network.config
+    assert not twin.training
+    assert all(torch.equal(twin.state_dict()[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_a_file_that_does_not_say_its_network_is_refused(tmp_path):
+    save_weights(tmp_path / "other.safetensors", nn.Linear(2, 3))
+    with pytest.raises(ValueError, match=r"other\.safetensors must name one of the networks AHDRNet, .* names none"):
+        load_model(tmp_path / "other.safetensors")
+    torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth must name one of .* names none; .* use load_weights"):
+        load_model(tmp_path / "w.pth")
+    safetensors = pytest.importorskip("safetensors.torch")
+    for metadata, message in [
+        ({"network": "os.system", "config": "{}"}, r"names 'os\.system'"),
+        ({"network": "AHDRNet"}, "broken config of AHDRNet"),
+        ({"network": "AHDRNet", "config": "{"}, "broken config of AHDRNet"),
+        ({"network": "AHDRNet", "config": '{"colour": 3}'}, "broken config of AHDRNet"),
+        ({"network": "AHDRNet", "config": '{"features": 8}'}, "does not fit"),
+    ]:
+        safetensors.save_file({"a": torch.ones(2)}, tmp_path / "m.safetensors", metadata)
+        with pytest.raises(ValueError, match=message):
+            load_model(tmp_path / "m.safetensors")

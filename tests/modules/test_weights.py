@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from skt_components.banks.checkpoint import check_state_dict, load_weights, named_tensors, read_state_dict, replacing
+from skt_components.modules.weights import check_state_dict, load_weights, named_tensors, read_state_dict, replacing
 
 
 @pytest.fixture

@@ -47,7 +47,12 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def named_tensors(content: object, source: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the state dict in what a file held, without the wrapping that training scripts put around it.
+    """Return the state dict in what a file held, fit for making a network of; arguments and errors as below."""
+    return plain_tensors(unwrap_state_dict(content, source), source)
+
+
+def unwrap_state_dict(content: object, source: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return a state dict without the wrapping that training scripts put around it.
 
     Args:
         content: a state dict, or a dict with one under "state_dict" or "model".
@@ -67,7 +72,7 @@ def named_tensors(content: object, source: str | os.PathLike[str]) -> dict[str, 
                 f"{source} must hold only named tensors, got {type(value).__name__} under {key!r}; "
                 "save model.state_dict() alone"
             )
-    return plain_tensors(content, source)
+    return dict(content)
 
 
 def plain_tensors(state: Mapping[str, Tensor], source: str | os.PathLike[str]) -> dict[str, Tensor]:

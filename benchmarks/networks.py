@@ -1,0 +1,144 @@
+"""What the networks cost: parameters, operations, time and memory of a training step and of a whole picture.
+
+python benchmarks/networks.py                  # writes benchmarks/results/networks--<device>.json, prints a table
+python benchmarks/networks.py --picture 0      # leaves the whole picture out
+Random weights: they cost what real ones cost. Packed RAW has half the sides, four channels and five exposures.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from timing import environment, synchronize, write_result
+from torch.utils.flop_counter import FlopCounterMode
+
+import skt_components as skt
+
+ROOT = Path(__file__).parents[1]
+NETWORKS: dict[str, Callable[..., skt.ReconstructionNetwork]] = {
+    "AHDRNet": skt.AHDRNet,
+    "HDRTransformer": skt.HDRTransformer,
+    "SCTNet": skt.SCTNet,
+    "TMRNet": skt.TMRNet,
+    "TMRNetPlus": skt.TMRNetPlus,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure this machine."""
+
+    crop: int = 256
+    """Side of the training crop in pixels of the bracket (packed ones for RAW: 128 then)."""
+    picture: tuple[int, int] = (1000, 1500)
+    """Height and width of the whole picture (500 x 750 packed); 0 0 leaves it out."""
+    rounds: int = 3
+    """Timed repetitions, after one that is not."""
+    networks: tuple[str, ...] = tuple(NETWORKS)
+    """Which ones."""
+    out: Path = ROOT / "benchmarks" / "results"
+    """Folder of the JSON."""
+    one: str = ""
+    """For internal use: "NAME,what,checkpointing" in a process of its own."""
+
+
+def bracket_of(network: skt.ReconstructionNetwork, height: int, width: int, device: torch.device) -> torch.Tensor:
+    """A random bracket; packed RAW has half the sides."""
+    shrink = 2 if network.in_channels == 4 else 1
+    shape = (1, network.num_frames, network.in_channels, height // shrink, width // shrink)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB at the peak of this process so far; on a GPU, of its tensors."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure_one(name: str, what: str, checkpointing: bool, options: Options) -> dict[str, float]:
+    """Time and memory of one kind of work, in this process alone."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = NETWORKS[name](checkpointing=checkpointing).to(device)
+    size = (options.crop, options.crop) if what == "step" else options.picture
+    bracket = bracket_of(network, *size, device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-5)
+    network.train(what == "step")
+
+    def step() -> None:
+        if what == "picture":
+            with torch.no_grad():
+                network(bracket)
+            return
+        optimizer.zero_grad(set_to_none=True)
+        network(bracket).square().mean().backward()
+        optimizer.step()
+
+    before = peak_memory(device)
+    times = []
+    for _ in range(options.rounds + 1):
+        synchronize(device)
+        start = time.perf_counter()
+        step()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return {
+        "seconds": round(statistics.median(times[1:]), 4),
+        "peak_mib_beyond_start": round(peak_memory(device) - before, 1),
+    }
+
+
+def operations(name: str) -> dict[str, float]:
+    """Parameters, and multiply-adds in one forward pass of a 256 x 256 bracket (packed for RAW)."""
+    network = NETWORKS[name]().eval()
+    bracket = torch.rand(1, network.num_frames, network.in_channels, 256, 256)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(bracket)
+    return {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "gmacs_256": round(counter.get_total_flops() / 2e9, 1),
+    }
+
+
+def child(name: str, what: str, checkpointing: bool, options: Options) -> dict[str, float]:
+    """The same in a fresh process, so that memory is its own."""
+    sizes = ["--crop", str(options.crop), "--picture", *map(str, options.picture), "--rounds", str(options.rounds)]
+    command = [sys.executable, __file__, "--one", f"{name},{what},{int(checkpointing)}", *sizes]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main(options: Options) -> None:
+    """Measure, print, write."""
+    if options.one:
+        name, what, checkpointing = options.one.split(",")
+        print(json.dumps(measure_one(name, what, checkpointing == "1", options)))
+        return
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows: dict[str, dict] = {}
+    for name in options.networks:
+        row: dict[str, object] = dict(operations(name))
+        row["training step"] = child(name, "step", False, options)
+        row["training step, checkpointing"] = child(name, "step", True, options)
+        if all(options.picture):
+            row["whole picture"] = child(name, "picture", False, options)
+        rows[name] = row
+        print(name, json.dumps(row, indent=1), flush=True)
+    result = {"command": " ".join(["python benchmarks/networks.py", *sys.argv[1:]]), **environment(device)}
+    write_result(
+        options.out, "networks", {**result, "crop": options.crop, "picture": options.picture, "networks": rows}
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

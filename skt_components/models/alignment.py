@@ -1,0 +1,165 @@
+"""Alignment of features by optical flow: warping, and the deformable convolution that a flow guides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from skt_components.ops._checks import check_positive, float_dtype
+
+_TAPS = 9  # of a 3x3 kernel
+
+
+def flow_warp(
+    x: Float[Tensor, "b c h w"], flow: Float[Tensor, "b 2 h w"], padding: str = "zeros"
+) -> Float[Tensor, "b c h w"]:
+    """Return ``x`` sampled bilinearly where the flow points: ``out(p) = x(p + flow(p))``.
+
+    Args:
+        x: what is sampled, ``(B, C, H, W)``.
+        flow: the way to go in pixels, to the right and down, ``(B, 2, H, W)``.
+        padding: what lies outside: "zeros", or "border" for the nearest pixel.
+
+    Returns:
+        The warped ``x``, same shape and dtype; positions are computed in float32 at least.
+
+    Example:
+        >>> x = torch.arange(4.0).view(1, 1, 1, 4)
+        >>> right = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 1, 4)
+        >>> flow_warp(x, right).flatten().tolist()
+        [1.0, 2.0, 3.0, 0.0]
+    """
+    height, width = x.shape[-2:]
+    dtype = float_dtype(x)
+    flow = flow.to(dtype)
+    columns = flow[:, 0] + torch.arange(width, dtype=dtype, device=x.device)
+    rows = flow[:, 1] + torch.arange(height, dtype=dtype, device=x.device)[:, None]
+    grid = torch.stack([2.0 * columns / _span(width) - 1.0, 2.0 * rows / _span(height) - 1.0], dim=-1)
+    return F.grid_sample(x.to(dtype), grid, mode="bilinear", padding_mode=padding, align_corners=True).to(x.dtype)
+
+
+class ModulatedDeformConv2d(nn.Conv2d):
+    """A convolution, same size in and out, whose taps sit where offsets say and weigh what a mask says.
+
+    Needs torchvision when it runs, not before. Computes in float32 at least, also under autocast.
+
+    Args: those of ``torch.nn.Conv2d``.
+
+    Raises:
+        ImportError: torchvision is not installed; when it runs.
+
+    Example:
+        >>> conv = ModulatedDeformConv2d(4, 6, 3, padding=1)
+        >>> offset, mask = torch.zeros(1, 18, 5, 7), torch.ones(1, 9, 5, 7)
+        >>> x = torch.rand(1, 4, 5, 7)
+        >>> torch.allclose(conv(x, offset, mask), torch.conv2d(x, conv.weight, conv.bias, padding=1), atol=1e-6)
+        True
+
+    Reference:
+        X. Zhu et al., "Deformable ConvNets v2: more deformable, better results", CVPR 2019.
+    """
+
+    def forward(  # type: ignore[override]
+        self, x: Float[Tensor, "b i h w"], offset: Float[Tensor, "b d h w"], mask: Float[Tensor, "b k h w"]
+    ) -> Float[Tensor, "b o h w"]:
+        """Return the convolved features.
+
+        Args:
+            x: features.
+            offset: pixels down and to the right, in turn, for each tap of each offset group.
+            mask: weight of each tap of each offset group.
+        """
+        dtype = float_dtype(x)
+        weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        # deform_conv2d wants one dtype, and has no kernel for half precision on the CPU.
+        out: Tensor = _deform_conv2d()(
+            x.to(dtype),
+            offset.to(dtype),
+            weight,
+            bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            mask=mask.to(dtype),
+        )
+        return out.to(x.dtype)
+
+
+class DeformableAlignment(nn.Module):
+    """Bring a moving frame's features to the reference: a flow says where to look, convolutions correct it.
+
+    Args:
+        features: channels; a multiple of ``groups``.
+        groups: of the deformable convolution; each has its offsets and mask.
+        max_residue: how far, in pixels, the offsets may leave the flow.
+
+    Raises:
+        ValueError: ``groups`` does not divide ``features``, or a number is out of range.
+        ImportError: torchvision is not installed; when it runs.
+
+    Example:
+        >>> align = DeformableAlignment(8, groups=2)
+        >>> moving, reference = torch.rand(1, 8, 6, 7), torch.rand(1, 8, 6, 7)
+        >>> align(moving, reference, torch.zeros(1, 2, 6, 7)).shape
+        torch.Size([1, 8, 6, 7])
+
+    Reference:
+        K. C. K. Chan et al., "BasicVSR++: improving video super-resolution with enhanced propagation and alignment",
+        CVPR 2022.
+    """
+
+    def __init__(self, features: int = 64, groups: int = 8, max_residue: float = 10.0) -> None:
+        super().__init__()
+        if groups < 1 or features % groups:
+            raise ValueError(f"features must be a multiple of groups={groups}, got {features}")
+        check_positive("max_residue", max_residue)
+        self.max_residue = max_residue
+        self.deform_conv = ModulatedDeformConv2d(features, features, 3, padding=1, groups=groups)
+        self.conv_offset = nn.Sequential(
+            nn.Conv2d(2 * features + 2, features, 3, padding=1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(features, features, 3, padding=1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(features, features, 3, padding=1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(features, 3 * _TAPS * groups, 3, padding=1),
+        )
+        for parameter in self.conv_offset[-1].parameters():
+            nn.init.zeros_(parameter)  # the flow alone, at first
+
+    def forward(
+        self,
+        moving: Float[Tensor, "b f h w"],
+        reference: Float[Tensor, "b f h w"],
+        flow: Float[Tensor, "b 2 h w"],
+    ) -> Float[Tensor, "b f h w"]:
+        """Return ``moving`` as the reference sees it.
+
+        Args:
+            moving: features of the moving frame.
+            reference: features of the reference.
+            flow: from the reference to the moving frame, in pixels to the right and down.
+        """
+        seen = torch.cat([flow_warp(moving, flow), reference, flow.to(moving.dtype)], dim=1)
+        first, second, mask = self.conv_offset(seen).chunk(3, dim=1)
+        residue = self.max_residue * torch.tanh(torch.cat([first, second], dim=1))
+        offset = residue + flow.flip(1).repeat(1, residue.shape[1] // 2, 1, 1)
+        aligned: Tensor = self.deform_conv(moving, offset, torch.sigmoid(mask))
+        return aligned
+
+
+def _span(size: int) -> int:
+    # sym_max, not max: a program exported for any size must not depend on which of the two is larger.
+    return torch.sym_max(size - 1, 1)  # type: ignore[return-value,unused-ignore]
+
+
+def _deform_conv2d() -> Callable[..., Tensor]:
+    try:
+        from torchvision.ops import deform_conv2d
+    except ImportError as error:
+        raise ImportError('TMRNet needs torchvision: pip install "skt-components[tmrnet]"') from error
+    return deform_conv2d

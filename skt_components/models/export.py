@@ -1,0 +1,136 @@
+"""The plain network in the formats that other programs run: torch.export and ONNX."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skt_components.models.network import ReconstructionNetwork
+from skt_components.modules.taps import eval_mode
+from skt_components.modules.weights import replacing
+
+_INPUT, _OUTPUT = "bracket", "hdr"
+
+
+def export_program(
+    network: ReconstructionNetwork, bracket: Tensor | None = None, *, dynamic: bool = True
+) -> torch.export.ExportedProgram:
+    """Trace the network with ``torch.export``; ``torch.export.save`` writes the result.
+
+    Args:
+        network: it is traced in eval mode and not changed.
+        bracket: an input ``(B, N, C, H, W)`` to trace with; two small random brackets when None.
+        dynamic: let the program take any batch size, height and width; the sides must be multiples of the network's
+            ``size_multiple`` then, and twice that at least. Otherwise it takes the bracket's shape only.
+
+    Returns:
+        The program: ``program.module()(bracket)``.
+
+    Raises:
+        ValueError: the sides are not multiples of ``size_multiple``.
+
+    Example:
+        >>> from skt_components import AHDRNet
+        >>> program = export_program(AHDRNet(features=8, num_layers=2, growth=4))
+        >>> program.module()(torch.rand(1, 3, 6, 24, 40)).shape
+        torch.Size([1, 3, 24, 40])
+    """
+    bracket = _example(network, bracket)
+    with eval_mode(network), torch.no_grad():
+        return torch.export.export(network, (bracket,), dynamic_shapes=_shapes(network, dynamic))
+
+
+def export_onnx(
+    network: ReconstructionNetwork,
+    path: str | os.PathLike[str],
+    bracket: Tensor | None = None,
+    *,
+    dynamic: bool = True,
+    opset: int = 20,
+    tolerance: float = 1e-4,
+) -> float:
+    """Write the network as an ONNX file, and compare it with PyTorch in onnxruntime.
+
+    Args:
+        network: it is traced in eval mode and not changed.
+        path: the ``.onnx`` file; it is replaced if it exists, its folder must exist.
+        bracket: as for :func:`export_program`.
+        dynamic: as for :func:`export_program`; the file is then also compared at a second size.
+        opset: version of ONNX's operators.
+        tolerance: largest accepted difference, relative to the output's largest value.
+
+    Returns:
+        The largest relative difference that was found.
+
+    Raises:
+        ImportError: onnx, onnxscript or onnxruntime is not installed.
+        ValueError: the sides are not multiples of ``size_multiple``, or the outputs differ; nothing is written then.
+    """
+    for package in ("onnx", "onnxscript"):
+        _import(package)
+    bracket = _example(network, bracket)
+    with eval_mode(network), torch.no_grad():
+        network(bracket)  # imports what it needs, whose operators ONNX's exporter then knows
+        program = torch.onnx.export(
+            network,
+            (bracket,),
+            dynamo=True,
+            dynamic_shapes=_shapes(network, dynamic),
+            opset_version=opset,
+            input_names=[_INPUT],
+            output_names=[_OUTPUT],
+            verbose=False,
+        )
+        assert program is not None
+        with replacing(path) as temporary:
+            program.save(temporary, external_data=False)
+            other = torch.rand(1, *bracket.shape[1:-2], *(3 * network.size_multiple,) * 2).to(bracket)
+            errors = [_difference(temporary, network, x) for x in ([bracket, other] if dynamic else [bracket])]
+            if max(errors) > tolerance:
+                raise ValueError(
+                    f"{path} was not written: onnxruntime differs from PyTorch by {max(errors):.2g} of the largest "
+                    f"value, tolerance {tolerance:g}"
+                )
+    return max(errors)
+
+
+def _example(network: ReconstructionNetwork, bracket: Tensor | None) -> Tensor:
+    multiple = network.size_multiple
+    if bracket is None:
+        parameter = next(network.parameters())
+        side = multiple * max(2, -(-32 // multiple))
+        bracket = torch.rand(2, network.num_frames, network.in_channels, side, side + multiple).to(parameter)
+    if any(side % multiple or side < 2 * multiple for side in bracket.shape[-2:]):
+        raise ValueError(
+            f"bracket must have sides that are multiples of {multiple}, {2 * multiple} at least, "
+            f"got {tuple(bracket.shape)}"
+        )
+    return bracket
+
+
+def _shapes(network: ReconstructionNetwork, dynamic: bool) -> tuple[dict[int, Any]] | None:
+    if not dynamic:
+        return None
+    multiple = network.size_multiple
+    height, width = torch.export.Dim("height", min=2), torch.export.Dim("width", min=2)
+    return ({0: torch.export.Dim("batch", min=1), 3: multiple * height, 4: multiple * width},)
+
+
+def _difference(path: os.PathLike[str], network: ReconstructionNetwork, bracket: Tensor) -> float:
+    """Largest difference of the file's output from the network's, relative to the largest value."""
+    session = _import("onnxruntime").InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(None, {_INPUT: bracket.cpu().numpy()})[0])
+    wanted = network(bracket).cpu()
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def _import(package: str) -> ModuleType:
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ImportError(f'exporting to ONNX needs {package}: pip install "skt-components[onnx]"') from error

@@ -1,0 +1,128 @@
+"""SPyNet, the optical flow in TMRNet."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from skt_components.models.alignment import flow_warp
+from skt_components.modules.weights import check_state_dict, read_state_dict, unwrap_state_dict
+from skt_components.ops._checks import check_same_shape, check_tensor, float_dtype
+
+_LEVELS = 6
+_STRIDE = 2 ** (_LEVELS - 1)
+_WIDTHS = (8, 32, 64, 32, 16, 2)
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+class _FlowLevel(nn.Module):
+    """What a level adds to the flow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in pairwise(_WIDTHS):
+            layers += [nn.Conv2d(before, after, 7, padding=3), nn.ReLU()]
+        self.basic_module = nn.Sequential(*layers[:-1])
+
+    def forward(self, seen: Tensor) -> Tensor:
+        flow: Tensor = self.basic_module(seen.to(next(self.parameters()).dtype))
+        return flow
+
+
+class SPyNet(nn.Module):
+    """Optical flow from coarse to fine, in six levels of which each corrects the one before.
+
+    The sides are free: pictures are resized up to multiples of 32 first. Weights start at random, so that
+    the flow means nothing before :meth:`load_official` or training.
+
+    Example:
+        >>> SPyNet()(torch.rand(1, 3, 20, 36), torch.rand(1, 3, 20, 36)).shape
+        torch.Size([1, 2, 20, 36])
+
+    Reference:
+        A. Ranjan and M. J. Black, "Optical flow estimation using a spatial pyramid network", CVPR 2017.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.basic_module = nn.ModuleList(_FlowLevel() for _ in range(_LEVELS))
+        for name, values in _IMAGENET.items():
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1))
+
+    def forward(
+        self, reference: Float[Tensor, "b 3 h w"], moving: Float[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, "b 2 h w"]:
+        """Return the flow, in pixels to the right and down, at which ``moving`` shows what ``reference`` shows.
+
+        Args:
+            reference: RGB picture, display-encoded, in [0, 1].
+            moving: another, same shape.
+
+        Returns:
+            The flow in float32 at least, also under autocast: ``moving(p + flow(p))`` is ``reference(p)``.
+
+        Raises:
+            TypeError, ValueError: they are no RGB pictures, or not of one shape.
+        """
+        check_tensor("reference", reference, ndim=4, layout="(B, 3, H, W)", channels=3)
+        check_tensor("moving", moving, ndim=4, layout="(B, 3, H, W)", channels=3)
+        check_same_shape("reference", reference, "moving", moving)
+        height, width = reference.shape[-2:]
+        rows, columns = -(-height // _STRIDE) * _STRIDE, -(-width // _STRIDE) * _STRIDE
+        flow = self._coarse_to_fine(self._pyramid(reference, rows, columns), self._pyramid(moving, rows, columns))
+        flow = F.interpolate(flow, size=(height, width), mode="bilinear", align_corners=False)
+        return torch.stack([flow[:, 0] * (width / columns), flow[:, 1] * (height / rows)], dim=1)
+
+    def load_official(self, weights: str | os.PathLike[str] | Mapping[str, Tensor]) -> None:
+        """Load trained weights: MMEditing's ``spynet_20210409-c6c1bd09.pth``, or a state dict of this class.
+
+        Args:
+            weights: the file, or its state dict. Files are read without running code in them.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file holds anything but tensors, or keys are missing, unexpected or of another shape.
+        """
+        if isinstance(weights, Mapping):
+            source, found = "the state dict", unwrap_state_dict(weights, "the state dict")
+        else:
+            source, found = os.fspath(weights), read_state_dict(weights)
+        found = {name: getattr(self, name) for name in _IMAGENET} | {_rename(name): t for name, t in found.items()}
+        check_state_dict(source, found, self.state_dict())
+        self.load_state_dict(found)
+
+    def _pyramid(self, picture: Tensor, rows: int, columns: int) -> list[Tensor]:
+        """Normalised picture at half the size per level, coarse to fine."""
+        picture = picture.to(float_dtype(picture))
+        picture = F.interpolate(picture, size=(rows, columns), mode="bilinear", align_corners=False)
+        levels = [(picture - self.mean) / self.std]
+        for _ in range(_LEVELS - 1):
+            levels.append(F.avg_pool2d(levels[-1], kernel_size=2, stride=2, count_include_pad=False))
+        return levels[::-1]
+
+    def _coarse_to_fine(self, references: list[Tensor], movings: list[Tensor]) -> Tensor:
+        flow = torch.zeros_like(references[0][:, :2])
+        for level, (reference, moving) in enumerate(zip(references, movings, strict=True)):
+            if level > 0:
+                flow = F.interpolate(flow, size=reference.shape[-2:], mode="bilinear", align_corners=True) * 2.0
+            seen = torch.cat([reference, flow_warp(moving, flow, padding="border"), flow], dim=1)
+            flow = flow + self.basic_module[level](seen)  # adds up in float32 also under autocast
+        return flow
+
+
+def _rename(name: str) -> str:
+    """Return our name for MMEditing's: it counts the convolutions, we count the ReLUs between them too."""
+    name = name.removeprefix("module.").removeprefix("spynet.")
+    match = re.fullmatch(r"(basic_module\.\d+\.basic_module)\.(\d+)\.conv\.(weight|bias)", name)
+    return f"{match[1]}.{2 * int(match[2])}.{match[3]}" if match else name

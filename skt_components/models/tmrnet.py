@@ -1,0 +1,286 @@
+"""TMRNet and TMRNet+, the baselines for brackets of packed RAW exposures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from skt_components.models.alignment import DeformableAlignment
+from skt_components.models.network import RAW_CHANNELS, ReconstructionNetwork, display_encode
+from skt_components.models.spynet import SPyNet
+from skt_components.models.upscale import PixelShufflePack, upscale_x4
+from skt_components.modules.weights import check_state_dict
+from skt_components.ops._checks import check_choice, check_count
+
+Self = TypeVar("Self", bound="TMRNet")
+Plus = TypeVar("Plus", bound="TMRNetPlus")
+_RGB, _RAW_PEAK = 3, 16.0
+_SLOPE = 0.1
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with a ReLU between, and a residual; starts close to the identity.
+
+    Args:
+        features: channels in and out.
+
+    Example:
+        >>> ResidualBlock(8)(torch.rand(1, 8, 5, 7)).shape
+        torch.Size([1, 8, 5, 7])
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, features, 3, padding=1)
+        self.conv2 = nn.Conv2d(features, features, 3, padding=1)
+        for conv in (self.conv1, self.conv2):
+            nn.init.kaiming_normal_(conv.weight)
+            conv.weight.data.mul_(0.1)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Float[Tensor, "b f h w"]) -> Float[Tensor, "b f h w"]:
+        """Return the refined features, same shape."""
+        refined: Tensor = self.conv2(F.relu(self.conv1(x)))
+        return x + refined
+
+
+class ResidualTrunk(nn.Module):
+    """A 3x3 convolution, LeakyReLU and residual blocks.
+
+    Args:
+        in_channels: channels in.
+        features: channels out.
+        num_blocks: residual blocks.
+
+    Example:
+        >>> ResidualTrunk(4, 8, num_blocks=2)(torch.rand(1, 4, 5, 7)).shape
+        torch.Size([1, 8, 5, 7])
+    """
+
+    def __init__(self, in_channels: int, features: int, num_blocks: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(in_channels, features, 3, padding=1),
+            nn.LeakyReLU(_SLOPE),
+            nn.Sequential(*(ResidualBlock(features) for _ in range(num_blocks))),
+        )
+
+    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b f h w"]:
+        """Return the features."""
+        features: Tensor = self.main(x)
+        return features
+
+
+class TMRNet(ReconstructionNetwork):
+    """Temporally modulated recurrent network: align the exposures to the reference and take them up one by one.
+
+    Every exposure goes through a trunk that all share and through one of its own, whose share starts at zero. The
+    defaults are the published network for BracketIRE. For sRGB brackets, our adaptation: ``TMRNet(3, 6, 3)``.
+
+    The bracket must be exposure-aligned: every frame in the radiance of the target. Any height and width works,
+    also where the optical flow needs multiples of 32. The flow network starts at random; load trained weights with
+    ``network.spynet.load_official(...)`` before training.
+
+    Args:
+        num_frames: exposures N in the bracket.
+        in_channels: channels per exposure: 4 for packed RAW (R, Gr, Gb, B, linear in [0, peak], not divided by it), 6
+            for sRGB (linear RGB in [0, 1], then LDR RGB).
+        out_channels: channels of the output: 4 for packed RAW, 3 for sRGB.
+        features: width of the network; a multiple of 8.
+        num_blocks: residual blocks in the feature extraction, the shared trunk, each frame's trunk, and the
+            reconstruction.
+        reference: index of the reference exposure; for None the first one of packed RAW, the middle one of sRGB.
+        activation: None for a linear output as the authors have it, "sigmoid" for one in [0, peak], "auto" for
+            None with packed RAW and "sigmoid" with sRGB.
+        peak: largest value of the output with the sigmoid; for None 16 with packed RAW, 1 with sRGB.
+        checkpointing: activation checkpointing of the trunks while training.
+
+    Raises:
+        ValueError: ``reference`` is not an index of the bracket, or a number or choice is out of range.
+        ImportError: torchvision is not installed; when the network runs.
+
+    Example:
+        >>> network = TMRNet(features=8, num_blocks=(1, 1, 1, 1))
+        >>> network(torch.rand(1, 5, 4, 12, 16)).shape
+        torch.Size([1, 4, 12, 16])
+
+    Reference:
+        Z. Zhang et al., "Exposure bracketing is all you need for a high-quality image", ICLR 2025.
+    """
+
+    fusion_taps = ("state[-3]", "state[-2]", "state[-1]")
+    size_multiple = 32  # of exports only: the flow takes other sides, but a traced program must not branch on them
+
+    def __init__(
+        self,
+        num_frames: int = 5,
+        in_channels: int = 4,
+        out_channels: int = 4,
+        features: int = 64,
+        num_blocks: Sequence[int] = (5, 16, 24, 5),
+        reference: int | None = None,
+        activation: str | None = "auto",
+        peak: float | None = None,
+        checkpointing: bool = False,
+    ) -> None:
+        config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        check_choice("in_channels", in_channels, (RAW_CHANNELS, 2 * _RGB))
+        check_choice("activation", activation, (None, "sigmoid", "auto"))
+        raw = in_channels == RAW_CHANNELS
+        if reference is None:
+            reference = 0 if raw else num_frames // 2
+        if peak is None:
+            peak = _RAW_PEAK if raw else 1.0
+        super().__init__(
+            config | {"num_blocks": list(num_blocks)},
+            num_frames=num_frames,
+            in_channels=in_channels,
+            reference=reference,
+            peak=peak,
+            checkpointing=checkpointing,
+        )
+        if activation == "auto":
+            activation = None if raw else "sigmoid"
+        self.activation = activation
+        self._build(out_channels, _four_counts(num_blocks))
+
+    def forward(self, bracket: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b o sh sw"]:
+        """Return linear HDR of an exposure-aligned bracket.
+
+        Raises ValueError when the bracket has other frames or channels than the constructor said.
+        """
+        self.check_bracket(bracket)
+        frames = self._reference_first(bracket)
+        linear = frames if self.in_channels == RAW_CHANNELS else frames[:, :, :_RGB]
+        encoded = self._encode(frames).flatten(0, 1)
+        features = self.run(self.feat_extract, encoded).unflatten(0, (-1, self.num_frames))
+        base = features[:, 0]
+        state = self._propagate(features, self._flows(linear))
+        body = self.run(self.reconstruction, torch.cat([base, state], dim=1))
+        body = self._add_skip(body, self.skipup1(linear[:, 0]))
+        hdr: Tensor = self.conv_last(F.leaky_relu(self.conv_hr(body), _SLOPE))
+        return hdr if self.activation is None else torch.sigmoid(hdr) * self.peak
+
+    def make_fusion_module(self) -> nn.Module:
+        """Return a new fusion module of this network's kind and size, for a stage of the SPGRM."""
+        return ResidualTrunk(self.features, self.features, self._reconstruction_blocks)
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Module.to(memory_format=torch.channels_last) refuses the five axes that learn_para has by its authors.
+        def apply(tensor: Tensor) -> Tensor:
+            return fn(tensor.flatten(0, 1)).unflatten(0, (1, -1)) if tensor.ndim == 5 else fn(tensor)
+
+        return super()._apply(apply, recurse)
+
+    def _build(self, out_channels: int, num_blocks: tuple[int, int, int, int]) -> None:
+        features = self.features
+        extraction, shared, own, self._reconstruction_blocks = num_blocks
+        self.learn_para = nn.Parameter(torch.zeros(1, self.num_frames, features, 1, 1))
+        self.spynet = SPyNet()
+        self.dcn_alignment = DeformableAlignment(features)
+        self.feat_extract = ResidualTrunk(self.frame_channels, features, extraction)
+        self.backbone = nn.ModuleDict({"backward": ResidualTrunk(3 * features, features, shared)})
+        for frame in range(1, self.num_frames + 1):
+            self.backbone[f"backward_rec_{frame}"] = ResidualTrunk(3 * features, features, own)
+        self.reconstruction = ResidualTrunk(2 * features, features, self._reconstruction_blocks)
+        self.skipup1 = PixelShufflePack(self.frame_channels // 2, features, 1)
+        self.conv_hr = nn.Conv2d(features, features, 3, padding=1)
+        self.conv_last = nn.Conv2d(features, out_channels, 3, padding=1)
+        self.state = nn.Identity()  # for taps: what has been taken up after each exposure
+
+    def _reference_first(self, bracket: Tensor) -> Tensor:
+        if self.reference == 0:
+            return bracket
+        frames = list(bracket.unbind(1))
+        frames.insert(0, frames.pop(self.reference))
+        return torch.stack(frames, dim=1)
+
+    def _encode(self, frames: Tensor) -> Tensor:
+        """RAW: each channel is followed by its display-encoded copy."""
+        if self.in_channels != RAW_CHANNELS:
+            return frames
+        return torch.stack([frames, display_encode(frames)], dim=3).flatten(2, 3)
+
+    def _flows(self, linear: Tensor) -> Tensor | None:
+        """Flow from the reference to each other exposure, (B, N - 1, 2, H, W)."""
+        if self.num_frames == 1:
+            return None
+        if self.in_channels == RAW_CHANNELS:
+            linear = torch.stack([linear[:, :, 0], linear[:, :, 1:3].mean(dim=2), linear[:, :, 3]], dim=2)
+        pictures = display_encode(linear.clamp_max(1.0))
+        reference = pictures[:, :1].expand_as(pictures[:, 1:]).flatten(0, 1)
+        flow: Tensor = self.spynet(reference, pictures[:, 1:].flatten(0, 1))
+        return flow.unflatten(0, (-1, self.num_frames - 1))
+
+    def _propagate(self, features: Tensor, flows: Tensor | None) -> Tensor:
+        base = features[:, 0]
+        state = torch.zeros_like(base)
+        for frame in range(self.num_frames):
+            current = base
+            if frame > 0 and flows is not None:
+                current = self.dcn_alignment(features[:, frame], base, flows[:, frame - 1])
+            state = state + self.run(self.backbone["backward"], torch.cat([base, current, state], dim=1))
+            own = self.run(self.backbone[f"backward_rec_{frame + 1}"], torch.cat([base, current, state], dim=1))
+            state = self.state(state + own * self.learn_para[:, frame])
+        return state
+
+    def _add_skip(self, body: Tensor, skip: Tensor) -> Tensor:
+        return body + skip
+
+
+class TMRNetPlus(TMRNet):
+    """TMRNet with an output four times as large, for BracketIRE+.
+
+    Args: those of :class:`TMRNet`.
+
+    Example:
+        >>> network = TMRNetPlus(features=8, num_blocks=(1, 1, 1, 1))
+        >>> network(torch.rand(1, 5, 4, 12, 16)).shape
+        torch.Size([1, 4, 48, 64])
+
+    Reference:
+        Z. Zhang et al., "Exposure bracketing is all you need for a high-quality image", ICLR 2025.
+    """
+
+    @classmethod
+    def from_tmrnet(cls: type[Plus], network: TMRNet, **options: Any) -> Plus:
+        """Make the network from a trained :class:`TMRNet`, as its authors do before they train this one.
+
+        Args:
+            network: all its weights are copied; the layers that enlarge are new, and start as bilinear enlargement.
+            **options: the constructor's, where they are not those of ``network``.
+
+        Raises:
+            ValueError: the options ask for other layers than ``network`` has; the message lists them.
+
+        Example:
+            >>> small = TMRNet(features=8, num_blocks=(1, 1, 1, 1))
+            >>> TMRNetPlus.from_tmrnet(small).up_para.abs().sum().item()
+            0.0
+        """
+        plus = cls(**{**network.config, **options}).to(network.learn_para)
+        state = {**plus.state_dict(), **network.state_dict()}
+        check_state_dict(type(network).__name__, state, plus.state_dict())
+        plus.load_state_dict(state)
+        return plus.train(network.training)
+
+    def _build(self, out_channels: int, num_blocks: tuple[int, int, int, int]) -> None:
+        super()._build(out_channels, num_blocks)
+        self.up_para = nn.Parameter(torch.zeros(1, self.features, 1, 1))
+        self.upsample1 = PixelShufflePack(self.features, self.features, 2)
+        self.upsample2 = PixelShufflePack(self.features, self.features, 2)
+
+    def _add_skip(self, body: Tensor, skip: Tensor) -> Tensor:
+        return upscale_x4(body, skip, self.upsample1, self.upsample2, self.up_para)
+
+
+def _four_counts(num_blocks: Sequence[int]) -> tuple[int, int, int, int]:
+    if len(num_blocks) != 4:
+        raise ValueError(f"num_blocks must be four numbers, got {num_blocks!r}")
+    first, second, third, fourth = (check_count("num_blocks", count, 0) for count in num_blocks)
+    return first, second, third, fourth

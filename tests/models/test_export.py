@@ -1,0 +1,63 @@
+"""The plain network in other programs' formats."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from skt_components.models import AHDRNet, export_onnx, export_program
+from skt_components.models import export as export_module
+
+SMALL = {"features": 6, "num_layers": 2, "growth": 3}
+
+
+def test_a_program_takes_any_batch_and_size_and_survives_a_file(tmp_path):
+    network = AHDRNet(**SMALL)
+    program = export_program(network)
+    torch.export.save(program, tmp_path / "net.pt2")
+    loaded = torch.export.load(tmp_path / "net.pt2").module()
+    for shape in ((1, 3, 6, 9, 20), (3, 3, 6, 30, 7)):
+        bracket = torch.rand(shape)
+        torch.testing.assert_close(loaded(bracket), network(bracket), atol=1e-6, rtol=1e-5)
+    assert network.training
+
+
+def test_a_static_program_takes_its_own_size_only():
+    program = export_program(AHDRNet(**SMALL), torch.rand(1, 3, 6, 8, 12), dynamic=False).module()
+    assert program(torch.rand(1, 3, 6, 8, 12)).shape == (1, 3, 8, 12)
+    with pytest.raises((AssertionError, RuntimeError)):
+        program(torch.rand(1, 3, 6, 9, 12))
+
+
+def test_onnx_is_compared_with_pytorch_before_it_is_kept(tmp_path, monkeypatch):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network, path = AHDRNet(**SMALL), tmp_path / "net.onnx"
+    assert export_onnx(network, path) <= 1e-5
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    bracket = torch.rand(2, 3, 6, 17, 23)
+    (found,) = session.run(["hdr"], {"bracket": bracket.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), network(bracket), atol=1e-6, rtol=1e-4)
+    before = path.read_bytes()
+    monkeypatch.setattr(export_module, "_difference", lambda *_: 0.5)
+    with pytest.raises(ValueError, match=r"was not written: onnxruntime differs from PyTorch by 0\.5"):
+        export_onnx(network, path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, package):
+    pytest.importorskip("onnxscript")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"needs {package}: pip install \"skt-components\[onnx\]\""):
+        export_onnx(AHDRNet(**SMALL), tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_sides_that_are_no_multiples_are_refused(monkeypatch):
+    monkeypatch.setattr(AHDRNet, "size_multiple", 8)
+    with pytest.raises(ValueError, match=r"multiples of 8, 16 at least, got \(1, 3, 6, 16, 20\)"):
+        export_program(AHDRNet(**SMALL), torch.rand(1, 3, 6, 16, 20))

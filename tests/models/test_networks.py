@@ -1,0 +1,168 @@
+"""What every network must do: train in the framework, keep its keys, run in any layout, precision and format."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+import skt_components as skt
+from skt_components.models import AHDRNet, HDRTransformer, SCTNet, TMRNet, TMRNetPlus, export_onnx
+from skt_components.ops import mosaic, pack_raw
+
+WINDOWS = {"features": 12, "depths": (2, 2, 2), "num_heads": (2, 2, 2)}
+FOUR = {**WINDOWS, "depths": (2, 2, 2, 2), "num_heads": (2, 2, 2, 2), "features": 24}
+DENSE = {"features": 8, "num_layers": 2, "growth": 4}
+TRUNKS = {"features": 8, "num_blocks": (1, 1, 1, 1)}
+RAW = {"num_frames": 5, "in_channels": 4, "out_channels": 4, "reference": 0, "peak": 16.0}
+SRGB = {"num_frames": 3, "in_channels": 6, "out_channels": 3, "reference": 1}
+NETWORKS: dict[str, Callable[[], skt.ReconstructionNetwork]] = {
+    "AHDRNet": lambda **o: AHDRNet(**DENSE, **o),
+    "AHDRNet raw": lambda **o: AHDRNet(**DENSE, **RAW, **o),
+    "HDRTransformer": lambda **o: HDRTransformer(**WINDOWS, **o),
+    "HDRTransformer raw": lambda **o: HDRTransformer(**WINDOWS, **RAW, **o),
+    "SCTNet": lambda **o: SCTNet(**FOUR, **o),
+    "SCTNet raw": lambda **o: SCTNet(**{**FOUR, "features": 40}, **RAW, **o),
+    "TMRNet srgb": lambda **o: TMRNet(**TRUNKS, **SRGB, **o),
+    "TMRNet": lambda **o: TMRNet(**TRUNKS, **o),
+    "TMRNetPlus": lambda **o: TMRNetPlus(**TRUNKS, **o),
+}
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+def scenes(network: skt.ReconstructionNetwork, crop: int = 48, batch: int = 1) -> tuple[Tensor, Tensor]:
+    """Bracket and target of procedural scenes, as sRGB triples or as packed RAW that saturates frame by frame."""
+    data = skt.SyntheticScenes(batch, crop, seed=0)
+    sample = default_collate([data[i] for i in range(batch)])
+    if network.in_channels == 6:
+        return sample.bracket, sample.target
+    target = pack_raw(mosaic(sample.target)) * 16
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.01 * torch.randn((batch, 5, *target.shape[1:]), generator=generator)
+    limits = 4.0 ** (2 - torch.arange(5.0)).view(1, 5, 1, 1, 1)
+    bracket = (target[:, None] + noise).clamp_min(0).minimum(limits)
+    if isinstance(network, TMRNetPlus) or network.config.get("scale") == 4:
+        bracket = torch.nn.functional.avg_pool3d(bracket, (1, 4, 4))
+    return bracket, target
+
+
+# in the framework
+
+
+@every_network
+def test_it_trains_in_the_framework_and_keeps_its_own_keys(name):
+    torch.manual_seed(0)
+    network = NETWORKS[name]()
+    bracket, target = scenes(network, crop=48)
+    keys = list(network.state_dict())
+    domain = "raw" if network.in_channels == 4 else "srgb"
+    domain = skt.DomainTransfer(domain, peak=16.0 if domain == "raw" else 1.0)
+    framework = skt.SemanticKnowledgeTransfer(network, skt.TimmFeatureExtractor(), domain=domain, sample=bracket)
+    optimizer = torch.optim.Adam(framework.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(16):
+        output = framework(bracket, target)
+        optimizer.zero_grad()
+        output.total.backward()
+        optimizer.step()
+        losses.append(output.terms["org"].item())
+    assert losses[-1] < 0.9 * losses[0], losses
+    assert list(network.state_dict()) == keys
+    assert {"org", "content", "color", "alignment", "spgrm"} == output.terms.keys()
+    stage_gradients = torch.autograd.grad(
+        framework(bracket, target).terms["alignment"], list(network.parameters()), allow_unused=True
+    )
+    assert any(g is not None and g.abs().max() > 0 for g in stage_gradients)
+
+
+@every_network
+def test_the_fusion_module_has_the_networks_width_and_takes_any_size(name):
+    network = NETWORKS[name]()
+    fusion = network.make_fusion_module()
+    assert fusion(torch.rand(2, network.features, 11, 19)).shape == (2, network.features, 11, 19)
+    assert len(network.fusion_taps) == 3
+
+
+# layouts, precision
+
+
+@every_network
+def test_channels_last_and_strided_brackets_give_the_same(name):
+    network = NETWORKS[name]().eval()
+    bracket, _ = scenes(network)
+    with torch.no_grad():
+        wanted = network(bracket)
+        fast = copy.deepcopy(network).to(memory_format=torch.channels_last)
+        strided = bracket.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+        for found in (fast(bracket), network(strided)):
+            torch.testing.assert_close(found, wanted, atol=1e-5 * float(wanted.abs().max()), rtol=1e-4)
+
+
+@every_network
+def test_bfloat16_stays_within_one_hundredth(name):
+    network = NETWORKS[name]().eval()
+    bracket, _ = scenes(network)
+    with torch.no_grad():
+        wanted = network(bracket)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = network(bracket)
+    assert (found.float() - wanted).norm() <= 1e-2 * wanted.norm()
+
+
+# tiles
+
+
+@pytest.mark.parametrize(
+    ("name", "overlap", "tolerance"),
+    [("AHDRNet", 24, 1e-5), ("HDRTransformer", 40, 1e-3), ("SCTNet", 40, 5e-2), ("TMRNet srgb", 40, 5e-2)],
+)
+def test_a_tile_with_overlap_equals_the_whole_picture_inside(name, overlap, tolerance):
+    # HDRTransformer's channel attention averages over the whole picture, SCTNet's attends over it, and the flow of
+    # TMRNet is found on all of it: a tile is close, not equal.
+    network = NETWORKS[name]().eval()
+    bracket, _ = scenes(network, crop=128)
+    inside = slice(overlap, -overlap)
+    with torch.no_grad():
+        whole = network(bracket)[..., 8:120, 16:128]
+        tile = network(bracket[..., 8:120, 16:128])
+    a, b = tile[..., inside, inside], whole[..., inside, inside]
+    assert (a - b).abs().max() <= tolerance * whole.abs().max()
+
+
+# export
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        HDRTransformer(features=8, depths=(2,), num_heads=(2,)),
+        SCTNet(features=12, depths=(2,), num_heads=(2,)),
+        TMRNet(2, features=8, num_blocks=(1, 0, 0, 0)),
+        TMRNetPlus(2, features=8, num_blocks=(0, 0, 0, 0)),
+    ],
+    ids=lambda network: type(network).__name__,
+)
+def test_it_exports_to_onnx(network, tmp_path):
+    pytest.importorskip("onnxruntime")
+    assert export_onnx(network.eval(), tmp_path / "net.onnx") <= 1e-4
+
+
+# files
+
+
+@every_network
+def test_files_give_it_back(name, tmp_path):
+    network = NETWORKS[name]()
+    skt.save_weights(tmp_path / "net.safetensors", network)
+    twin = skt.load_model(tmp_path / "net.safetensors")
+    bracket, _ = scenes(network)
+    with torch.no_grad():
+        assert torch.equal(twin(bracket), network.eval()(bracket))
+    again = type(network).from_official(network.to_official(), **network.config)
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.state_dict().values(), network.state_dict().values(), strict=True)
+    )
