@@ -59,7 +59,8 @@ def transposed_attention(
         raise ValueError(f"num_heads must divide the {channels} channels, got {num_heads}")
     heads = (batch, num_heads, channels // num_heads, height * width)
     q, k, v = query.reshape(heads), key.reshape(heads), value.reshape(heads)
-    if normalize and (value.dtype.itemsize < 4 or torch.is_autocast_enabled(value.device.type)):
+    device = value.device.type
+    if normalize and (value.dtype.itemsize < 4 or (device != "meta" and torch.is_autocast_enabled(device))):
         # Float16 overflows in the sum over the pixels unless its terms are small.
         q, k = (x / _channel_norms(x).clamp_min(max(1e-12, torch.finfo(x.dtype).tiny)).unsqueeze(-1) for x in (q, k))
         logits = q @ k.transpose(-2, -1)

@@ -63,7 +63,8 @@ class TrainConfig:
     root: Path | None = None
     """Folder of the data; needed by hdr-folder."""
     orm: str = "ahdrnet-small"
-    """Network: ahdrnet, ahdrnet-small, or package.module:callable that returns an nn.Module."""
+    """Network: ahdrnet, hdr-transformer, sctnet or tmrnet, each also with -small behind it, or package.module:callable
+    that returns an nn.Module."""
     taps: tuple[str, ...] = ()
     """Three layers of the network to align; its own fusion_taps when empty."""
     knowledge_bank: str = "tf_efficientnet_lite0"

@@ -237,6 +237,14 @@ def test_a_strangers_network_by_name(loop: ModuleType, tmp_path: Path) -> None:
     skt.load_weights(run / "orm.safetensors", Stranger())
 
 
+@pytest.mark.parametrize("name", ["hdr-transformer-small", "sctnet-small", "tmrnet-small"])
+def test_every_network_of_ours_trains_by_name(loop: ModuleType, tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    loop.main([*SMALL, "--steps", "2", "--orm", name, "--out", str(run)])
+    network = skt.load_model(run / "orm.safetensors")
+    assert network.state_dict().keys() == loop.ORMS[name]().state_dict().keys()
+
+
 def test_a_folder_of_photographs(loop: ModuleType, tmp_path: Path) -> None:
     run, root = tmp_path / "run", photographs(tmp_path / "photos")
     loop.main([*SMALL, "--data", "hdr-folder", "--root", str(root), "--out", str(run)])
