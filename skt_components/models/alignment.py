@@ -153,8 +153,9 @@ class DeformableAlignment(nn.Module):
 
 
 def _span(size: int) -> int:
-    # sym_max, not max: a program exported for any size must not depend on which of the two is larger.
-    return torch.sym_max(size - 1, 1)  # type: ignore[return-value,unused-ignore]
+    if isinstance(size, torch.SymInt):  # a program exported for any size must not depend on which of the two is larger
+        return torch.sym_max(size - 1, 1)
+    return max(size - 1, 1)
 
 
 def _deform_conv2d() -> Callable[..., Tensor]:

@@ -196,9 +196,9 @@ class TMRNet(ReconstructionNetwork):
     def _reference_first(self, bracket: Tensor) -> Tensor:
         if self.reference == 0:
             return bracket
-        frames = list(bracket.unbind(1))
-        frames.insert(0, frames.pop(self.reference))
-        return torch.stack(frames, dim=1)
+        before, after = self.reference, self.num_frames - self.reference - 1
+        parts = [(before, 1), (0, before), (before + 1, after)]
+        return torch.cat([bracket.narrow(1, first, count) for first, count in parts], dim=1)
 
     def _encode(self, frames: Tensor) -> Tensor:
         """RAW: each channel is followed by its display-encoded copy."""
