@@ -27,7 +27,7 @@ class ReconstructionNetwork(nn.Module):
         num_frames: exposures N in the bracket.
         in_channels: channels per exposure. 6 for sRGB: linear RGB, then LDR RGB. 4 for packed RAW, which gets a copy to
             the power of 1/2.2 beside it, so that 8 channels reach the network.
-        reference: index of the reference exposure.
+        reference: index of the reference exposure; the middle one when None.
         peak: largest value of the output, and of packed RAW in the bracket.
         checkpointing: keep only the inputs of the large blocks while training and compute the rest again in the
             backward pass: less memory, more time, the same gradient.
@@ -56,7 +56,7 @@ class ReconstructionNetwork(nn.Module):
         *,
         num_frames: int,
         in_channels: int,
-        reference: int,
+        reference: int | None = None,
         peak: float = 1.0,
         checkpointing: bool = False,
     ) -> None:
@@ -65,6 +65,7 @@ class ReconstructionNetwork(nn.Module):
         self.features = check_count("features", config["features"], 1)
         self.num_frames = check_count("num_frames", num_frames, 1)
         self.in_channels = check_count("in_channels", in_channels, 1)
+        reference = self.num_frames // 2 if reference is None else reference
         if not 0 <= reference < num_frames:
             raise ValueError(f"reference must be in [0, {num_frames}), got {reference}")
         check_positive("peak", peak)

@@ -203,7 +203,7 @@ class SCTNet(ReconstructionNetwork):
             config,
             num_frames=num_frames,
             in_channels=in_channels,
-            reference=num_frames // 2 if reference is None else reference,
+            reference=reference,
             peak=peak,
             checkpointing=checkpointing,
         )

@@ -132,8 +132,8 @@ class TMRNet(ReconstructionNetwork):
         check_choice("in_channels", in_channels, (RAW_CHANNELS, 2 * _RGB))
         check_choice("activation", activation, (None, "sigmoid", "auto"))
         raw = in_channels == RAW_CHANNELS
-        if reference is None:
-            reference = 0 if raw else num_frames // 2
+        if reference is None and raw:
+            reference = 0
         if peak is None:
             peak = _RAW_PEAK if raw else 1.0
         super().__init__(

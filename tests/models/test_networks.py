@@ -166,3 +166,14 @@ def test_files_give_it_back(name, tmp_path):
     assert all(
         torch.equal(a, b) for a, b in zip(again.state_dict().values(), network.state_dict().values(), strict=True)
     )
+
+
+# rejects_bad_input
+
+
+@pytest.mark.parametrize("name", ["AHDRNet", "HDRTransformer", "SCTNet", "TMRNet srgb"])
+@pytest.mark.parametrize("shape", [(1, 2, 6, 8, 8), (1, 3, 4, 8, 8), (3, 6, 8, 8), (1, 18, 8, 8)])
+def test_rejects_other_brackets_than_announced(name, shape):
+    with pytest.raises(ValueError, match=r"bracket must be \(B, 3, 6, H, W\), got \(") as error:
+        NETWORKS[name]()(torch.rand(shape))
+    assert str(shape) in str(error.value)
