@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from skt_components.data._cache import PictureCache
-from skt_components.data._seeding import SharedEpoch, check_size, integer, make_generator
+from skt_components.data._dataset import SampleDataset
+from skt_components.data._seeding import check_size, integer, make_generator
 from skt_components.data._views import FlatView, SphereLimits, SphereView
 from skt_components.data.camera import Camera, simulate_bracket
 from skt_components.data.io import SUPPORTED_SUFFIXES, read_image
@@ -24,7 +24,7 @@ from skt_components.ops._checks import check_choice, check_count
 MIN_LIT = 0.05
 
 
-class HDRFolder(Dataset[HDRSample]):
+class HDRFolder(SampleDataset):
     """Map-style data set of brackets simulated from the HDR pictures in a folder and below it.
 
     Pictures are split by file, sorted by name: the last ``val_fraction`` of them validate. Panoramas (2:1
@@ -100,23 +100,10 @@ class HDRFolder(Dataset[HDRSample]):
         self.files = split_pictures(self.root, list_pictures(self.root, suffixes), split, val_fraction, val_names)
         per_file = 8 if split == "val" and self.crop is not None else 1
         length = len(self.files) * per_file if samples_per_epoch is None else samples_per_epoch
-        self._length = check_count("samples_per_epoch", length, 1)
-        self._epoch = SharedEpoch()
+        super().__init__(check_count("samples_per_epoch", length, 1), trains=split != "val")
         self._cache = PictureCache(check_count("cache_bytes", cache_bytes, 0))
 
-    def __len__(self) -> int:
-        return self._length
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the training samples of an epoch, in persistent workers too; call it before iterating."""
-        self._epoch.set(epoch)
-
-    def __getitem__(self, index: int) -> HDRSample:
-        """Return one sample: bracket (N, 6, H, W) and target (3, H, W) in [0, 1]."""
-        if not -self._length <= index < self._length:
-            raise IndexError(f"index {index} is outside a data set of {self._length} samples")
-        index %= self._length
-        epoch = 0 if self.split == "val" else self._epoch.get()
+    def _draw(self, index: int, epoch: int) -> HDRSample:
         view, file = divmod(index + epoch * self._length, len(self.files))
         path = self.files[file]
         name = path.relative_to(self.root).as_posix()

@@ -19,11 +19,15 @@ class HDRSample(NamedTuple):
     (``name`` and ``domain`` become lists of str); pinned memory works too.
 
     Attributes:
-        bracket: (N, 6, H, W) float32, per exposure the linearised RGB and then the LDR RGB in [0, 1].
-        exposure_times: (N,) relative to the shortest, which is 1.
-        target: (3, H, W) float32, linear radiance relative to the peak.
+        bracket: (N, 6, H, W) float32, per exposure the linearised RGB and then the LDR RGB in [0, 1]; of RAW data
+            (N, 4, h, w), packed R, Gr, Gb, B on one linear scale.
+        exposure_times: (N,) float32; relative to the shortest, which is 1, where the data set does not say otherwise.
+        target: (3, H, W) float32, linear radiance relative to the peak; of RAW data (4, h, w), or (4, 4 h, 4 w) for
+            fourfold super-resolution, packed and on the scale of the bracket, whose peak is 16.
         name: what the sample shows, for logs and reports.
         domain: ``"srgb"`` or ``"raw"``.
+        metadata: how RAW data is shown, as keywords of ``DomainTransfer("raw")``: ``white_balance`` (3,), factors
+            of R, G and B, and ``color_matrix`` (3, 3) from the camera's linear RGB to linear sRGB. Empty for sRGB.
     """
 
     bracket: Tensor
@@ -31,6 +35,7 @@ class HDRSample(NamedTuple):
     target: Tensor
     name: str
     domain: str
+    metadata: dict[str, Tensor] = {}  # noqa: RUF012  (a tuple has no other default, and nothing writes to it)
 
 
 def make_bracket(

@@ -6,18 +6,18 @@ import math
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from skt_components.data._dataset import SampleDataset
 from skt_components.data._objects import SceneObject, add_object, draw_objects
 from skt_components.data._scene import FINE, Background, draw_background
-from skt_components.data._seeding import SharedEpoch, check_size, make_generator
+from skt_components.data._seeding import check_size, make_generator
 from skt_components.data.camera import Camera, capture, exposure_scale
 from skt_components.data.motion import Motion, camera_pose, move_grid, pixel_grid, sample_linear
 from skt_components.data.sample import HDRSample, make_bracket
 from skt_components.ops._checks import check_choice, check_count
 
 
-class SyntheticScenes(Dataset[HDRSample]):
+class SyntheticScenes(SampleDataset):
     """Map-style data set of brackets of procedural scenes: sunlit land, rooms with a window, nights.
 
     Each scene has a textured background, light sources far above saturation with falloff, regions near the
@@ -54,27 +54,14 @@ class SyntheticScenes(Dataset[HDRSample]):
         motion: Motion | None = None,
     ) -> None:
         check_choice("split", split, ("train", "val"))
-        self._length = check_count("length", length, 1)
+        super().__init__(check_count("length", length, 1), trains=split == "train")
         self.size = check_size("size", size)
         self.seed = seed
         self.split = split
         self.camera = camera or Camera()
         self.motion = motion or Motion(objects=(2, 5))
-        self._epoch = SharedEpoch()
 
-    def __len__(self) -> int:
-        return self._length
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the training samples of an epoch, in persistent workers too; call it before iterating."""
-        self._epoch.set(epoch)
-
-    def __getitem__(self, index: int) -> HDRSample:
-        """Return one sample: bracket (N, 6, H, W) and target (3, H, W) in [0, 1]."""
-        if not -self._length <= index < self._length:
-            raise IndexError(f"index {index} is outside a data set of {self._length} samples")
-        index %= self._length
-        epoch = self._epoch.get() if self.split == "train" else 0
+    def _draw(self, index: int, epoch: int) -> HDRSample:
         generator = make_generator(self.split, "SyntheticScenes", self.seed, epoch, index)
         height, width = self.size
         background = draw_background(height, width, self.motion.margin(height, width) + 1, generator)
