@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy.typing as npt
 Pixels = npt.NDArray[np.float32]
 
 _INSTALL = 'pip install "skt-components[data]"'
+# What a byte of a file can become: LZW and Deflate reach about 1400 bytes; runs of RGBE are at most 127 pixels in 8.
+_MOST_UNPACKED, _MOST_RGBE_PIXELS = 1400, 16
 _SCALES = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
 
 
@@ -59,6 +62,9 @@ def read_hdr(path: Path) -> Pixels:
         raise ValueError(f"{path}: not a Radiance file (it must start with #?RADIANCE)")
     if b"32-bit_rle_xyze" in data[:4096]:
         raise ValueError(f"{path}: Radiance XYZE files are not supported, only RGBE")
+    size = re.search(rb"\n[-+][XY] +(\d{1,9}) +[-+][XY] +(\d{1,9}) *\n", data[:65536])
+    if size and int(size[1]) * int(size[2]) > _MOST_RGBE_PIXELS * len(data):
+        raise ValueError(f"{path}: its header promises more pixels than a file of {len(data)} bytes can hold")
     cv2 = _cv2()
     try:
         bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -110,7 +116,15 @@ def write_exr(path: Path, pixels: npt.NDArray[Any]) -> None:
 
 
 def read_tif(path: Path) -> Pixels:
-    """Read the first page; LZW and other packed pages go through OpenCV where tifffile lacks a codec."""
+    """Read the first page, see :func:`decode_tif`."""
+    return _to_float(path, decode_tif(path))
+
+
+def decode_tif(path: Path) -> npt.NDArray[Any]:
+    """Read the first page as H×W×3 or H×W×4 in the file's own numbers.
+
+    LZW and other packed pages go through OpenCV where tifffile lacks a codec.
+    """
     tifffile = _tifffile()
     try:
         with tifffile.TiffFile(path) as file:
@@ -121,6 +135,8 @@ def read_tif(path: Path) -> Pixels:
                 tifffile.PHOTOMETRIC.MINISBLACK,
             ):
                 raise ValueError(f"colour type must be RGB or grey, got {page.photometric!r}")
+            if page.nbytes > _MOST_UNPACKED * path.stat().st_size:
+                raise ValueError(f"its header promises {page.nbytes} bytes, which no file of its length can hold")
             try:
                 array = page.asarray()
             except ValueError as error:
@@ -135,7 +151,7 @@ def read_tif(path: Path) -> Pixels:
         array = np.repeat(array[..., None], 3, axis=-1)
     if array.ndim != 3 or array.shape[-1] not in (3, 4):
         raise ValueError(f"{path}: must be RGB, RGBA or grey, got shape {array.shape}")
-    return _to_float(path, array)
+    return array
 
 
 def _read_tif_opencv(path: Path) -> npt.NDArray[Any]:

@@ -1,0 +1,177 @@
+"""The prepared form of a data set: for each scene two arrays that are mapped into memory, and what goes with them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skt_components.data._numpy_files import map_array, open_file
+from skt_components.data._stored import Array, Stored, encode_rgbe
+
+FORMAT = 1
+_INDEX, _FRAMES, _LABEL, _SCENE = "prepared.json", "frames.npy", "label.npy", "scene.json"
+_TEMPORARY = ".partial-"
+_TEXT_LIMIT = 2**24
+
+
+def is_prepared(root: Path) -> bool:
+    """Whether this is the root of a prepared data set."""
+    return (root / _INDEX).is_file()
+
+
+def write_index(root: Path, dataset: str, scenes: dict[str, list[str]]) -> None:
+    """Write what the prepared data set is and which scenes it has or will have."""
+    text = json.dumps({"format": FORMAT, "dataset": dataset, "scenes": scenes}, indent=1)
+    _write_atomically(root / _INDEX, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def read_index(root: Path) -> tuple[str, dict[str, list[str]]]:
+    """Return the name of the data set and its scenes by split.
+
+    Raises:
+        ValueError: the file is broken or of another format.
+    """
+    path = root / _INDEX
+    index = _read_json(path)
+    try:
+        if index["format"] != FORMAT:
+            raise ValueError(f"{path}: format {index['format']!r}, this version reads {FORMAT}: prepare it anew")
+        scenes = {str(split): [str(name) for name in names] for split, names in index["scenes"].items()}
+        return str(index["dataset"]), scenes
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: no index of a prepared data set ({type(error).__name__}: {error})") from None
+
+
+def list_scenes(root: Path, dataset: str, split: str) -> list[str]:
+    """Return the names of a split's scenes; ValueError if the folder holds another data set."""
+    found, scenes = read_index(root)
+    if found != dataset:
+        raise ValueError(f"{root}: holds {found} as prepared, not {dataset}")
+    if not scenes.get(split):
+        raise ValueError(f"{root}: was prepared without the split {split!r}, it has {', '.join(scenes)}")
+    unsafe = [name for name in scenes[split] if ".." in Path(name).parts or Path(name).is_absolute()]
+    if unsafe:
+        raise ValueError(f"{root / _INDEX}: {unsafe[0]!r} is no name of a scene")
+    return scenes[split]
+
+
+def is_finished(folder: Path, sources: dict[str, int]) -> bool:
+    """Whether a scene was written whole, from files of these sizes in bytes."""
+    if not (folder / _SCENE).is_file():
+        return False
+    try:
+        return _read_json(folder / _SCENE).get("sources") == sources and bool(open_scene(folder))
+    except (ValueError, OSError):
+        return False
+
+
+def write_scene(folder: Path, stored: Stored, sources: dict[str, int], *, half: bool) -> None:
+    """Write a scene; its last file is the one that says that it is whole.
+
+    Labels go in the smallest form that holds them exactly: RGBE (a byte for each number), float16, float32; with
+    ``half`` in float16 whatever is lost.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{_TEMPORARY}*"):
+        left.unlink()
+    (folder / _SCENE).unlink(missing_ok=True)
+    label = _smallest(stored, half=half)
+    arrays = {_FRAMES: np.stack([np.asarray(frame) for frame in stored.frames]), _LABEL: label}
+    for name, array in arrays.items():
+        _write_atomically(folder / name, lambda path, array=array: _save(path, array))  # type: ignore[misc]
+    entry = {
+        "info": stored.info,
+        "label": "rgbe" if label.dtype == np.uint8 else str(label.dtype),
+        "checksums": {name: checksum(folder / name) for name in arrays},
+        "sources": sources,
+    }
+    text = json.dumps(entry, indent=1)
+    _write_atomically(folder / _SCENE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def open_scene(folder: Path) -> Stored:
+    """Map a prepared scene.
+
+    Raises:
+        FileNotFoundError: it is missing or was not finished.
+        ValueError: one of its files is broken.
+    """
+    if not (folder / _SCENE).is_file():
+        raise FileNotFoundError(f"{folder} is not prepared yet: run prepare again, it goes on where it stopped")
+    entry = _read_json(folder / _SCENE)
+    info = entry.get("info")
+    if not isinstance(info, dict):
+        raise ValueError(f"{folder / _SCENE}: no description of a prepared scene")
+    frames = map_array(folder / _FRAMES, ndim=4, kinds="u")
+    label = map_array(folder / _LABEL)
+    return Stored(folder, frames, label, folder / _LABEL, info)
+
+
+def faults(folder: Path) -> tuple[list[str], int]:
+    """Return what is wrong with a prepared scene, by file, and how many files were read; reads all of it."""
+    try:
+        open_scene(folder)
+    except (OSError, ValueError) as error:
+        return [str(error)], 0
+    sums = _read_json(folder / _SCENE).get("checksums")
+    names = (_FRAMES, _LABEL)
+    known = sums if isinstance(sums, dict) else {}
+    wrong = [folder / name for name in names if known.get(name) != checksum(folder / name)]
+    return [f"{path}: its checksum is not the one it was written with" for path in wrong], len(names)
+
+
+def checksum(path: Path) -> str:
+    """Return the BLAKE2b checksum of a file."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _smallest(stored: Stored, *, half: bool) -> Array:
+    label = np.ascontiguousarray(stored.label, np.float32)
+    if not np.isfinite(label).all():
+        raise ValueError(f"{stored.label_file}: the label holds infinite or NaN values")
+    if label.shape[0] == 3 and (rgbe := encode_rgbe(label)) is not None:
+        return rgbe
+    with np.errstate(over="ignore"):
+        small = label.astype(np.float16)
+    if half and not np.isfinite(small).all():
+        raise ValueError(f"{stored.label_file}: float16 holds values up to 65504, got {label.max():g}")
+    return small if half or np.array_equal(small, label) else label
+
+
+def _save(path: Path, array: Array) -> None:
+    with path.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with open_file(path) as file:
+        data = file.read(_TEXT_LIMIT + 1)
+    try:
+        content = json.loads(data) if len(data) <= _TEXT_LIMIT else None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: broken JSON ({str(error)[:100]})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must hold a JSON object of at most {_TEXT_LIMIT} bytes")
+    return content

@@ -1,0 +1,150 @@
+"""BracketIRE and BracketIRE+: five RAW exposures of a moving scene in low light, and its clean RAW radiance."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skt_components.data._layout import SPLITS, SceneLayout
+from skt_components.data._numpy_files import map_array, read_metadata
+from skt_components.data._scenes import SceneDataset
+from skt_components.data._stored import Stored
+from skt_components.data.sample import HDRSample
+from skt_components.ops._checks import check_choice
+
+_TIMES = (1, 4, 16, 64, 256)
+_WHITE = 1023  # 10 bits
+# Frame i covers radiance up to 4^(2 - i): one linear scale for all, whose peak is 16.
+_SCALES = tuple(4.0 ** (2 - i) for i in range(len(_TIMES)))
+_LABEL, _METADATA = "raw_gt.npy", "metadata.npy"
+_BORDERS = {(1, "train"): 10, (4, "train"): 4, (1, "test"): 5, (4, "test"): 2}
+
+
+class BracketIRELayout(SceneLayout):
+    """Five packed 10-bit exposures, a packed float label and pickled metadata, all ``.npy``."""
+
+    picture_size = (540, 960)
+    depth = 2
+    white = _WHITE
+    frames_shape = (len(_TIMES), 4)
+    mapped = True
+
+    def __init__(self, scale: int) -> None:
+        self.name, self.scale = ("BracketIRE" if scale == 1 else "BracketIRE+"), scale
+        self.info_shapes = {"white_balance": (3,), "color_matrix": (3, 3)}
+        self.split_folders = {"train": "Train", "test": "Test"}
+        self.scene_counts = {"train": 1045, "test": 290}
+
+    def files(self, folder: Path) -> list[Path]:
+        """Return the files of a frame: the exposures from short to long, the label, the metadata."""
+        inputs = folder if self.scale == 1 else folder / "x4"
+        return [*(inputs / f"raw_{time}.npy" for time in _TIMES), folder / _LABEL, folder / _METADATA]
+
+    def read_file(self, path: Path) -> Any:
+        """Map an exposure or the label, or read white balance and colour matrix."""
+        if path.name == _METADATA:
+            return read_colours(path)
+        if path.name == _LABEL:
+            return map_array(path, channels=4, kinds="f")
+        exposure = map_array(path, channels=4, kinds="u")
+        if exposure.dtype != np.uint16:
+            raise ValueError(f"{path}: must hold uint16, got {exposure.dtype}")
+        return exposure
+
+
+def read_colours(path: Path) -> dict[str, list[float] | list[list[float]]]:
+    """Read white balance and colour matrix from a frame's metadata file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is broken, or lacks ``red_gain``, ``blue_gain`` or ``cam2rgb``.
+    """
+    metadata = read_metadata(path)
+    shapes = {"red_gain": 1, "blue_gain": 1, "cam2rgb": 9}
+    for key, size in shapes.items():
+        value = metadata.get(key)
+        if value is None or value.size != size or not np.isfinite(value).all():
+            got = f"it has {', '.join(sorted(metadata))[:200]}" if value is None else f"got {str(value.tolist())[:80]}"
+            raise ValueError(f"{path}: {key} must be {size} finite number{'s' * (size > 1)}, {got}")
+    gains = [float(metadata["red_gain"].item()), 1.0, float(metadata["blue_gain"].item())]
+    return {"white_balance": gains, "color_matrix": metadata["cam2rgb"].reshape(3, 3).tolist()}
+
+
+LAYOUTS = {scale: BracketIRELayout(scale) for scale in (1, 4)}
+
+
+class BracketIRE(SceneDataset):
+    """BracketIRE's synthetic data set: 1045 brackets of five 10-bit RAW exposures to train on, 290 to test.
+
+    ``{root}/{Train,Test}/{scene}/{frame}/`` holds ``raw_{1,4,16,64,256}.npy`` (uint16, 0 to 1023, H×W×4: packed R,
+    Gr, Gb, B), ``raw_gt.npy`` (floats from 0 to 16) and ``metadata.npy`` (a pickled dict, which is read without
+    running anything in it); 540×960 packed pixels. With ``scale=4``, BracketIRE+, the exposures are those in
+    ``{frame}/x4/``, a quarter as large. ``root`` may also be what :func:`prepare` made of it.
+
+    Samples are on one linear scale: exposure i divided by 1023 and multiplied by ``4 ** (2 - i)``, so that it
+    saturates there; the target as it is. Networks and losses take ``peak=16``. The reference is the first exposure.
+    ``metadata`` has the white balance and the matrix from the camera's RGB to linear sRGB.
+
+    Args:
+        root: folder of the data set, as published or as prepared.
+        split: "train" or "test".
+        crop: height and width of the target in packed pixels (for ``scale=4`` the bracket's are a quarter); None:
+            whole frames. In the test split windows spread evenly.
+        scale: 1, or 4 for BracketIRE+.
+        border: packed pixels of the bracket that are left out on each side. None is the published protocol: 10 for
+            crops in training (4 for BracketIRE+), 0 for whole training frames, 5 in the test split (2 for
+            BracketIRE+). The NTIRE 2024 challenge left out none.
+        seed: of the crops.
+        samples_per_epoch: length with a crop; None is one sample per frame.
+        augment: of crops in training. "none"; "dihedral": the eight symmetries of the mosaic, red staying where red
+            is (with ``scale=4`` transposition only, because the small planes have no other); "planes": flips and
+            transposition of the packed planes as in the published code, which exchanges the places of the colours by
+            a pixel.
+
+    Raises:
+        FileNotFoundError: the folder, a split or a frame's file is missing.
+        ValueError: an option is out of range; from ``[]``, naming the file, if one is broken or not of its kind.
+
+    Example:
+        >>> data = BracketIRE("bracketire", crop=128, augment="dihedral")  # doctest: +SKIP
+        >>> data[0].bracket.shape, data[0].target.shape  # doctest: +SKIP
+        (torch.Size([5, 4, 128, 128]), torch.Size([4, 128, 128]))
+
+    Reference:
+        Zhang et al. Exposure bracketing is all you need for unifying image restoration and enhancement tasks.
+        ICLR 2025.
+    """
+
+    domain = "raw"
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: str = "train",
+        crop: int | tuple[int, int] | None = None,
+        *,
+        scale: int = 1,
+        border: int | None = None,
+        seed: int = 0,
+        samples_per_epoch: int | None = None,
+        augment: str = "none",
+    ) -> None:
+        check_choice("scale", scale, LAYOUTS)
+        check_choice("split", split, SPLITS)
+        if border is None:
+            border = 0 if split == "train" and crop is None else _BORDERS[scale, split]
+        options = {"seed": seed, "samples_per_epoch": samples_per_epoch, "augment": augment}
+        super().__init__(LAYOUTS[scale], root, split, crop, border=border, **options)  # type: ignore[arg-type]
+
+    def _make(self, frames: Tensor, label: Tensor, stored: Stored, name: str) -> HDRSample:
+        if frames.max() > _WHITE:
+            raise ValueError(f"{stored.folder}: the exposures must be 10-bit, from 0 to {_WHITE}, got {frames.max():g}")
+        bracket = frames.div_(_WHITE).mul_(torch.tensor(_SCALES).view(-1, 1, 1, 1))
+        metadata = {key: torch.tensor(value, dtype=torch.float32) for key, value in stored.info.items()}
+        times = torch.tensor(_TIMES, dtype=torch.float32)
+        return HDRSample(bracket, times, label, name, self.domain, metadata)

@@ -1,0 +1,188 @@
+"""Kalantari's and Tel's data sets: three sRGB exposures of a moving scene and its radiance."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skt_components.data._formats import decode_tif, read_hdr
+from skt_components.data._layout import SceneLayout
+from skt_components.data._numpy_files import open_file
+from skt_components.data._scenes import SceneDataset
+from skt_components.data._stored import Info, Stored
+from skt_components.data.sample import HDRSample, make_bracket
+from skt_components.ops._checks import check_choice
+
+_EXPOSURES, _LABEL = "exposure.txt", "HDRImg.hdr"
+_FRAMES = 3
+
+
+class KalantariLayout(SceneLayout):
+    """Three 16-bit TIFF exposures, a Radiance label and a text file of exposure values."""
+
+    picture_size = (1000, 1500)
+    white = 65535
+    frames_shape = (_FRAMES, 3)
+
+    def __init__(self, name: str, scene_counts: dict[str, int]) -> None:
+        self.name, self.scene_counts = name, scene_counts
+        self.info_shapes = {"ev": (_FRAMES,)}
+        self.split_folders = {"train": "Training", "test": "Test"}
+
+    def files(self, folder: Path) -> list[Path]:
+        """Return the files of a scene: the exposures from short to long, the label, the exposure file."""
+        return [*_exposure_files(folder), folder / _LABEL, folder / _EXPOSURES]
+
+    def missing_files(self, folder: Path) -> list[str]:
+        """Return what a scene's folder lacks, in words that name it."""
+        missing, found = super().missing_files(folder), len(_exposure_files(folder))
+        return [*missing, f"{folder}: must have {_FRAMES} .tif exposures, has {found}"] if found != _FRAMES else missing
+
+    def read_file(self, path: Path) -> Any:
+        """Read an exposure, the label or the exposure file."""
+        if path.name == _EXPOSURES:
+            return {"ev": read_ev(path)}
+        with open_file(path):
+            pass
+        if path.name == _LABEL:
+            return read_hdr(path)
+        exposure = decode_tif(path)
+        if exposure.dtype != np.uint16:
+            raise ValueError(f"{path}: must be a 16-bit TIFF, got {exposure.dtype}")
+        return exposure[..., :3]
+
+    def info_faults(self, info: Info) -> Iterator[str]:
+        """Yield what is odd about the exposure values."""
+        if sorted(set(info["ev"])) != info["ev"]:
+            yield f"exposure values must rise, got {info['ev']}"
+
+
+def _exposure_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if path.suffix.lower() in (".tif", ".tiff"))
+    return sorted(path for path in found if path.name[0] != "." and path.stem != Path(_LABEL).stem)
+
+
+def read_ev(path: Path) -> list[float]:
+    """Read an exposure file: one exposure value in stops per line, three lines.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it does not hold three numbers from -30 to 30.
+    """
+    with open_file(path) as file:
+        words = file.read(4096).decode("latin1").replace("\x00", "?").split()
+    try:
+        values = [float(word) for word in words]
+    except ValueError:
+        values = []
+    if len(values) != _FRAMES or not all(math.isfinite(v) and abs(v) <= 30 for v in values):
+        raise ValueError(
+            f"{path}: must hold {_FRAMES} exposure values in stops, from -30 to 30, got {' '.join(words)[:80]!r}"
+        )
+    return values
+
+
+KALANTARI = KalantariLayout("Kalantari17", {"train": 74, "test": 15})
+TEL = KalantariLayout("Tel23", {"train": 108, "test": 36})
+
+
+class Kalantari17(SceneDataset):
+    """Kalantari and Ramamoorthi's data set: 74 scenes to train on, 15 to test, 1000×1500 pixels.
+
+    ``{root}/{Training,Test}/{scene}/`` holds three 16-bit ``.tif`` exposures, which sort by name from the shortest to
+    the longest, ``exposure.txt`` (three lines: exposure values in stops) and ``HDRImg.hdr``, the radiance in the
+    reference exposure, the middle one. ``root`` may also be what :func:`prepare` made of it: the same samples, faster.
+
+    By default the preprocessing is the one of the networks that are compared on it (HDR-Transformer, SCTNet): the
+    exposures divided by 65536, linear radiance ``ldr ** 2.2 / t`` with ``t = 2 ** EV``, labels as they are, no border
+    left out, no augmentation. Colours are always in the order R, G, B; those networks' published weights want B, G,
+    R, which ``from_official`` sees to.
+
+    Args:
+        root: folder of the data set, as published or as prepared.
+        split: "train" or "test".
+        crop: height and width in pixels; None: whole scenes. In the test split windows spread evenly.
+        seed: of the crops.
+        samples_per_epoch: length with a crop; None is one sample per scene.
+        augment: "none", or "dihedral": the eight symmetries of the square, in training.
+        ldr_scale: what 16-bit numbers are divided by: 65536 as in the published code, or 65535.
+        exposure_norm: "raw" takes the exposure values as they are, "relative_to_min" makes the shortest 0.
+
+    Raises:
+        FileNotFoundError: the folder, a split or a scene's file is missing.
+        ValueError: an option is out of range; from ``[]``, naming the file, if one is broken or not of its kind.
+
+    Example:
+        >>> data = Kalantari17("sig17", crop=256, augment="dihedral", samples_per_epoch=10_000)  # doctest: +SKIP
+        >>> data[0].bracket.shape  # doctest: +SKIP
+        torch.Size([3, 6, 256, 256])
+
+    Reference:
+        Kalantari, Ramamoorthi. Deep high dynamic range imaging of dynamic scenes. SIGGRAPH 2017.
+    """
+
+    domain = "srgb"
+    _layout: ClassVar[SceneLayout] = KALANTARI
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: str = "train",
+        crop: int | tuple[int, int] | None = None,
+        *,
+        seed: int = 0,
+        samples_per_epoch: int | None = None,
+        augment: str = "none",
+        ldr_scale: int = 65536,
+        exposure_norm: str = "raw",
+    ) -> None:
+        check_choice("ldr_scale", ldr_scale, (65535, 65536))
+        check_choice("exposure_norm", exposure_norm, ("raw", "relative_to_min"))
+        self.ldr_scale, self.exposure_norm = ldr_scale, exposure_norm
+        self._warned = False
+        options = {"seed": seed, "samples_per_epoch": samples_per_epoch, "augment": augment}
+        super().__init__(self._layout, root, split, crop, **options)  # type: ignore[arg-type]
+
+    def _make(self, frames: Tensor, label: Tensor, stored: Stored, name: str) -> HDRSample:
+        ev = torch.tensor(stored.info["ev"], dtype=torch.float64)
+        if self.exposure_norm == "relative_to_min":
+            ev = ev - ev.min()
+        times = torch.exp2(ev)
+        # The published code adds 1e-8 to the times; it moves the last bit where they are below 1.
+        bracket = make_bracket(frames.div_(self.ldr_scale), (times + 1e-8).float())
+        if not self._warned and label.max() > 1:
+            self._warned = True
+            warnings.warn(
+                f"{stored.label_file}: the label reaches {label.max():g}, above 1, the peak: the exposure values "
+                f"{stored.info['ev']} do not start at 0, or the picture is not from this data set",
+                stacklevel=2,
+            )
+        return HDRSample(bracket, times.float(), label, name, self.domain)
+
+
+class Tel23(Kalantari17):
+    """Tel, Heyrman and Ginhac's data set: 108 scenes to train on, 36 to test, in the layout of :class:`Kalantari17`.
+
+    ``{root}/{Training,Test}/{scene}/{input_1,input_2,input_3}.tif`` with ``exposure.txt`` and ``HDRImg.hdr``; 1000×1500
+    pixels. Arguments, defaults and errors are those of :class:`Kalantari17`. The benchmark's inputs were corrected
+    after the paper appeared, so old and new numbers differ.
+
+    Example:
+        >>> Tel23("sct", split="test")[0].target.shape  # doctest: +SKIP
+        torch.Size([3, 1000, 1500])
+
+    Reference:
+        Tel, Heyrman, Ginhac. Alignment-free HDR deghosting with semantics consistent transformer. ICCV 2023.
+    """
+
+    _layout = TEL

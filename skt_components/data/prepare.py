@@ -1,0 +1,213 @@
+"""Data sets made ready for training: mapped into memory, so that a random crop costs no decoding; and checked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from skt_components.data import _prepared_scene as prepared
+from skt_components.data._layout import SPLITS, SceneLayout
+from skt_components.data._stored import Array
+from skt_components.data.bracketire import LAYOUTS as BRACKETIRE
+from skt_components.data.kalantari import KALANTARI, TEL
+from skt_components.ops._checks import check_choice
+
+LAYOUTS = {"kalantari": KALANTARI, "tel": TEL, "bracketire": BRACKETIRE[1], "bracketire-plus": BRACKETIRE[4]}
+T = TypeVar("T")
+
+
+class Verification(NamedTuple):
+    """What :func:`verify` found."""
+
+    dataset: str
+    """Name of the data set."""
+    root: Path
+    """Its folder."""
+    scenes: dict[str, int]
+    """How many scenes each split has."""
+    files: int
+    """How many files were read."""
+    problems: list[str]
+    """What is missing or broken, each with its path; empty if all is well."""
+
+    def __str__(self) -> str:
+        scenes = ", ".join(f"{count} {split}" for split, count in self.scenes.items())
+        title = f"{self.dataset} in {self.root}: {scenes} scenes, {self.files} files read, "
+        count = f"{len(self.problems)} problem{'s' * (len(self.problems) != 1)}" if self.problems else "no problems"
+        return "\n".join([title + count, *(f"  {problem}" for problem in self.problems)])
+
+
+def verify(dataset: str, root: str | os.PathLike[str], *, progress: bool = True) -> Verification:
+    """Read every file of a data set once and list what is missing or broken.
+
+    Checked are, against what was published: the number of scenes in each split, that each has its files, their
+    formats, bit depths and sizes in pixels, that exposures hold values of their range, labels finite values from 0 on,
+    and that exposure values rise. Of a prepared data set, all checksums.
+
+    Args:
+        dataset: "kalantari", "tel", "bracketire" or "bracketire-plus".
+        root: its folder, as published or as prepared.
+        progress: show a bar.
+
+    Raises:
+        ValueError: there is no such data set.
+        FileNotFoundError: there is no such folder.
+        ImportError: a package that reads its files is missing.
+
+    Example:
+        >>> verify("kalantari", "sig17").problems  # doctest: +SKIP
+        []
+    """
+    check_choice("dataset", dataset, LAYOUTS)
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"root must be the folder of a data set, there is none at {root}")
+    layout, stored = LAYOUTS[dataset], prepared.is_prepared(root)
+    counts, files, problems = dict.fromkeys(SPLITS, 0), 0, []
+    for split in SPLITS:
+        try:
+            scenes = prepared.list_scenes(root, layout.name, split) if stored else layout.list_scenes(root, split)
+        except (FileNotFoundError, ValueError) as error:
+            problems.append(str(error))
+            continue
+        counts[split] = len(scenes)
+        folder = root / layout.split_folders[split]
+        if len(scenes) != layout.scene_counts[split]:
+            problems.append(f"{folder}: has {len(scenes)} scenes, published were {layout.scene_counts[split]}")
+        for scene in _bar(scenes, f"{dataset} {split}", progress):
+            found, read = prepared.faults(folder / scene) if stored else _scene_faults(layout, folder / scene)
+            problems, files = problems + found, files + read
+    return Verification(dataset, root, counts, files, problems)
+
+
+def prepare(
+    dataset: str,
+    root: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    half: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Store a data set as arrays that are mapped into memory: a random crop then reads its own bytes and no others.
+
+    For each scene ``{out}/{split}/{scene}/`` gets ``frames.npy`` (uint16, N×C×H×W), ``label.npy`` and ``scene.json``
+    (checksums, exposure values or colours, what it was made from). Labels take the smallest form that holds them
+    exactly: the RGBE bytes of ``.hdr`` files, float16, or float32. The data sets read the folder like the original
+    and give the same samples, bit by bit. A run that was stopped goes on where it was; scenes whose files changed
+    in length are made anew; every file appears whole or not at all.
+
+    Args:
+        dataset: "kalantari", "tel", "bracketire" or "bracketire-plus".
+        root: its folder as published; it is only read.
+        out: folder to write to, new or of an earlier run.
+        half: store labels as float16 even if digits are lost (11 bits remain).
+        progress: show a bar.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        FileNotFoundError: the data set or a file of it is missing.
+        FileExistsError: ``out`` holds something else.
+        ValueError: there is no such data set, or scenes are broken; all others are stored first.
+        OSError: ``out`` has too little space.
+
+    Example:
+        >>> prepare("kalantari", "sig17", "sig17-prepared")  # doctest: +SKIP
+    """
+    check_choice("dataset", dataset, LAYOUTS)
+    root, out = Path(root), Path(out)
+    if prepared.is_prepared(root):
+        raise ValueError(f"root must be the data set as published, {root} is prepared already")
+    layout = LAYOUTS[dataset]
+    splits = [split for split in SPLITS if (root / layout.split_folders[split]).is_dir()] or [SPLITS[0]]
+    scenes = {split: layout.list_scenes(root, split) for split in splits}
+    for split, names in scenes.items():
+        layout.check_scenes(root, split, names)
+    _claim(out, layout.name, scenes)
+    jobs = [Path(layout.split_folders[split]) / name for split, names in scenes.items() for name in names]
+    broken = []
+    for job in _bar(jobs, f"preparing {dataset}", progress):
+        try:
+            _prepare_scene(layout, root, out, job, half=half)
+        except ValueError as error:
+            broken.append(str(error))
+    if broken:
+        listed = "\n  ".join(broken[:20])
+        raise ValueError(f"{len(broken)} of {len(jobs)} scenes are broken, the others are prepared:\n  {listed}")
+    return out
+
+
+def _prepare_scene(layout: SceneLayout, root: Path, out: Path, scene: Path, *, half: bool) -> None:
+    source, target = root / scene, out / scene
+    sources = {path.relative_to(source).as_posix(): path.stat().st_size for path in layout.files(source)}
+    if prepared.is_finished(target, sources):
+        return
+    stored = layout.read_scene(source)
+    layout.check(stored)
+    needed = 2 * sum(frame.size for frame in stored.frames) + 4 * stored.label.size
+    if (free := shutil.disk_usage(out).free) < needed:
+        raise OSError(f"{target}: needs up to {needed} bytes, {free} are left; everything before it is stored")
+    prepared.write_scene(target, stored, sources, half=half)
+
+
+def _claim(out: Path, name: str, scenes: dict[str, list[str]]) -> None:
+    if prepared.is_prepared(out):
+        found = prepared.read_index(out)[0]
+        if found != name:
+            raise FileExistsError(f"out {out} holds {found} as prepared, not {name}: choose another folder")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"out {out} exists and is not a prepared data set: choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    prepared.write_index(out, name, scenes)
+
+
+def _scene_faults(layout: SceneLayout, folder: Path) -> tuple[list[str], int]:
+    """Return what is wrong with the files of a published scene, and how many were read."""
+    *exposures, label, info = layout.files(folder)
+    faults, read = layout.missing_files(folder), 0
+    for path in (*exposures, label, info):
+        if not path.is_file():
+            continue
+        read += 1
+        try:
+            content = layout.read_file(path)
+        except (ValueError, OSError) as error:
+            faults.append(str(error))
+            continue
+        if path == info:
+            found = layout.info_faults(content)
+        elif path == label:
+            found = _picture_faults(content, layout.picture_size, None)
+        else:
+            height, width = layout.picture_size
+            found = _picture_faults(content, (height // layout.scale, width // layout.scale), layout.white)
+        faults += [f"{path}: {fault}" for fault in found]
+    return faults, read
+
+
+def _picture_faults(picture: Array, size: tuple[int, int], white: int | None) -> Iterator[str]:
+    if picture.shape[:2] != size:
+        yield f"must have {size[0]}x{size[1]} pixels, has {picture.shape[0]}x{picture.shape[1]}"
+    low, high = picture.min(), picture.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        yield "holds infinite or NaN values"
+    elif low < 0:
+        yield f"holds negative values, down to {low:g}"
+    if white is not None and high > white:
+        yield f"holds values up to {high}, above {white}"
+
+
+def _bar(items: Iterable[T], title: str, progress: bool) -> Iterable[T]:
+    if not progress:
+        return items
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError('a progress bar needs tqdm: pip install "skt-components[data]"') from error
+    return tqdm(items, title)

@@ -1,0 +1,312 @@
+"""Prepared data sets: the same samples, resumed and atomic; and the check of published and prepared files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skt_components.data import BracketIRE, Kalantari17, Tel23, prepare, verify
+from skt_components.data import _prepared_scene as prepared_scene
+from skt_components.data._stored import decode_rgbe, encode_rgbe
+
+
+@pytest.fixture
+def fakes(fake_kalantari, fake_bracketire):
+    """Return a function name -> (data set, class, options)."""
+
+    def make(name):
+        if name in ("kalantari", "tel"):
+            return fake_kalantari(tel=name == "tel"), Kalantari17 if name == "kalantari" else Tel23, {}
+        scale = 4 if name == "bracketire-plus" else 1
+        return fake_bracketire(scale=scale, size=(96, 128) if scale == 4 else (48, 64)), BracketIRE, {"scale": scale}
+
+    return make
+
+
+NAMES = ["kalantari", "tel", "bracketire", "bracketire-plus"]
+
+
+def equal(a, b):
+    tensors = [*zip(a[:3], b[:3], strict=True), *((a.metadata[k], b.metadata[k]) for k in a.metadata)]
+    return a[3:5] == b[3:5] and a.metadata.keys() == b.metadata.keys() and all(torch.equal(x, y) for x, y in tensors)
+
+
+# matches_reference
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prepared_samples_equal_the_originals_bit_by_bit(fakes, name, tmp_path):
+    fake, kind, options = fakes(name)
+    out = prepare(name, fake.root, tmp_path / "out", progress=False)
+    for split in ("train", "test"):
+        for crop in ({}, {"crop": 16, "samples_per_epoch": 12}):
+            augment = {"augment": "dihedral"} if crop and split == "train" else {}
+            original, stored = (kind(root, split, **crop, **augment, **options) for root in (fake.root, out))
+            assert stored.is_prepared
+            assert not original.is_prepared
+            assert stored.scenes == original.scenes
+            assert all(equal(original[i], stored[i]) for i in range(len(original)))
+
+
+def test_it_is_smaller_than_crops_on_disk(fakes, tmp_path):
+    fake, *_ = fakes("kalantari")
+    out = prepare("kalantari", fake.root, tmp_path / "out", progress=False)
+    scene = out / "Training" / "001"
+    pixels = 40 * 60
+    assert (scene / "frames.npy").stat().st_size == 128 + pixels * 3 * 3 * 2
+    assert (scene / "label.npy").stat().st_size == 128 + pixels * 4  # RGBE
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 4))
+def test_rgbe_is_exact_or_refused(seed, nudge):
+    rng = np.random.default_rng(seed)
+    rgbe = rng.integers(0, 256, (4, 5, 6), dtype=np.uint8)
+    rgbe[3] = rng.choice([0, *range(10, 256)], (5, 6))  # the smallest have no form in which the largest byte is >= 128
+    picture = decode_rgbe(rgbe)
+    scale = np.where(rgbe[3] > 0, np.ldexp(1.0, rgbe[3].astype(int) - 136), 0.0)
+    np.testing.assert_array_equal(picture, (rgbe[:3] * scale).astype(np.float32))
+    picture.reshape(-1)[:nudge] += 1e-3 * (1 + picture.reshape(-1)[:nudge])  # not of the format any more, mostly
+    with np.errstate(over="ignore"):
+        encoded = encode_rgbe(picture)
+    if nudge == 0:
+        assert encoded is not None
+    if encoded is not None:
+        np.testing.assert_array_equal(decode_rgbe(encoded), picture)
+
+
+def test_rgbe_of_labels_that_opencv_reads(tmp_path):
+    picture = np.random.default_rng(0).random((30, 20, 3), np.float32) ** 4 * 8
+    cv2.imwrite(str(tmp_path / "a.hdr"), picture)
+    read = np.ascontiguousarray(cv2.imread(str(tmp_path / "a.hdr"), cv2.IMREAD_UNCHANGED).transpose(2, 0, 1))
+    encoded = encode_rgbe(read)
+    assert encoded is not None
+    np.testing.assert_array_equal(decode_rgbe(encoded), read)
+    assert encode_rgbe(read + np.float32(1e-6)) is None
+
+
+@pytest.mark.parametrize(("half", "dtype"), [(False, np.float32), (True, np.float16)])
+def test_labels_take_the_smallest_exact_form_unless_told_otherwise(fakes, tmp_path, half, dtype):
+    fake, kind, _ = fakes("bracketire")
+    np.save(fake.root / "Train/carousel_0/0001/raw_gt.npy", np.full((48, 64, 4), 0.25, np.float32))
+    out = prepare("bracketire", fake.root, tmp_path / "out", half=half, progress=False)
+    assert np.load(out / "Train/carousel_0/0000/label.npy").dtype == dtype
+    assert np.load(out / "Train/carousel_0/0001/label.npy").dtype == np.float16  # exact
+    error = (kind(out, border=0)[0].target - kind(fake.root, border=0)[0].target).abs().max()
+    assert error <= (2**-8 if half else 0)
+
+
+# stopping, going on
+
+
+def test_a_stopped_run_goes_on_and_an_unfinished_scene_says_so(fakes, tmp_path, monkeypatch):
+    fake, kind, _ = fakes("kalantari")
+    out, write, count = tmp_path / "out", prepared_scene.write_scene, []
+
+    def stop_at_third(*args, **kwargs):
+        count.append(args[0])
+        if len(count) == 3:
+            (args[0]).mkdir(parents=True)
+            (args[0] / ".partial-0-frames.npy").write_bytes(b"half a file")
+            raise KeyboardInterrupt
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(prepared_scene, "write_scene", stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        prepare("kalantari", fake.root, out, progress=False)
+    data = kind(out)
+    data[0]
+    with pytest.raises(FileNotFoundError, match=r"003 is not prepared yet: run prepare again"):
+        data[2]
+    monkeypatch.setattr(prepared_scene, "write_scene", lambda *a, **k: (count.append(a[0]), write(*a, **k)))
+    prepare("kalantari", fake.root, out, progress=False)
+    assert [folder.name for folder in count[3:]] == ["003", "Scene0", "Scene1"]
+    assert equal(kind(out)[2], kind(fake.root)[2])
+    assert not list(out.rglob(".partial-*"))
+    prepare("kalantari", fake.root, out, progress=False)
+    assert len(count) == 6  # nothing left to do
+
+
+def test_a_scene_whose_files_changed_is_made_anew(fakes, tmp_path):
+    fake, kind, _ = fakes("kalantari")
+    out = prepare("kalantari", fake.root, tmp_path / "out", progress=False)
+    (fake.root / "Training/001/exposure.txt").write_text("0\n1\n2\n")
+    prepare("kalantari", fake.root, out, progress=False)
+    assert kind(out)[0].exposure_times.tolist() == [1, 2, 4]
+
+
+def test_no_file_is_ever_half_written(fakes, tmp_path, monkeypatch):
+    fake, *_ = fakes("kalantari")
+
+    def full_disk(path, array):
+        path.write_bytes(b"a part")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prepared_scene, "_save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        prepare("kalantari", fake.root, tmp_path / "out", progress=False)
+    assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["prepared.json"]
+
+
+def test_one_broken_scene_does_not_lose_the_others(fakes, tmp_path):
+    fake, kind, _ = fakes("kalantari")
+    (fake.root / "Training/001/HDRImg.hdr").write_bytes(b"#?RADIANCE\nbroken")
+    with pytest.raises(ValueError, match=r"(?s)1 of 5 scenes are broken, the others are prepared.*001.HDRImg.hdr"):
+        prepare("kalantari", fake.root, tmp_path / "out", progress=False)
+    assert equal(kind(tmp_path / "out")[1], kind(fake.root)[1])
+
+
+def test_nothing_is_written_over(fakes, tmp_path):
+    fake, *_ = fakes("kalantari")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="mine exists and is not a prepared data set"):
+        prepare("kalantari", fake.root, tmp_path / "mine", progress=False)
+    out = prepare("kalantari", fake.root, tmp_path / "out", progress=False)
+    with pytest.raises(FileExistsError, match="out holds Kalantari17 as prepared, not Tel23"):
+        prepare("tel", fake.root, out, progress=False)
+    with pytest.raises(ValueError, match="is prepared already"):
+        prepare("kalantari", out, tmp_path / "again", progress=False)
+    with pytest.raises(ValueError, match="holds Kalantari17 as prepared, not Tel23"):
+        Tel23(out)
+    with pytest.raises(ValueError, match="dataset must be one of"):
+        prepare("imagenet", fake.root, out)
+    with pytest.raises(FileNotFoundError, match="root must have a folder Training"):
+        prepare("kalantari", tmp_path / "mine", tmp_path / "new", progress=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_that_is_too_small_is_said_before_writing(fakes, tmp_path, monkeypatch):
+    fake, *_ = fakes("kalantari")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(OSError, match=r"001: needs up to .* bytes, 1 are left"):
+        prepare("kalantari", fake.root, tmp_path / "out", progress=False)
+
+
+# broken prepared files
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("prepared.json", b"{", "prepared.json: broken JSON"),
+        ("prepared.json", b"[1]", "prepared.json: must hold a JSON object"),
+        ("prepared.json", b'{"format": 99}', "prepared.json: format 99, this version reads 1"),
+        ("prepared.json", b'{"format": 1}', "prepared.json: no index of a prepared data set"),
+        (
+            "prepared.json",
+            b'{"format": 1, "dataset": "Kalantari17", "scenes": {"train": ["../../etc"]}}',
+            "is no name of a scene",
+        ),
+        (
+            "prepared.json",
+            b'{"format": 1, "dataset": "Kalantari17", "scenes": {"test": ["a"]}}',
+            "was prepared without the split 'train'",
+        ),
+        ("Training/001/scene.json", b"", "scene.json: the file is empty"),
+        ("Training/001/scene.json", b"{}", "scene.json: no description of a prepared scene"),
+        ("Training/001/scene.json", b'{"info": {}}', "001: ev must be finite numbers"),
+        ("Training/001/frames.npy", b"", "frames.npy: the file is empty"),
+        ("Training/001/label.npy", b"\x93NUMPY", "label.npy: "),
+    ],
+)
+def test_broken_prepared_files_are_named(fakes, tmp_path, name, content, message):
+    fake, *_ = fakes("kalantari")
+    out = prepare("kalantari", fake.root, tmp_path / "out", progress=False)
+    (out / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        Kalantari17(out)[0]
+
+
+# verify
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_verify_finds_only_the_counts_and_sizes_of_a_small_copy(fakes, name, tmp_path):
+    fake, *_ = fakes(name)
+    found = verify(name, fake.root, progress=False)
+    per_scene = 5 if name in ("kalantari", "tel") else 7
+    assert found.scenes == {"train": 3, "test": 2}
+    assert found.files == 5 * per_scene
+    counts = [problem for problem in found.problems if "scenes, published were" in problem]
+    sizes = [problem for problem in found.problems if "pixels, has" in problem]
+    assert len(counts) == 2
+    assert len(sizes) == 5 * (per_scene - 1)
+    assert len(found.problems) == len(counts) + len(sizes)
+    out = prepare(name, fake.root, tmp_path / "out", progress=False)
+    stored = verify(name, out, progress=False)
+    assert len(stored.problems) == 2  # the counts
+    assert stored.files == 10
+
+
+def test_verify_lists_every_broken_file_by_its_path(fake_kalantari):
+    fake = fake_kalantari(size=(16, 16))
+    one, two, three = (fake.root / "Training" / f"00{i}" for i in (1, 2, 3))
+    (one / "HDRImg.hdr").write_bytes((one / "HDRImg.hdr").read_bytes()[:-50])
+    (one / "262A0898.tif").write_bytes(b"II*\0")
+    (two / "exposure.txt").write_text("0 4 2")
+    (two / "262A0900.tif").unlink()
+    cv2.imwrite(str(three / "262A0899.tif"), np.zeros((16, 16, 3), np.uint8))
+    found = [
+        p for p in verify("kalantari", fake.root, progress=False).problems if "publ" not in p and "pixels" not in p
+    ]
+    expected = [
+        f"{one / '262A0898.tif'}: broken, truncated",
+        f"{one / 'HDRImg.hdr'}: ",
+        f"{two}: must have 3 .tif exposures, has 2",
+        f"{two / 'exposure.txt'}: exposure values must rise",
+        f"{three / '262A0899.tif'}: must be a 16-bit TIFF, got uint8",
+    ]
+    assert len(found) == len(expected), found
+    assert all(problem.startswith(start) for problem, start in zip(found, expected, strict=True)), found
+
+
+def test_verify_checks_raw_values(fake_bracketire):
+    fake = fake_bracketire(train=1, test=1)
+    folder = fake.root / "Train/carousel_0/0000"
+    np.save(folder / "raw_4.npy", np.full((48, 64, 4), 2000, np.uint16))
+    np.save(folder / "raw_gt.npy", np.full((48, 64, 4), -1.0))
+    (folder / "raw_16.npy").unlink()
+    text = str(verify("bracketire", fake.root, progress=False))
+    assert "raw_4.npy: holds values up to 2000, above 1023" in text
+    assert "raw_gt.npy: holds negative values, down to -1" in text
+    assert "raw_16.npy: no such file" in text
+    np.save(folder / "raw_gt.npy", np.full((48, 64, 4), np.inf))
+    assert "raw_gt.npy: holds infinite" in str(verify("bracketire", fake.root, progress=False))
+
+
+def test_verify_finds_a_flipped_bit_in_a_prepared_file(fakes, tmp_path):
+    fake, *_ = fakes("kalantari")
+    out = prepare("kalantari", fake.root, tmp_path / "out", progress=False)
+    path = out / "Training/002/frames.npy"
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    problems = verify("kalantari", out, progress=False).problems
+    assert f"{path}: its checksum is not the one it was written with" in problems
+    (out / "Training/003/scene.json").unlink()
+    assert any("003 is not prepared yet" in problem for problem in verify("kalantari", out, progress=False).problems)
+
+
+def test_verify_of_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="root must be the folder of a data set"):
+        verify("kalantari", tmp_path / "nowhere")
+    found = verify("kalantari", tmp_path, progress=False)
+    assert len(found.problems) == 2
+    assert found.files == 0
+
+
+def test_the_index_is_readable_text(fakes, tmp_path):
+    fake, *_ = fakes("bracketire")
+    out = prepare("bracketire", fake.root, tmp_path / "out", progress=False)
+    index = json.loads((out / "prepared.json").read_text())
+    assert index["scenes"]["train"] == ["carousel_0/0000", "carousel_0/0001", "carousel_1/0000"]
+    scene = json.loads((out / "Train/carousel_0/0000/scene.json").read_text())
+    assert scene["info"]["white_balance"] == [2.0, 1.0, 1.5]
