@@ -7,7 +7,6 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,12 +86,8 @@ class SceneDataset(SampleDataset):
         view, number = divmod(index + epoch * len(self), len(self.folders))
         stored = self._scene(number)
         window = self._window(stored, view, index, epoch)
-        frames = np.empty((len(stored.frames), stored.frames[0].shape[0], window.height, window.width), np.float32)
-        for frame, stored_frame in zip(frames, stored.frames, strict=True):
-            frame[...] = window.cut(stored_frame)
-        label = stored.cut_label(window.times(self.layout.scale))
-        name = self.scenes[number].replace("/", "-")
-        return self._make(torch.from_numpy(frames), torch.from_numpy(label), stored, name)
+        label = torch.from_numpy(stored.cut_label(window.times(self.layout.scale)))
+        return self._make(stored, window, label, self.scenes[number].replace("/", "-"))
 
     def _window(self, stored: Stored, view: int, index: int, epoch: int) -> Window:
         size = stored.frames[0].shape[1:]
@@ -139,6 +134,6 @@ class SceneDataset(SampleDataset):
         self.layout.check(stored)
         return stored
 
-    def _make(self, frames: Tensor, label: Tensor, stored: Stored, name: str) -> HDRSample:
-        """Make the sample of a window of the frames (N, C, h, w), in the numbers of the files."""
+    def _make(self, stored: Stored, window: Window, label: Tensor, name: str) -> HDRSample:
+        """Make the sample of a window of a scene."""
         raise NotImplementedError

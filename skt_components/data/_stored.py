@@ -48,7 +48,7 @@ class Stored(NamedTuple):
 
 def decode_rgbe(rgbe: Array) -> npt.NDArray[np.float32]:
     """Return (3, H, W) of the bytes (4, H, W), as Radiance's files mean them."""
-    return rgbe[:3] * _RGBE_SCALES[rgbe[3]]
+    return rgbe[:3] * _RGBE_SCALES.take(rgbe[3].astype(np.intp))
 
 
 def encode_rgbe(picture: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8] | None:

@@ -14,6 +14,7 @@ from skt_components.data._layout import SPLITS, SceneLayout
 from skt_components.data._numpy_files import map_array, read_metadata
 from skt_components.data._scenes import SceneDataset
 from skt_components.data._stored import Stored
+from skt_components.data._windows import Window
 from skt_components.data.sample import HDRSample
 from skt_components.ops._checks import check_choice
 
@@ -141,10 +142,14 @@ class BracketIRE(SceneDataset):
         options = {"seed": seed, "samples_per_epoch": samples_per_epoch, "augment": augment}
         super().__init__(LAYOUTS[scale], root, split, crop, border=border, **options)  # type: ignore[arg-type]
 
-    def _make(self, frames: Tensor, label: Tensor, stored: Stored, name: str) -> HDRSample:
-        if frames.max() > _WHITE:
-            raise ValueError(f"{stored.folder}: the exposures must be 10-bit, from 0 to {_WHITE}, got {frames.max():g}")
-        bracket = frames.div_(_WHITE).mul_(torch.tensor(_SCALES).view(-1, 1, 1, 1))
+    def _make(self, stored: Stored, window: Window, label: Tensor, name: str) -> HDRSample:
+        bracket = np.empty((len(_TIMES), 4, window.height, window.width), np.float32)
+        for planes, exposure, scale in zip(bracket, stored.frames, _SCALES, strict=True):
+            numbers = np.ascontiguousarray(window.cut(exposure))
+            if (highest := numbers.max()) > _WHITE:
+                raise ValueError(f"{stored.folder}: exposures must be 10-bit, from 0 to {_WHITE}, got {highest}")
+            np.divide(numbers, np.float32(_WHITE), out=planes)
+            planes *= np.float32(scale)
         metadata = {key: torch.tensor(value, dtype=torch.float32) for key, value in stored.info.items()}
         times = torch.tensor(_TIMES, dtype=torch.float32)
-        return HDRSample(bracket, times, label, name, self.domain, metadata)
+        return HDRSample(torch.from_numpy(bracket), times, label, name, self.domain, metadata)

@@ -18,11 +18,13 @@ from skt_components.data._layout import SceneLayout
 from skt_components.data._numpy_files import open_file
 from skt_components.data._scenes import SceneDataset
 from skt_components.data._stored import Info, Stored
-from skt_components.data.sample import HDRSample, make_bracket
+from skt_components.data._windows import Window
+from skt_components.data.sample import HDRSample
 from skt_components.ops._checks import check_choice
 
 _EXPOSURES, _LABEL = "exposure.txt", "HDRImg.hdr"
 _FRAMES = 3
+_GAMMA = 2.2
 
 
 class KalantariLayout(SceneLayout):
@@ -149,25 +151,33 @@ class Kalantari17(SceneDataset):
         check_choice("ldr_scale", ldr_scale, (65535, 65536))
         check_choice("exposure_norm", exposure_norm, ("raw", "relative_to_min"))
         self.ldr_scale, self.exposure_norm = ldr_scale, exposure_norm
+        self._linear = ((np.arange(65536) / ldr_scale) ** _GAMMA).astype(np.float32)
         self._warned = False
         options = {"seed": seed, "samples_per_epoch": samples_per_epoch, "augment": augment}
         super().__init__(self._layout, root, split, crop, **options)  # type: ignore[arg-type]
 
-    def _make(self, frames: Tensor, label: Tensor, stored: Stored, name: str) -> HDRSample:
-        ev = torch.tensor(stored.info["ev"], dtype=torch.float64)
-        if self.exposure_norm == "relative_to_min":
-            ev = ev - ev.min()
-        times = torch.exp2(ev)
-        # The published code adds 1e-8 to the times; it moves the last bit where they are below 1.
-        bracket = make_bracket(frames.div_(self.ldr_scale), (times + 1e-8).float())
-        if not self._warned and label.max() > 1:
+    def _make(self, stored: Stored, window: Window, label: Tensor, name: str) -> HDRSample:
+        ev = np.array(stored.info["ev"], np.float64)
+        times = np.exp2(ev - ev.min() if self.exposure_norm == "relative_to_min" else ev)
+        # What make_bracket does, with a table for the power: it takes a sixth of the time.
+        bracket = np.empty((len(times), 6, window.height, window.width), np.float32)
+        for planes, exposure, time in zip(bracket, stored.frames, times, strict=True):
+            numbers = np.ascontiguousarray(window.cut(exposure))
+            np.take(self._linear, numbers.astype(np.intp), out=planes[:3], mode="clip")
+            # The published code adds 1e-8, which moves the last bit where times are below 1.
+            planes[:3] /= np.float32(time + 1e-8)
+            np.divide(numbers, np.float32(self.ldr_scale), out=planes[3:])
+        self._check_peak(label, stored)
+        return HDRSample(torch.from_numpy(bracket), torch.from_numpy(times).float(), label, name, self.domain)
+
+    def _check_peak(self, label: Tensor, stored: Stored) -> None:
+        if not self._warned and (peak := label.numpy().max()) > 1:
             self._warned = True
             warnings.warn(
-                f"{stored.label_file}: the label reaches {label.max():g}, above 1, the peak: the exposure values "
+                f"{stored.label_file}: the label reaches {peak:g}, above 1, the peak: the exposure values "
                 f"{stored.info['ev']} do not start at 0, or the picture is not from this data set",
                 stacklevel=2,
             )
-        return HDRSample(bracket, times.float(), label, name, self.domain)
 
 
 class Tel23(Kalantari17):
