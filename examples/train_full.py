@@ -2,6 +2,8 @@
 
 python examples/train_full.py                                          # procedural scenes, a few minutes on a CPU
 python examples/train_full.py --data hdr-folder --root PHOTOS          # a folder of .hdr / .exr photographs
+python examples/train_full.py --data kalantari --root SIG17            # a data set as published
+python examples/train_full.py --camera raw                             # five noisy, blurred RAW exposures
 python examples/train_full.py --compare                                # also the bare network, and the paired gain
 python examples/train_full.py --orm my_package.nets:MyNet --taps enc body dec
 """
@@ -18,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 import tyro
@@ -27,18 +30,24 @@ from tqdm import tqdm
 
 import skt_components as skt
 
-ORMS: dict[str, Callable[[], nn.Module]] = {
+
+def tmrnet(*, scale: int = 1, **options: Any) -> skt.TMRNet:
+    """TMRNet, which has its scale in its name."""
+    return (skt.TMRNetPlus if scale == 4 else skt.TMRNet)(**options)
+
+
+ORMS: dict[str, Callable[..., nn.Module]] = {
     "ahdrnet": skt.AHDRNet,
-    "ahdrnet-small": lambda: skt.AHDRNet(features=16, num_layers=4, growth=8),
+    "ahdrnet-small": partial(skt.AHDRNet, features=16, num_layers=4, growth=8),
     "hdr-transformer": skt.HDRTransformer,
-    "hdr-transformer-small": lambda: skt.HDRTransformer(features=24, depths=(2, 2, 2), num_heads=(4, 4, 4)),
+    "hdr-transformer-small": partial(skt.HDRTransformer, features=24, depths=(2,) * 3, num_heads=(4,) * 3),
     "sctnet": skt.SCTNet,
-    "sctnet-small": lambda: skt.SCTNet(features=24, depths=(2, 2, 2, 2), num_heads=(4, 4, 4, 4)),
-    "tmrnet": lambda: skt.TMRNet(3, 6, 3),
-    "tmrnet-small": lambda: skt.TMRNet(3, 6, 3, features=16, num_blocks=(1, 2, 2, 1)),
+    "sctnet-small": partial(skt.SCTNet, features=30, depths=(2,) * 4, num_heads=(2,) * 4, channel_heads=2),
+    "tmrnet": tmrnet,
+    "tmrnet-small": partial(tmrnet, features=16, num_blocks=(1, 2, 2, 1)),
 }
 Framework = skt.SemanticKnowledgeTransfer
-Data = skt.SyntheticScenes | skt.HDRFolder
+Data: TypeAlias = "skt.SyntheticScenes | skt.HDRFolder | skt.Kalantari17 | skt.BracketIRE"
 Forward = Callable[[nn.Module, Tensor], Tensor]
 Network = Callable[[Tensor], Tensor]
 Scores = dict[str, dict[str, Tensor]]
@@ -56,12 +65,33 @@ def parse(arguments: list[str]) -> skt.TrainConfig:
 def build_data(config: skt.TrainConfig) -> tuple[Data, Data]:
     """Training crops and the fixed validation pictures."""
     per_epoch = 100 * config.batch_size
-    if config.root is not None:
-        photos = partial(skt.HDRFolder, config.root, val_fraction=0.2)  # split by photograph
-        train = photos(crop=config.crop, seed=config.seed, samples_per_epoch=per_epoch)
-        return train, photos(crop=config.val_crop, split="val", samples_per_epoch=16)
-    scenes = skt.SyntheticScenes(per_epoch, config.crop, seed=config.seed, split="train")
-    return scenes, skt.SyntheticScenes(16, config.val_crop, seed=0, split="val")
+    camera = skt.RawCamera(scale=config.scale) if config.domain == "raw" else skt.Camera()
+    if config.root is None:
+        scenes = partial(skt.SyntheticScenes, camera=camera)
+        return scenes(per_epoch, config.crop, seed=config.seed), scenes(16, config.val_crop, split="val")
+    train: dict[str, Any] = {"crop": config.crop, "seed": config.seed, "samples_per_epoch": per_epoch}
+    validation: dict[str, Any] = {"crop": config.val_crop, "samples_per_epoch": 16}
+    if config.data == "hdr-folder":
+        photos = partial(skt.HDRFolder, config.root, camera=camera, val_fraction=0.2)  # split by photograph
+        return photos(**train), photos(split="val", **validation)
+    published: Callable[..., Data] = skt.Tel23 if config.data == "tel" else skt.Kalantari17
+    if config.data.startswith("bracketire"):
+        published = partial(skt.BracketIRE, scale=config.scale)
+    training = published(config.root, split="train", augment="dihedral", **train)
+    return training, published(config.root, split="test", **validation)
+
+
+def bracket_options(config: skt.TrainConfig) -> dict[str, Any]:
+    """What a network must know of the brackets it gets and of the pictures it returns."""
+    if config.domain == "srgb":
+        return {"num_frames": 3, "in_channels": 6, "out_channels": 3}
+    raw = {"num_frames": 5, "in_channels": 4, "out_channels": 4, "reference": 0, "peak": config.peak}
+    return raw | {"scale": config.scale}
+
+
+def rendering(config: skt.TrainConfig, sample: skt.HDRSample, device: torch.device) -> dict[str, Tensor]:
+    """What the domain transfer is told of RAW data: nothing, as in the paper, without --metadata."""
+    return {key: value.to(device) for key, value in sample.metadata.items()} if config.metadata else {}
 
 
 def build_framework(config: skt.TrainConfig, orm: nn.Module, forward: Forward, sample: Tensor) -> Framework:
@@ -82,6 +112,7 @@ def build_framework(config: skt.TrainConfig, orm: nn.Module, forward: Forward, s
         orm,
         bank,
         taps=config.taps or None,
+        domain=config.domain,
         weights=replace(getattr(skt.LossWeights, config.loss_weights)(), **overrides),
         forward_orm=forward,
         perceptual=None if extractor is None else skt.PerceptualLoss(extractor),
@@ -101,14 +132,14 @@ def batches(dataset: Data, config: skt.TrainConfig, step: int) -> Iterator[skt.H
 
 
 @torch.no_grad()
-def validate(reconstruct: Callable[[Tensor, Tensor], dict[str, Tensor]], data: DataLoader) -> Scores:
+def validate(reconstruct: Callable[[skt.HDRSample], dict[str, Tensor]], data: DataLoader, peak: float) -> Scores:
     """Metrics of every picture, by the name of what made it."""
     scores: dict[str, dict[str, list[Tensor]]] = {}
     for sample in data:
-        for name, picture in reconstruct(sample.bracket, sample.target).items():
+        for name, picture in reconstruct(sample).items():
             row = scores.setdefault(name, {"PSNR-mu": [], "PSNR-L": [], "SSIM-mu": []})
             for metric, function in zip(row, (skt.psnr_mu, skt.psnr_l, skt.ssim_mu), strict=True):
-                row[metric].append(function(picture, sample.target.to(picture.device)).cpu())
+                row[metric].append(function(picture, sample.target.to(picture.device), peak=peak).cpu())
     return {name: {metric: torch.cat(values) for metric, values in row.items()} for name, row in scores.items()}
 
 
@@ -131,7 +162,7 @@ def train(
     module: nn.Module = orm if framework is None else framework
     module.to(device).train()
     optimizer = torch.optim.Adam(module.parameters(), lr=config.lr, betas=(0.9, 0.999))
-    checkpoint, start, scores, org_loss = run / f"{name}.ckpt", 0, {}, skt.MuL1Loss()
+    checkpoint, start, scores, org_loss = run / f"{name}.ckpt", 0, {}, skt.MuL1Loss(peak=config.peak)
     if config.resume is not None and checkpoint.exists():
         start = skt.restore_checkpoint(checkpoint, module=module, optimizer=optimizer)
         if start > config.steps:
@@ -142,15 +173,16 @@ def train(
         with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"run": name, "step": step, **entry}) + "\n")
 
-    def reconstruct(bracket: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def reconstruct(sample: skt.HDRSample) -> dict[str, Tensor]:
         if framework is None:
-            return {"ORM": forward(orm, bracket.to(device))}
-        output = framework(bracket.to(device), target.to(device))
-        return {"ORM": output.hdr, "SPGRM": framework.transfer.inverse(output.refined)}
+            return {"ORM": forward(orm, sample.bracket.to(device))}
+        metadata = rendering(config, sample, device)
+        output = framework(sample.bracket.to(device), sample.target.to(device), metadata=metadata)
+        return {"ORM": output.hdr, "SPGRM": framework.transfer.inverse(output.refined, **metadata)}
 
     def score() -> Scores:
         module.eval()
-        found = validate(reconstruct, data[1])
+        found = validate(reconstruct, data[1], config.peak)
         module.train()
         return found
 
@@ -169,7 +201,7 @@ def train(
                     loss = org_loss(forward(orm, bracket).float(), target)
                     terms = {"org": loss}
                 else:
-                    output = framework(bracket, target)
+                    output = framework(bracket, target, metadata=rendering(config, sample, device))
                     loss, terms = output.total, output.terms
             skt.check_finite({"the bracket": bracket, "the target": target, **terms}, step)
             if step % config.log_every == 0 or step == config.steps - 1:
@@ -194,21 +226,18 @@ def train(
 
 
 def draw_samples(
-    path: Path, networks: Mapping[str, Callable[[Tensor], Tensor]], framework: Framework, data: Data
+    path: Path, config: skt.TrainConfig, networks: Mapping[str, Network], framework: Framework, data: Data
 ) -> None:
     """Draw three validation scenes: exposures, regions, results, target and errors."""
     rows, device = [], next(framework.parameters()).device
-    for index in range(0, len(data), max(len(data) // 3, 1)):
+    for index in range(0, len(data), max(len(data) // 3, 1))[:3]:
         sample = data[index]
-        bracket, target = sample.bracket[None].to(device), framework.transfer(sample.target[None].to(device))
         with torch.no_grad():
-            pictures = {name: framework.transfer(network(bracket)) for name, network in networks.items()}
-            labels = framework.bank(pictures["ours"]).labels
-        results = {name: picture[0] for name, picture in pictures.items()}
-        rows.append(
-            skt.SampleRow(sample.name, sample.bracket[:, 3:], results, target[0], None if labels is None else labels[0])
-        )
-    skt.save_samples(path, rows[:3])
+            results = {name: network(sample.bracket[None].to(device)) for name, network in networks.items()}
+            labels = framework.bank(framework.transfer(results["ours"], **rendering(config, sample, device))).labels
+        pictures = {name: hdr[0] for name, hdr in results.items()}
+        rows.append(skt.SampleRow.from_sample(sample, pictures, None if labels is None else labels[0]))
+    skt.save_samples(path, rows)
 
 
 def main(arguments: list[str]) -> None:
@@ -218,7 +247,7 @@ def main(arguments: list[str]) -> None:
     skt.check_bank_weights(config.knowledge_bank, config.weights, download=config.download)  # before any other work
     train_data, validation_data = build_data(config)
     torch.manual_seed(config.seed)
-    orm, forward = skt.load_network(config.orm, ORMS)
+    orm, forward = skt.load_network(config.orm, ORMS, **bracket_options(config))
     bare = copy.deepcopy(orm)
     framework = build_framework(config, orm, forward, validation_data[0].bracket[None])
     run, data = skt.make_run_folder(config), (train_data, DataLoader(validation_data, 4))
@@ -230,11 +259,11 @@ def main(arguments: list[str]) -> None:
     networks, gain = {"ours": partial(forward, orm)}, ""
     if config.compare:
         theirs = train(config, run, "bare", bare, forward, None, data, device)
-        rows["bare ORM after"], networks["bare"] = means(theirs)["ORM"], partial(forward, bare)
+        rows["bare ORM after"], networks["bare"] = means(theirs)["ORM"], partial(forward, bare.eval())
         mean, error = skt.paired_gain(ours["ORM"]["PSNR-mu"], theirs["ORM"]["PSNR-mu"])
         gain = f"\npaired gain over the bare network: {mean:+.3f} dB PSNR-mu (standard error {error:.3f})"
     skt.save_curves(run / "metrics.jsonl", run / "curves.png")
-    draw_samples(run / "samples.png", networks, framework.eval(), validation_data)
+    draw_samples(run / "samples.png", config, networks, framework.eval(), validation_data)
     table = skt.format_table(rows) + gain
     (run / "table.txt").write_text(table + "\n", encoding="utf-8")
     print(table)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from skt_components.data._seeding import log_uniform
-from skt_components.data.motion import Motion, Scene, add_patches, camera_pose, draw_patches, move_grid, pixel_grid
+from skt_components.data.motion import Motion, MovingPicture
 from skt_components.data.sample import HDRSample, make_bracket
 from skt_components.ops._checks import check_positive, check_tensor
 
@@ -233,17 +233,6 @@ def simulate_bracket(
 def _take_frames(
     scene: Tensor, height: int, width: int, camera: Camera, motion: Motion, generator: torch.Generator
 ) -> Tensor:
-    top, left = ((full - part) // 2 for full, part in zip(scene.shape[-2:], (height, width), strict=True))
-    unmoved = scene[:, top : top + height, left : left + width]
-    source, grid = Scene(scene), pixel_grid(height, width)
-    patches = draw_patches(motion, height, width, generator)
-    moves = motion.margin(height, width) > 0
-    frames = []
-    for index in range(len(camera.exposure_times)):
-        time = index - camera.reference_index
-        points, frame = grid, unmoved
-        if time != 0 and moves:
-            points = move_grid(grid, camera_pose(motion, math.hypot(height, width) / 2, generator))
-            frame = source.sample(points)
-        frames.append(add_patches(frame, source, points, patches, time))
-    return torch.stack(frames)
+    picture = MovingPicture(scene, height, width, motion, generator)
+    times = (float(index - camera.reference_index) for index in range(len(camera.exposure_times)))
+    return torch.stack([picture.at(time, picture.draw_pose(generator) if time else None) for time in times])

@@ -17,6 +17,8 @@ from skt_components.data._views import FlatView, SphereLimits, SphereView
 from skt_components.data.camera import Camera, simulate_bracket
 from skt_components.data.io import SUPPORTED_SUFFIXES, read_image
 from skt_components.data.motion import Motion
+from skt_components.data.raw_bracket import simulate_raw_bracket
+from skt_components.data.raw_camera import RawCamera, picture_size
 from skt_components.data.sample import HDRSample
 from skt_components.ops._checks import check_choice, check_count
 
@@ -35,12 +37,13 @@ class HDRFolder(SampleDataset):
 
     Args:
         root: folder, searched recursively; hidden files are left out.
-        crop: height and width of the samples in pixels; None uses pictures whole, panoramas too.
+        crop: height and width of the targets in pixels, packed ones of a :class:`RawCamera`; None uses pictures
+            whole, panoramas too.
         split: ``"train"`` and ``"val"`` share the files out; ``"all"`` trains on every file.
         val_fraction: share of the files for validation, in [0, 1]; at least one file if above 0.
         val_names: the validation files instead, as paths relative to ``root``.
         seed: of every random choice.
-        camera: takes the exposures; None is :class:`Camera`'s defaults.
+        camera: takes the exposures, RAW if it is a :class:`RawCamera`; None is :class:`Camera`'s defaults.
         motion: between the exposures; None is :class:`Motion`'s defaults.
         samples_per_epoch: length; None is one sample per file in training, eight in validation.
         panorama: whether pictures of exactly 2:1 are panoramas.
@@ -74,7 +77,7 @@ class HDRFolder(SampleDataset):
         val_fraction: float = 0.1,
         val_names: Collection[str] | None = None,
         seed: int = 0,
-        camera: Camera | None = None,
+        camera: Camera | RawCamera | None = None,
         motion: Motion | None = None,
         samples_per_epoch: int | None = None,
         panorama: bool = True,
@@ -91,7 +94,8 @@ class HDRFolder(SampleDataset):
         self.crop = None if crop is None else check_size("crop", crop)
         self.split = split
         self.seed = seed
-        self.camera = camera or Camera()
+        self.camera: Camera | RawCamera = camera or Camera()
+        self._size = None if self.crop is None else picture_size("crop", self.crop, self.camera)
         self.motion = motion or Motion()
         self._panorama = panorama
         self._limits = SphereLimits(fov, pitch, roll)
@@ -111,27 +115,36 @@ class HDRFolder(SampleDataset):
         generator = make_generator(self.split, "HDRFolder", self.seed, *key)
         picture = self._cache.get(path, self._load)
         window, margin = self._window(picture, view, generator)
+        if isinstance(self.camera, RawCamera):
+            return simulate_raw_bracket(window, self.camera, self.motion, generator, margin=margin, name=name)
         return simulate_bracket(window, self.camera, self.motion, generator, margin=margin, name=name)
 
     def _load(self, path: Path) -> Tensor:
         picture = read_image(path).clamp_(min=0)
         if not picture.any():
             raise ValueError(f"{path}: the picture is black")
-        if self.crop is None:
+        if self._size is None:
             return picture
         if self._is_panorama(picture):
-            factor = self._limits.reduction(picture, self.crop[1])
+            factor = self._limits.reduction(picture, self._size[1])
             return F.avg_pool2d(picture[None], factor)[0] if factor > 1 else picture
-        if picture.shape[-2] < self.crop[0] or picture.shape[-1] < self.crop[1]:
-            raise ValueError(f"{path}: crop must fit the picture of {tuple(picture.shape[-2:])}, got {self.crop}")
+        if picture.shape[-2] < self._size[0] or picture.shape[-1] < self._size[1]:
+            shape = tuple(picture.shape[-2:])
+            raw = f" for RAW, {self._size} pixels of the picture" if self._size != self.crop else ""
+            raise ValueError(f"{path}: crop must fit the picture of {shape}, got {self.crop}{raw}")
         return picture
 
     def _is_panorama(self, picture: Tensor) -> bool:
         return self._panorama and self.crop is not None and picture.shape[-1] == 2 * picture.shape[-2]
 
+    def _whole(self, picture: Tensor) -> tuple[int, int]:
+        """Return the size of a whole picture, less the last rows and columns that make no whole pixel of RAW."""
+        block = self.camera.block if isinstance(self.camera, RawCamera) else 1
+        return picture.shape[-2] // block * block, picture.shape[-1] // block * block
+
     def _window(self, picture: Tensor, view: int, generator: torch.Generator) -> tuple[Tensor, int]:
         """Return a lit piece of the picture, augmented, with its margin for camera motion."""
-        size = self.crop or (picture.shape[-2], picture.shape[-1])
+        size = self._size or self._whole(picture)
         turns = 0
         if self._augment and not self._is_panorama(picture):
             turns = integer(generator, 0, 3)

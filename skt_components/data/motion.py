@@ -159,6 +159,12 @@ class Patch:
     phases: Tensor
     gain: Tensor
 
+    @property
+    def reach(self) -> float:
+        """Pixels from the centre along an axis beyond which there is nothing of it."""
+        lobes = 1 + self.lobes.abs().sum().item()
+        return (self.radius * lobes + 1) * max(self.stretch, 1 / self.stretch)
+
     def coverage(self, points: Tensor) -> Tensor:
         """Return (H, W) coverage in [0, 1] at points relative to the centre; the edge is one pixel wide."""
         x, y = points[..., 0] * self.stretch, points[..., 1] / self.stretch
@@ -199,7 +205,7 @@ def draw_patches(motion: Motion, height: int, width: int, generator: torch.Gener
     return patches
 
 
-def add_patches(frame: Tensor, scene: Scene, points: Tensor, patches: list[Patch], time: int) -> Tensor:
+def add_patches(frame: Tensor, scene: Scene, points: Tensor, patches: list[Patch], time: float) -> Tensor:
     """Return (3, H, W): a frame with the patches in front of it.
 
     Args:
@@ -207,11 +213,61 @@ def add_patches(frame: Tensor, scene: Scene, points: Tensor, patches: list[Patch
         scene: where the patches' texture comes from.
         points: (H, W, 2) scene coordinates.
         patches: from far to near.
-        time: exposures since the reference; may be negative.
+        time: exposures since the reference; may be negative or between two.
     """
     for patch in patches:
         local = points - patch.velocity * time
+        box = _box((local - patch.centre).abs().amax(-1) <= patch.reach)
+        if box is None:
+            continue
+        local, before = local[box], frame[(slice(None), *box)]
         coverage = patch.coverage(local - patch.centre)
         texture = scene.sample(local + patch.source) * patch.gain
-        frame = torch.lerp(frame, texture.clamp(max=1), coverage)
+        frame = frame.clone()
+        frame[(slice(None), *box)] = torch.lerp(before, texture.clamp(max=1), coverage)
     return frame
+
+
+def _box(inside: Tensor) -> tuple[slice, slice] | None:
+    """Return the rows and columns around what is True of (H, W); None if nothing is."""
+    rows, columns = (inside.any(dim).nonzero() for dim in (1, 0))
+    if not rows.numel():
+        return None
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+class MovingPicture:
+    """A picture seen by a camera, with pieces of itself moving in front of it.
+
+    Args:
+        scene: (3, h, w) radiance in [0, 1], with what only moved cameras see around the H×W in its middle.
+        height: H in pixels.
+        width: W in pixels.
+        motion: what moves.
+        generator: draws the patches.
+    """
+
+    def __init__(self, scene: Tensor, height: int, width: int, motion: Motion, generator: torch.Generator) -> None:
+        top, left = ((full - part) // 2 for full, part in zip(scene.shape[-2:], (height, width), strict=True))
+        self.unmoved = scene[:, top : top + height, left : left + width]
+        self.patches = draw_patches(motion, height, width, generator)
+        self._scene, self._grid = Scene(scene), pixel_grid(height, width)
+        self._motion, self._radius = motion, math.hypot(height, width) / 2
+        self._turns = motion.margin(height, width) > 0
+
+    @property
+    def still(self) -> bool:
+        """Whether nothing moves."""
+        return not (self._turns or self.patches)
+
+    def draw_pose(self, generator: torch.Generator) -> Tensor | None:
+        """Draw a camera pose, see :func:`camera_pose`; None if the camera does not move."""
+        return camera_pose(self._motion, self._radius, generator) if self._turns else None
+
+    def at(self, time: float, pose: Tensor | None = None) -> Tensor:
+        """Return (3, H, W) as seen ``time`` exposures after the reference from a pose, None for the reference's."""
+        points, frame = self._grid, self.unmoved
+        if pose is not None:
+            points = move_grid(points, pose)
+            frame = self._scene.sample(points)
+        return add_patches(frame, self._scene, points, self.patches, time)

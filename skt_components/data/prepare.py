@@ -171,7 +171,8 @@ def _scene_faults(layout: SceneLayout, folder: Path) -> tuple[list[str], int]:
     """Return what is wrong with the files of a published scene, and how many were read."""
     *exposures, label, info = layout.files(folder)
     faults, read = layout.missing_files(folder), 0
-    for path in (*exposures, label, info):
+    height, width = layout.picture_size
+    for path in (label, *exposures, info):
         if not path.is_file():
             continue
         read += 1
@@ -183,9 +184,9 @@ def _scene_faults(layout: SceneLayout, folder: Path) -> tuple[list[str], int]:
         if path == info:
             found = layout.info_faults(content)
         elif path == label:
-            found = _picture_faults(content, layout.picture_size, None)
+            found = _picture_faults(content, (height, width), None)
+            height, width = content.shape[:2]  # the exposures must fit it, whatever was published
         else:
-            height, width = layout.picture_size
             found = _picture_faults(content, (height // layout.scale, width // layout.scale), layout.white)
         faults += [f"{path}: {fault}" for fault in found]
     return faults, read

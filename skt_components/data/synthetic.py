@@ -13,6 +13,8 @@ from skt_components.data._scene import FINE, Background, draw_background
 from skt_components.data._seeding import check_size, make_generator
 from skt_components.data.camera import Camera, capture, exposure_scale
 from skt_components.data.motion import Motion, camera_pose, move_grid, pixel_grid, sample_linear
+from skt_components.data.raw_bracket import simulate_raw_bracket
+from skt_components.data.raw_camera import PEAK, RawCamera, picture_size
 from skt_components.data.sample import HDRSample, make_bracket
 from skt_components.ops._checks import check_choice, check_count
 
@@ -26,12 +28,15 @@ class SyntheticScenes(SampleDataset):
     the reference exposure. A training sample depends on (seed, epoch, index) alone, a validation sample on
     (seed, index); the two splits never share a scene's random numbers.
 
+    With a :class:`RawCamera` the scene is rendered once, its objects in place, and moved as a picture, of which
+    pieces move in front, see :func:`simulate_raw_bracket`: an exposure is the mean of many moments.
+
     Args:
         length: samples per epoch.
-        size: height and width in pixels.
+        size: height and width of the target in pixels, packed ones of a :class:`RawCamera`.
         seed: of every random choice.
         split: ``"train"`` or ``"val"``.
-        camera: takes the exposures; None is :class:`Camera`'s defaults.
+        camera: takes the exposures, RAW if it is a :class:`RawCamera`; None is :class:`Camera`'s defaults.
         motion: of the camera and the objects; None is :class:`Motion`'s defaults with two to five objects.
 
     Raises:
@@ -50,7 +55,7 @@ class SyntheticScenes(SampleDataset):
         *,
         seed: int = 0,
         split: str = "train",
-        camera: Camera | None = None,
+        camera: Camera | RawCamera | None = None,
         motion: Motion | None = None,
     ) -> None:
         check_choice("split", split, ("train", "val"))
@@ -58,43 +63,68 @@ class SyntheticScenes(SampleDataset):
         self.size = check_size("size", size)
         self.seed = seed
         self.split = split
-        self.camera = camera or Camera()
+        self.camera: Camera | RawCamera = camera or Camera()
+        self._picture_size = picture_size("size", self.size, self.camera)
         self.motion = motion or Motion(objects=(2, 5))
 
     def _draw(self, index: int, epoch: int) -> HDRSample:
         generator = make_generator(self.split, "SyntheticScenes", self.seed, epoch, index)
-        height, width = self.size
-        background = draw_background(height, width, self.motion.margin(height, width) + 1, generator)
+        height, width = self._picture_size
+        margin = self.motion.margin(height, width)
+        background = draw_background(height, width, margin + 1, generator)
         objects = draw_objects(self.motion, height, width, background, generator)
-        frames = self._render(background, objects, generator)
-        ldr = capture(frames, self.camera, generator)
         number = f"{epoch}-{index}" if self.split == "train" else f"{index}"
-        return HDRSample(
-            make_bracket(ldr, self.camera.times, self.camera.gamma),
-            self.camera.times,
-            frames[self.camera.reference_index].clone(),
-            f"synthetic-{self.split}-{number}",
-            "srgb",
-        )
+        name = f"synthetic-{self.split}-{number}"
+        if isinstance(self.camera, RawCamera):
+            picture = self._render_once(background, objects, self.camera, margin, generator)
+            return simulate_raw_bracket(
+                picture, self.camera, self.motion, generator, margin=margin, scale=PEAK, name=name
+            )
+        frames = self._render(background, objects, self.camera, generator)
+        ldr = capture(frames, self.camera, generator)
+        bracket = make_bracket(ldr, self.camera.times, self.camera.gamma)
+        return HDRSample(bracket, self.camera.times, frames[self.camera.reference_index].clone(), name, "srgb")
 
-    def _render(self, background: Background, objects: list[SceneObject], generator: torch.Generator) -> Tensor:
+    def _render(
+        self, background: Background, objects: list[SceneObject], camera: Camera, generator: torch.Generator
+    ) -> Tensor:
         """Return (N, 3, H, W) target radiance as each exposure sees it."""
-        height, width = self.size
+        height, width = self._picture_size
         grid = pixel_grid(FINE * height, FINE * width, step=1 / FINE)
         frames = []
-        for index in range(len(self.camera.exposure_times)):
-            time = index - self.camera.reference_index
+        for index in range(len(camera.exposure_times)):
+            time = index - camera.reference_index
             pose, points = torch.eye(3), grid
             if time != 0:
                 pose = camera_pose(self.motion, math.hypot(height, width) / 2, generator)
                 points = move_grid(grid, pose)
-            frame = sample_linear(background.radiance, points * FINE)
-            for thing in objects:
-                add_object(frame, thing, points, pose, background.noise, time)
-            frames.append(frame)
-        scale = exposure_scale(_average(frames[self.camera.reference_index]), self.camera, generator)
+            frames.append(_see(background, objects, points, pose, time))
+        scale = exposure_scale(_average(frames[camera.reference_index]), camera, generator)
         # Clipped before averaging: the edges of lights stay smooth.
         return torch.stack([_average(frame.mul_(scale).clamp_(0, 1)) for frame in frames])
+
+    def _render_once(
+        self,
+        background: Background,
+        objects: list[SceneObject],
+        camera: RawCamera,
+        margin: int,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Return (3, H + 2 margin, W + 2 margin) radiance in [0, 1] of the shortest exposure."""
+        height, width = self._picture_size
+        grid = pixel_grid(FINE * (height + 2 * margin), FINE * (width + 2 * margin), step=1 / FINE)
+        frame = _see(background, objects, grid, torch.eye(3), 0)
+        visible = _average(frame)[:, margin : margin + height, margin : margin + width]
+        return _average(frame.mul_(exposure_scale(visible, camera.metering, generator)).clamp_(0, 1))
+
+
+def _see(background: Background, objects: list[SceneObject], points: Tensor, pose: Tensor, time: int) -> Tensor:
+    """Return (3, H, W) scene radiance at (H, W, 2) points in pixels, seen from a pose at a time in exposures."""
+    frame = sample_linear(background.radiance, points * FINE)
+    for thing in objects:
+        add_object(frame, thing, points, pose, background.noise, time)
+    return frame
 
 
 def _average(frame: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skt_components.banks.priors import SemanticPriors
-from skt_components.evaluation.report import load_pyplot
+from skt_components.data.preview import load_pyplot
 
 
 class PriorsRow(NamedTuple):

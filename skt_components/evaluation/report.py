@@ -11,15 +11,44 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from skt_components.data.preview import load_pyplot, show_exposures, show_radiance
+from skt_components.data.sample import HDRSample
+
 
 class SampleRow(NamedTuple):
     """One row of :func:`save_samples`; pictures are ``(3, H, W)``, display-like in [0, 1]."""
 
     name: str
-    ldrs: Float[Tensor, "n 3 h w"]
+    ldrs: Float[Tensor, "n 3 _h _w"]
     results: Mapping[str, Tensor]
     target: Float[Tensor, "3 h w"]
     labels: Int[Tensor, "h w"] | None = None
+
+    @classmethod
+    def from_sample(
+        cls,
+        sample: HDRSample,
+        results: Mapping[str, Float[Tensor, "c h w"]],
+        labels: Int[Tensor, "_h _w"] | None = None,
+    ) -> SampleRow:
+        """Return a sample and what networks made of it as the eye wants to see them.
+
+        See :func:`show_exposures` and :func:`show_radiance`.
+
+        Args:
+            sample: one sample, without a batch axis.
+            results: linear pictures in the target's shape and scale by name.
+            labels: regions to show, of the tone-mapped picture.
+
+        Example:
+            >>> import torch
+            >>> from skt_components.data import SyntheticScenes
+            >>> sample = SyntheticScenes(1, 32)[0]
+            >>> SampleRow.from_sample(sample, {"ours": sample.target}).ldrs.shape
+            torch.Size([3, 3, 32, 32])
+        """
+        pictures = {name: show_radiance(hdr, sample) for name, hdr in results.items()}
+        return cls(sample.name, show_exposures(sample), pictures, show_radiance(sample.target, sample), labels)
 
 
 def format_table(rows: Mapping[str, Mapping[str, float]], digits: int = 3) -> str:
@@ -176,16 +205,6 @@ def _draw(axis, steps: list[dict], key: str, title: str) -> None:  # type: ignor
         axis.set_yscale("log")
         axis.set_ylim(bottom=highest * 1e-6)  # a term that starts at zero would squeeze all others
     axis.set(title=title, xlabel="step")
-
-
-def load_pyplot():  # type: ignore[no-untyped-def]
-    """Return matplotlib's pyplot, drawing to files only; ImportError names the extra."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError('matplotlib is needed for pictures: pip install "skt-components[train]"') from error
-    plt.switch_backend("agg")
-    return plt
 
 
 def paired_gain(ours: Tensor, theirs: Tensor) -> tuple[float, float]:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from skt_components.ops._checks import check_choice, check_positive, check_tensor
-from skt_components.ops.raw import demosaic, mosaic, pack_raw, unpack_raw
+from skt_components.ops.raw import apply_color_matrix, mosaic, pack_raw, render_raw
+from skt_components.ops.raw import white_balance as balance
 from skt_components.ops.transfer import mu_law, mu_law_inverse
+
+Gains = Float[Tensor, "3"] | Float[Tensor, "b 3"] | Sequence[float]
+Matrix = Float[Tensor, "3 3"] | Float[Tensor, "b 3 3"]
 
 
 class DomainTransfer(nn.Module):
-    """Tone-map HDR with the mu-law, after demosaicing it if it is RAW (the T of eq. 1).
+    """Tone-map HDR with the mu-law, after rendering it if it is RAW (the T of eq. 1).
 
     ``domain="srgb"``: ``(B, 3, H, W)`` linear RGB -> ``(B, 3, H, W)``.
     ``domain="raw"``: ``(B, 4, h, w)`` packed R, Gr, Gb, B -> ``(B, 3, 2h, 2w)``.
+
+    The paper's T of RAW is demosaicing and mu-law, in the sensor's own greenish colours. With the metadata of a
+    picture, ``white_balance`` and ``color_matrix``, it is rendered in the colours that a knowledge bank was trained
+    on; each is one for all pictures or one per picture.
 
     Args:
         domain: "srgb" or "raw".
@@ -28,7 +39,7 @@ class DomainTransfer(nn.Module):
 
     Example:
         >>> import torch
-        >>> DomainTransfer("raw")(torch.rand(1, 4, 8, 8)).shape
+        >>> DomainTransfer("raw")(torch.rand(1, 4, 8, 8), white_balance=(2.0, 1.0, 1.6)).shape
         torch.Size([1, 3, 16, 16])
 
     Reference:
@@ -53,29 +64,95 @@ class DomainTransfer(nn.Module):
         self.domain, self.mu, self.peak = domain, mu, peak
         self.cfa_pattern, self.method = cfa_pattern, method
 
-    def forward(self, hdr: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 *hw"]:
-        """Return the tone-mapped picture of linear ``hdr``, nominally in [0, 1]."""
+    def forward(
+        self, hdr: Float[Tensor, "b c h w"], *, white_balance: Gains | None = None, color_matrix: Matrix | None = None
+    ) -> Float[Tensor, "b 3 *hw"]:
+        """Return the tone-mapped picture of linear ``hdr``, nominally in [0, 1].
+
+        Args:
+            hdr: linear picture, relative to ``peak``.
+            white_balance: R, G, B factors of RAW data, ``(3,)`` or ``(B, 3)``.
+            color_matrix: from the camera's balanced linear RGB to linear sRGB, ``(3, 3)`` or ``(B, 3, 3)``.
+
+        Raises:
+            TypeError: ``hdr`` or ``color_matrix`` is no floating-point tensor.
+            ValueError: wrong shapes, or metadata of RAW data with ``domain="srgb"``.
+        """
         if self.domain == "srgb":
             check_tensor("hdr", hdr, ndim=4, layout="(B, 3, H, W)", channels=3)
+            _refuse_metadata(white_balance, color_matrix)
             return mu_law(hdr / self.peak, self.mu)
         check_tensor("hdr", hdr, ndim=4, layout="(B, 4, h, w) packed RAW", channels=4)
-        bayer = unpack_raw(hdr / self.peak, self.cfa_pattern)
-        return mu_law(demosaic(bayer, cfa_pattern=self.cfa_pattern, method=self.method), self.mu)
+        linear = render_raw(
+            hdr / self.peak,
+            white_balance=white_balance,
+            color_matrix=color_matrix,
+            cfa_pattern=self.cfa_pattern,
+            method=self.method,
+        )
+        return mu_law(linear, self.mu)
 
-    def inverse(self, tonemapped: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c *hw"]:
-        """Return the linear picture whose transfer is ``tonemapped``.
+    def inverse(
+        self,
+        tonemapped: Float[Tensor, "b 3 h w"],
+        *,
+        white_balance: Gains | None = None,
+        color_matrix: Matrix | None = None,
+    ) -> Float[Tensor, "b c *hw"]:
+        """Return the linear picture whose transfer, with the same metadata, is ``tonemapped``.
 
         Exact for sRGB. For RAW it samples the colour filter array, so that ``inverse(T(raw)) == raw`` up to
         rounding; ``T(inverse(x)) == x`` holds only for pictures that a demosaicing can produce.
+
+        Raises:
+            TypeError: ``tonemapped`` or ``color_matrix`` is no floating-point tensor.
+            ValueError: wrong shapes, metadata of RAW data with ``domain="srgb"``, or gains of 0 or a singular matrix
+                on the CPU; on other devices, where no value is looked at, the picture is not finite then.
         """
         check_tensor("tonemapped", tonemapped, ndim=4, layout="(B, 3, H, W)", channels=3)
         linear = mu_law_inverse(tonemapped, self.mu) * self.peak
         if self.domain == "srgb":
+            _refuse_metadata(white_balance, color_matrix)
             return linear
-        return pack_raw(mosaic(linear, self.cfa_pattern), self.cfa_pattern)
+        if color_matrix is not None:
+            check_tensor("color_matrix", color_matrix)
+            linear = apply_color_matrix(linear, _invert(color_matrix.to(linear)))
+        packed = pack_raw(mosaic(linear, self.cfa_pattern), self.cfa_pattern)
+        if white_balance is None:
+            return packed
+        gains = torch.as_tensor(white_balance).to(packed)
+        if _may_look(gains) and not gains.all():
+            raise ValueError(f"white_balance must not be 0 to be undone, got {gains.tolist()}")
+        return balance(packed, 1 / gains)
 
     def extra_repr(self) -> str:
         """Show the options in ``print(module)``."""
         text = f"domain={self.domain!r}, mu={self.mu}, peak={self.peak}"
         raw = f", cfa_pattern={self.cfa_pattern!r}, method={self.method!r}"
         return text + (raw if self.domain == "raw" else "")
+
+
+def _refuse_metadata(white_balance: object, color_matrix: object) -> None:
+    for name, value in (("white_balance", white_balance), ("color_matrix", color_matrix)):
+        if value is not None:
+            raise ValueError(f'{name} is metadata of RAW data: it must be None for domain="srgb"')
+
+
+def _invert(matrix: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3 3"]:
+    """Invert by cross products: unlike ``torch.linalg.inv`` without a look at the device."""
+    if matrix.shape[-2:] != (3, 3):
+        raise ValueError(f"color_matrix must have shape (3, 3) or (B, 3, 3), got {tuple(matrix.shape)}")
+    first, second, third = matrix.unbind(dim=-2)
+    columns = [torch.linalg.cross(a, b) for a, b in ((second, third), (third, first), (first, second))]
+    determinant = (first * columns[0]).sum(-1)
+    if _may_look(matrix):
+        # Against the largest that rows of this length can have, so that the scale does not matter.
+        largest = matrix.norm(dim=-1).prod(-1)
+        if (determinant.abs() <= 8 * torch.finfo(matrix.dtype).eps * largest).any():
+            raise ValueError(f"color_matrix must be invertible, got {matrix.tolist()}")
+    return torch.stack(columns, dim=-1) / determinant[..., None, None]
+
+
+def _may_look(value: Tensor) -> bool:
+    """Whether a look at the values is free: not on a device that it would wait for, not in a compiled graph."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling()

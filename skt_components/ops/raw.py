@@ -1,4 +1,4 @@
-"""Bayer RAW: packing, mosaicing, differentiable demosaicing, white balance and colour matrix."""
+"""Bayer RAW: packing, mosaicing, differentiable demosaicing, white balance, colour matrix; all of it rendered."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def apply_color_matrix(
         matrix: ``(3, 3)``, or ``(B, 3, 3)`` for one per picture.
 
     Returns:
-        ``(B, 3, H, W)`` in the dtype of ``rgb``.
+        ``(B, 3, H, W)`` in the dtype and on the device of ``rgb``.
 
     Raises:
         TypeError: an argument is no floating-point tensor.
@@ -216,8 +216,51 @@ def apply_color_matrix(
     if matrix.shape not in ((3, 3), (rgb.shape[0], 3, 3)):
         raise ValueError(f"matrix must have shape (3, 3) or ({rgb.shape[0]}, 3, 3), got {tuple(matrix.shape)}")
     # Written out, not as a matrix product: products lose digits under autocast and TF32.
-    red, green, blue = matrix.to(rgb.dtype)[..., None, None].unbind(dim=-3)
+    red, green, blue = matrix.to(rgb)[..., None, None].unbind(dim=-3)
     return red * rgb[:, 0:1] + green * rgb[:, 1:2] + blue * rgb[:, 2:3]
+
+
+_balance = white_balance  # render_raw has an argument of that name
+
+
+def render_raw(
+    packed: Float[Tensor, "b 4 h w"],
+    *,
+    white_balance: Float[Tensor, "3"] | Float[Tensor, "b 3"] | Sequence[float] | None = None,
+    color_matrix: Float[Tensor, "3 3"] | Float[Tensor, "b 3 3"] | None = None,
+    cfa_pattern: str = "RGGB",
+    method: str = "bilinear",
+) -> Float[Tensor, "b 3 2*h 2*w"]:
+    """Develop packed RAW into linear RGB: white balance, demosaicing, colour matrix.
+
+    Differentiable, and nothing is clipped: light parts can exceed the sensor's white, saturated colours of the
+    sensor can leave the target's gamut below zero.
+
+    Args:
+        packed: ``(B, 4, h, w)`` planes R, Gr, Gb, B, linear, any scale.
+        white_balance: R, G, B factors, ``(3,)`` or ``(B, 3)``; None leaves the sensor's balance.
+        color_matrix: ``(3, 3)`` or ``(B, 3, 3)``, from the sensor's balanced RGB to the RGB that is wanted; None
+            leaves the sensor's colours.
+        cfa_pattern: colours of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
+        method: demosaicing method, "bilinear" or "malvar".
+
+    Returns:
+        ``(B, 3, 2h, 2w)`` linear RGB on the scale of ``packed``.
+
+    Raises:
+        TypeError: ``packed`` or ``color_matrix`` is no floating-point tensor.
+        ValueError: wrong shapes, too small a picture, unknown pattern or method.
+
+    Example:
+        >>> import torch
+        >>> render_raw(torch.ones(1, 4, 2, 2), white_balance=(2.0, 1.0, 1.5))[0, :, 0, 0].tolist()
+        [2.0, 1.0, 1.5]
+    """
+    check_tensor("packed", packed, ndim=4, layout="(B, 4, h, w)", channels=4)
+    if white_balance is not None:
+        packed = _balance(packed, white_balance)
+    rgb = demosaic(unpack_raw(packed, cfa_pattern), cfa_pattern, method)
+    return rgb if color_matrix is None else apply_color_matrix(rgb, color_matrix)
 
 
 def _plane_positions(cfa_pattern: str) -> list[int]:

@@ -54,17 +54,25 @@ class LossWeights:
         return cls(content_weight=0.1, color_weight=0.01, alignment_weight=1.0, perceptual_weight=0.0)
 
 
+_PUBLISHED = ("kalantari", "tel", "bracketire", "bracketire-plus")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Train an HDR reconstruction network with semantic knowledge transfer."""
 
-    data: Literal["synthetic", "hdr-folder"] = "synthetic"
-    """Procedural scenes (no files), or a folder of HDR photographs and panoramas."""
+    data: Literal["synthetic", "hdr-folder", "kalantari", "tel", "bracketire", "bracketire-plus"] = "synthetic"
+    """Procedural scenes (no files), a folder of HDR photographs and panoramas, or a published data set."""
     root: Path | None = None
-    """Folder of the data; needed by hdr-folder."""
+    """Folder of the data, of a published data set as published or prepared; all but synthetic need it."""
+    camera: Literal["srgb", "raw", "raw-x4"] = "srgb"
+    """What takes the brackets of synthetic and hdr-folder: three exposures in colour, five dark to light RAW exposures
+    in which things move (as BracketIRE), or these at a quarter of the target's size (as BracketIRE+)."""
+    metadata: bool = False
+    """Render RAW with its white balance and colour matrix for the bank and the teacher; the paper does not."""
     orm: str = "ahdrnet-small"
-    """Network: ahdrnet, hdr-transformer, sctnet or tmrnet, each also with -small behind it, or package.module:callable
-    that returns an nn.Module."""
+    """Network: ahdrnet, hdr-transformer, sctnet or tmrnet, each also with -small behind it, made for the data, or
+    package.module:callable that returns an nn.Module."""
     taps: tuple[str, ...] = ()
     """Three layers of the network to align; its own fusion_taps when empty."""
     knowledge_bank: str = "tf_efficientnet_lite0"
@@ -97,13 +105,13 @@ class TrainConfig:
     batch_size: int = 4
     """Samples per step."""
     crop: int = 64
-    """Side of the training crops, in pixels."""
+    """Side of the training crops, in pixels; of RAW in blocks of 2 x 2 of them, as the target has them."""
     lr: float = 1e-3
     """Learning rate of Adam; falls along a cosine to a fiftieth."""
     seed: int = 0
     """Seeds weights, data and masks."""
     val_crop: int = 128
-    """Side of the validation pictures, in pixels."""
+    """Side of the validation pictures, as that of the crops."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     workers: int = 0
@@ -133,12 +141,45 @@ class TrainConfig:
             raise ValueError(f"--lr must be a finite number > 0, got {self.lr}")
         if self.workers < 0:
             raise ValueError(f"--workers must be >= 0, got {self.workers}")
-        if self.data == "hdr-folder" and self.root is None:
-            raise ValueError("--data hdr-folder needs --root FOLDER")
-        if self.data == "synthetic" and self.root is not None:
-            raise ValueError("--root is a folder of photographs: it goes with --data hdr-folder")
         if self.resume is not None and self.out is not None:
             raise ValueError("--resume continues in its own folder: leave --out away")
+        self._check_data()
+
+    @property
+    def domain(self) -> Literal["srgb", "raw"]:
+        """Domain of brackets and targets, as :class:`DomainTransfer` calls it."""
+        return "raw" if self.camera != "srgb" or self.data.startswith("bracketire") else "srgb"
+
+    @property
+    def scale(self) -> int:
+        """How many times as large as its bracket a target is: 1 or 4."""
+        return 4 if self.camera == "raw-x4" or self.data == "bracketire-plus" else 1
+
+    @property
+    def peak(self) -> float:
+        """Linear value of white."""
+        return 16.0 if self.domain == "raw" else 1.0
+
+    def _check_data(self) -> None:
+        if self.data == "synthetic" and self.root is not None:
+            raise ValueError(
+                "--root is a folder of data, which --data synthetic does not read: choose --data hdr-folder or "
+                + ", ".join(_PUBLISHED)
+            )
+        if self.data != "synthetic" and self.root is None:
+            raise ValueError(f"--data {self.data} needs --root FOLDER")
+        if self.data in _PUBLISHED and self.camera != "srgb":
+            raise ValueError(
+                f"--camera {self.camera} takes pictures of synthetic or hdr-folder: --data {self.data} has its own"
+            )
+        if self.metadata and self.domain == "srgb":
+            raise ValueError("--metadata is that of RAW data: it goes with --camera raw, raw-x4 or --data bracketire")
+        for name in ("crop", "val_crop"):
+            if getattr(self, name) % self.scale:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be a multiple of 4, the factor between the sizes of bracket and "
+                    f"target, got {getattr(self, name)}"
+                )
 
 
 def read_options(path: str | os.PathLike[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -27,6 +27,7 @@ from skt_components.training.setup import ForwardORM, call_network
 PairLoss = Callable[[Tensor, Tensor], Tensor]
 Described = Literal["tonemapped", "target"]
 _STAGES = 3
+_METADATA = ("white_balance", "color_matrix")
 
 
 class StepOutput(NamedTuple):
@@ -146,6 +147,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         labels: Integer[Tensor, "b _hs _ws"] | None = None,
         num_regions: int | None = None,
         generator: torch.Generator | None = None,
+        metadata: Mapping[str, Tensor] | None = None,
     ) -> StepOutput:
         """Return the losses and pictures of one step.
 
@@ -156,6 +158,9 @@ class SemanticKnowledgeTransfer(nn.Module):
                 the target's size for packed raw); outside [0, ``num_regions``) they mean "no region".
             num_regions: how many regions ``labels`` can name.
             generator: source of the SKAMs' random masks.
+            metadata: of RAW data, such as ``HDRSample.metadata``: ``white_balance`` (B, 3) and ``color_matrix``
+                (B, 3, 3), with which output and target are rendered for the bank, the teacher and all losses but L_org.
+                None, or an empty one, is the paper's: demosaicing and mu-law alone.
 
         Raises:
             TypeError: an argument, or what the network returns, is not a floating-point tensor.
@@ -164,11 +169,13 @@ class SemanticKnowledgeTransfer(nn.Module):
         self._check_weights()
         check_tensor("bracket", bracket, ndim=5, layout="(B, N, C, H, W)")
         check_tensor("target", target, ndim=4, layout="(B, C, H, W)")
+        if unknown := set(metadata or {}) - set(_METADATA):
+            raise ValueError(f"metadata can hold {' and '.join(_METADATA)}, got {', '.join(sorted(map(str, unknown)))}")
         with self.taps.capture(self.orm) as student_stages:
             hdr = self._check_output(self.forward_orm(self.orm, bracket))
         check_same_shape("the network's output", hdr, "target", target)
-        tonemapped = self._tonemap(hdr)
-        truth = self._tonemap(target)
+        tonemapped = self._tonemap(hdr, metadata)
+        truth = self._tonemap(target, metadata)
         priors = self._describe(truth if self.priors_of == "target" else tonemapped, labels, num_regions)
         with self.teacher_taps.capture(self.spgrm) as teacher_stages:
             refined = _full(self.spgrm(tonemapped if self.joint else tonemapped.detach(), priors.features))
@@ -276,10 +283,10 @@ class SemanticKnowledgeTransfer(nn.Module):
         check_tensor("the network's output", hdr, ndim=4, layout="(B, C, H, W)")
         return _full(hdr)
 
-    def _tonemap(self, hdr: Tensor) -> Tensor:
+    def _tonemap(self, hdr: Tensor, metadata: Mapping[str, Tensor] | None = None) -> Tensor:
         # The mu-law's slope of 587 at 0 leaves half precision nothing to say about dark pixels.
         with torch.autocast(hdr.device.type, enabled=False):
-            return self.transfer(_full(hdr))
+            return self.transfer(_full(hdr), **(metadata or {}))
 
     def _stage_channels(self, sample: Tensor | None) -> tuple[list[int], list[int]]:
         """Run both networks once, in eval mode and without gradient, and read the width of their stages."""

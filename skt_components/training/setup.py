@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,9 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"no device {name!r} on this machine: {reason}") from error
 
 
-def load_network(name: str, known: Mapping[str, Callable[[], nn.Module]]) -> tuple[nn.Module, ForwardORM]:
+def load_network(
+    name: str, known: Mapping[str, Callable[..., nn.Module]], **options: Any
+) -> tuple[nn.Module, ForwardORM]:
     """Make a network by a known name or as ``package.module:callable``, and say how to call it.
 
     Args:
@@ -48,12 +51,13 @@ def load_network(name: str, known: Mapping[str, Callable[[], nn.Module]]) -> tup
             network and a function ``forward(network, bracket) -> hdr`` for one that is called differently. The
             working directory is searched too.
         known: makers by name.
+        **options: for the makers of ``known``; a callable by its import path gets none.
 
     Raises:
         ValueError: there is no such name, it does not import, or it gives no network.
     """
     if name in known:
-        return known[name](), call_network
+        return known[name](**options), call_network
     module, _, attribute = name.partition(":")
     if not attribute:
         raise ValueError(f"the network must be one of {', '.join(known)} or package.module:callable, got {name!r}")

@@ -238,7 +238,7 @@ def test_verify_finds_only_the_counts_and_sizes_of_a_small_copy(fakes, name, tmp
     counts = [problem for problem in found.problems if "scenes, published were" in problem]
     sizes = [problem for problem in found.problems if "pixels, has" in problem]
     assert len(counts) == 2
-    assert len(sizes) == 5 * (per_scene - 1)
+    assert len(sizes) == 5  # of the labels, which the exposures fit
     assert len(found.problems) == len(counts) + len(sizes)
     out = prepare(name, fake.root, tmp_path / "out", progress=False)
     stored = verify(name, out, progress=False)
@@ -258,8 +258,8 @@ def test_verify_lists_every_broken_file_by_its_path(fake_kalantari):
         p for p in verify("kalantari", fake.root, progress=False).problems if "publ" not in p and "pixels" not in p
     ]
     expected = [
-        f"{one / '262A0898.tif'}: broken, truncated",
         f"{one / 'HDRImg.hdr'}: ",
+        f"{one / '262A0898.tif'}: broken, truncated",
         f"{two}: must have 3 .tif exposures, has 2",
         f"{two / 'exposure.txt'}: exposure values must rise",
         f"{three / '262A0899.tif'}: must be a 16-bit TIFF, got uint8",
@@ -273,8 +273,10 @@ def test_verify_checks_raw_values(fake_bracketire):
     folder = fake.root / "Train/carousel_0/0000"
     np.save(folder / "raw_4.npy", np.full((48, 64, 4), 2000, np.uint16))
     np.save(folder / "raw_gt.npy", np.full((48, 64, 4), -1.0))
+    np.save(folder / "raw_256.npy", np.zeros((20, 64, 4), np.uint16))
     (folder / "raw_16.npy").unlink()
     text = str(verify("bracketire", fake.root, progress=False))
+    assert "raw_256.npy: must have 48x64 pixels, has 20x64" in text
     assert "raw_4.npy: holds values up to 2000, above 1023" in text
     assert "raw_gt.npy: holds negative values, down to -1" in text
     assert "raw_16.npy: no such file" in text

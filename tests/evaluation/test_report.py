@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from skt_components.data import HDRSample
 from skt_components.evaluation import SampleRow, format_table, paired_gain, save_curves, save_samples
 
 
@@ -168,6 +169,62 @@ def test_hardly_any_lines_still_give_a_picture(tmp_path, lines):
 def test_missing_metrics_are_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         save_curves(tmp_path / "none.jsonl", tmp_path / "curves.png")
+
+
+# SampleRow.from_sample
+
+TIMES = torch.tensor([1.0, 4.0, 16.0, 64.0, 256.0])
+GAINS, MATRIX = torch.tensor([2.0, 1.0, 1.6]), torch.tensor([[1.5, -0.4, -0.1], [-0.2, 1.4, -0.2], [0.0, -0.5, 1.5]])
+
+
+def raw_sample(grey: float, metadata: bool = True, size: int = 4, scale: int = 1) -> HDRSample:
+    """A sample of a flat grey scene, of which the longer exposures clip; ``grey`` is 1 at the peak."""
+    sensor = grey / GAINS  # the matrix leaves grey grey
+    frames = [(sensor * t).clamp(max=1) / t * 16 for t in TIMES]
+    packed = torch.stack(frames)[:, [0, 1, 1, 2], None, None]
+    target = (16 * sensor)[[0, 1, 1, 2], None, None].expand(4, size * scale, size * scale)
+    shown = {"white_balance": GAINS, "color_matrix": MATRIX} if metadata else {}
+    return HDRSample(packed.expand(5, 4, size, size), TIMES, target, "grey", "raw", shown)
+
+
+def test_raw_exposures_are_shown_as_the_sensor_saw_them_and_clipped_light_is_white():
+    row = SampleRow.from_sample(raw_sample(0.02), {})
+    assert row.ldrs.shape == (5, 3, 8, 8)
+    # sRGB of 0.02, 0.08 and 0.32; the fourth and the fifth exposure are saturated in every colour.
+    for ldr, linear in zip(row.ldrs[:3], (0.02, 0.08, 0.32), strict=True):
+        expected = 1.055 * linear ** (1 / 2.4) - 0.055
+        torch.testing.assert_close(ldr, torch.full_like(ldr, expected), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(row.ldrs[4], torch.ones(3, 8, 8), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1, 4])
+def test_raw_results_and_target_are_shown_in_the_colours_of_the_metadata(scale):
+    sample = raw_sample(0.1, scale=scale)
+    row = SampleRow.from_sample(sample, {"double": 2 * sample.target})
+    for picture, linear in ((row.target, 0.1), (row.results["double"], 0.2)):
+        assert picture.shape == (3, 8 * scale, 8 * scale)
+        expected = math.log(1 + 5000 * linear) / math.log(5001)
+        torch.testing.assert_close(picture, torch.full_like(picture, expected), atol=1e-5, rtol=1e-4)
+    plain = SampleRow.from_sample(raw_sample(0.1, metadata=False), {}).target.mean((1, 2))
+    assert plain[1] > plain[0] + 0.05  # the sensor's green
+
+
+def test_srgb_samples_show_their_exposures_and_tone_mapped_results():
+    ldr, target = torch.rand(3, 3, 4, 4), torch.rand(3, 4, 4)
+    sample = HDRSample(torch.cat([ldr**2, ldr], 1), torch.ones(3), target, "scene", "srgb")
+    labels = torch.zeros(4, 4, dtype=torch.long)
+    row = SampleRow.from_sample(sample, {"ours": (target / 2).requires_grad_()}, labels)
+    assert (row.name, row.labels) == ("scene", labels)
+    assert torch.equal(row.ldrs, ldr)
+    torch.testing.assert_close(row.target, torch.log1p(5000 * target) / math.log(5001))
+    torch.testing.assert_close(row.results["ours"], torch.log1p(2500 * target) / math.log(5001))
+    assert not row.results["ours"].requires_grad
+
+
+def test_a_row_of_a_raw_sample_is_drawn(tmp_path):
+    sample = raw_sample(0.02, scale=4)  # whose exposures are smaller than the rest
+    save_samples(tmp_path / "samples.png", [SampleRow.from_sample(sample, {"ours": sample.target})])
+    assert read_picture(tmp_path / "samples.png").shape[1] == pytest.approx(2.2 * (5 + 1 + 1 + 1) * 110, abs=3)
 
 
 # save_samples

@@ -15,6 +15,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from torch import nn
 
@@ -52,7 +53,8 @@ def _few_validation_pictures(loop: ModuleType, monkeypatch: pytest.MonkeyPatch) 
     def fewer(config: skt.TrainConfig) -> tuple:
         train, validation = build_data(config)
         if config.data == "synthetic":
-            validation = skt.SyntheticScenes(3, 48, split="val")
+            size = 48 if config.domain == "srgb" else 16
+            validation = skt.SyntheticScenes(3, size, split="val", camera=validation.camera)
         return train, validation
 
     monkeypatch.setattr(loop, "build_data", fewer)
@@ -242,7 +244,8 @@ def test_every_network_of_ours_trains_by_name(loop: ModuleType, tmp_path: Path, 
     run = tmp_path / "run"
     loop.main([*SMALL, "--steps", "2", "--orm", name, "--out", str(run)])
     network = skt.load_model(run / "orm.safetensors")
-    assert network.state_dict().keys() == loop.ORMS[name]().state_dict().keys()
+    expected = loop.ORMS[name](**loop.bracket_options(skt.TrainConfig()))
+    assert network.state_dict().keys() == expected.state_dict().keys()
 
 
 def test_a_folder_of_photographs(loop: ModuleType, tmp_path: Path) -> None:
@@ -266,6 +269,125 @@ def test_perceptual_term_over_the_bank(loop: ModuleType, tmp_path: Path) -> None
     run = tmp_path / "run"
     loop.main([*SMALL, "--loss-weights", "paper", "--perceptual", "bank", "--out", str(run)])
     assert all(np.isfinite(list(line["terms"].values())).all() for line in metrics(run) if "terms" in line)
+
+
+# --- RAW and the published data sets
+
+
+@pytest.mark.parametrize(("camera", "scale"), [("raw", 1), ("raw-x4", 4)])
+@pytest.mark.parametrize("name", ["ahdrnet-small", "hdr-transformer-small", "sctnet-small", "tmrnet-small"])
+def test_every_network_of_ours_takes_raw_brackets(loop: ModuleType, name: str, camera: str, scale: int) -> None:
+    options = loop.bracket_options(skt.TrainConfig(camera=camera))
+    network, forward = skt.load_network(name, loop.ORMS, **options)
+    hdr = forward(network, torch.rand(1, 5, 4, 8, 12) * torch.tensor([16 / 4**i for i in range(5)]).view(1, 5, 1, 1, 1))
+    assert hdr.shape == (1, 4, 8 * scale, 12 * scale)
+    assert (network.reference, network.peak) == (0, 16.0)
+
+
+def test_raw_brackets_train_end_to_end_and_resume(
+    loop: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, told = tmp_path / "run", []
+    step = skt.SemanticKnowledgeTransfer.forward
+
+    def watched(self: nn.Module, *args: torch.Tensor, metadata: dict, **kwargs: object) -> skt.StepOutput:
+        told.append(set(metadata))
+        return step(self, *args, metadata=metadata, **kwargs)
+
+    monkeypatch.setattr(skt.SemanticKnowledgeTransfer, "forward", watched)
+    options = ["--camera", "raw", "--crop", "16", "--steps", "2", "--batch-size", "2", "--log-every", "1"]
+    loop.main([*options, "--metadata", "--out", str(run)])
+    assert {file.name for file in run.iterdir()} == set(FILES)
+    network = skt.load_model(run / "orm.safetensors")
+    assert (network.config["in_channels"], network.peak) == (4, 16.0)
+    before = weights(run)
+    loop.main(["--resume", str(run), "--steps", "3"])
+    config = loop.parse(["--resume", str(run)])
+    assert (config.camera, config.metadata, config.steps) == ("raw", True, 3)
+    assert any(not torch.equal(value, before[key]) for key, value in weights(run).items())
+    assert all(keys == {"white_balance", "color_matrix"} for keys in told)
+    steps = [line for line in metrics(run) if "terms" in line]
+    assert [line["step"] for line in steps] == [0, 1, 2]
+    assert all(np.isfinite(list(line["terms"].values())).all() for line in steps)
+
+
+def test_metadata_is_for_those_who_ask(loop: ModuleType) -> None:
+    sample = skt.SyntheticScenes(1, 8, camera=skt.RawCamera())[0]
+    plain, asked = skt.TrainConfig(camera="raw"), skt.TrainConfig(camera="raw", metadata=True)
+    assert loop.rendering(plain, sample, torch.device("cpu")) == {}
+    told = loop.rendering(asked, sample, torch.device("cpu"))
+    assert torch.equal(told["white_balance"], sample.metadata["white_balance"])
+    assert torch.equal(told["color_matrix"], sample.metadata["color_matrix"])
+
+
+def test_raw_is_scored_against_its_peak(loop: ModuleType) -> None:
+    target = torch.rand(2, 4, 16, 16) * 16
+    sample = skt.HDRSample(torch.zeros(2, 5, 4, 16, 16), torch.ones(2, 5), target, "a", "raw")
+    scores = loop.validate(lambda sample: {"ORM": sample.target + 0.16}, [sample], 16.0)["ORM"]
+    torch.testing.assert_close(scores["PSNR-L"], torch.full((2,), 40.0, dtype=torch.float64), atol=1e-4, rtol=0)
+    literal = (torch.log1p(5000 * (target + 0.16) / 16) - torch.log1p(5000 * target / 16)) / np.log(5001)
+    expected = -10 * literal.double().square().mean((1, 2, 3)).log10()
+    torch.testing.assert_close(scores["PSNR-mu"], expected, atol=1e-3, rtol=0)
+
+
+def published(root: Path, data: str) -> Path:
+    """Two scenes to train on and two to test, in the published layout."""
+    rng = np.random.default_rng(0)
+    for split in ("Train", "Test"):
+        for scene in ("001", "002"):
+            if data.startswith("bracketire"):
+                folder = root / split / scene / "000010"
+                inputs = folder / "x4" if data.endswith("plus") else folder
+                size = (24, 28) if data.endswith("plus") else (60, 64)
+                inputs.mkdir(parents=True)
+                for time in (1, 4, 16, 64, 256):
+                    np.save(inputs / f"raw_{time}.npy", rng.integers(0, 1024, (*size, 4), dtype=np.uint16))
+                label = 4 if data.endswith("plus") else 1
+                np.save(folder / "raw_gt.npy", rng.uniform(0, 2, (size[0] * label, size[1] * label, 4)))
+                colours = {"rgb2cam": np.eye(3), "cam2rgb": np.eye(3), "rgb_gain": 1.0, "red_gain": 2.0}
+                np.save(folder / "metadata.npy", {**colours, "blue_gain": 1.6}, allow_pickle=True)
+            else:
+                folder = root / split.replace("Train", "Training") / scene
+                folder.mkdir(parents=True)
+                for frame in (1, 2, 3):
+                    picture = rng.integers(0, 65536, (40, 48, 3), dtype=np.uint16)
+                    tifffile.imwrite(folder / f"input_{frame}.tif", picture)
+                (folder / "exposure.txt").write_text("0.0\n2.0\n4.0\n")
+                skt.write_image(folder / "HDRImg.hdr", torch.rand(3, 40, 48) * 0.9)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("data", "bracket", "target"),
+    [
+        ("kalantari", (3, 6, 32, 32), (3, 32, 32)),
+        ("tel", (3, 6, 32, 32), (3, 32, 32)),
+        ("bracketire", (5, 4, 32, 32), (4, 32, 32)),
+        ("bracketire-plus", (5, 4, 8, 8), (4, 32, 32)),
+    ],
+)
+def test_published_data_sets_train_on_crops_of_one_split_and_validate_on_the_other(
+    loop: ModuleType, tmp_path: Path, data: str, bracket: tuple, target: tuple
+) -> None:
+    root = published(tmp_path / "data", data)
+    config = skt.TrainConfig(data=data, root=root, crop=32, val_crop=16, batch_size=2)  # type: ignore[arg-type]
+    train, validation = loop.build_data(config)
+    assert (train.split, len(train), train.augment) == ("train", 200, "dihedral")
+    assert (validation.split, len(validation), validation.augment) == ("test", 16, "none")
+    batch = next(loop.batches(train, config, 0))
+    assert (batch.bracket.shape, batch.target.shape) == ((2, *bracket), (2, *target))
+    assert list(batch.domain) == [config.domain] * 2
+    assert set(batch.metadata) == ({"white_balance", "color_matrix"} if config.domain == "raw" else set())
+    assert validation[0].target.shape == (target[0], 16, 16)
+    network, forward = skt.load_network("ahdrnet-small", loop.ORMS, **loop.bracket_options(config))
+    assert forward(network, batch.bracket).shape == batch.target.shape
+
+
+def test_a_published_data_set_trains(loop: ModuleType, tmp_path: Path) -> None:
+    root = published(tmp_path / "data", "bracketire-plus")
+    options = ["--data", "bracketire-plus", "--root", str(root), "--val-crop", "16", "--steps", "1"]
+    loop.main([*SMALL, *options, "--out", str(tmp_path / "run")])
+    assert {file.name for file in (tmp_path / "run").iterdir()} == set(FILES)
 
 
 # --- failures
@@ -330,6 +452,8 @@ def test_nothing_is_written_over(loop: ModuleType, tmp_path: Path) -> None:
         (["--config", "missing.toml"], "missing.toml"),
         (["--resume", "missing"], "missing"),
         (["--data", "hdr-folder", "--root", "missing"], "missing"),
+        (["--data", "kalantari", "--root", "missing"], "missing"),
+        (["--data", "bracketire-plus", "--root", "missing"], "missing"),
         (["--taps", "RDB1", "RDB2"], "taps must name 3"),
         (["--taps", "RDB1", "RDB2", "RDB9"], "RDB9"),
         (["--content-weight", "-1"], "content_weight"),
@@ -350,6 +474,9 @@ def test_mistakes_are_explained(loop: ModuleType, tmp_path: Path, arguments: lis
         (["--root", "."], "--data hdr-folder"),
         (["--stepz", "4"], "--stepz"),
         (["--data", "kodak"], "kodak"),
+        (["--data", "bracketire"], "--data bracketire needs --root"),
+        (["--data", "tel", "--root", ".", "--camera", "raw"], "--data tel has its own"),
+        (["--metadata"], "--metadata is that of RAW data"),
     ],
 )
 def test_options_out_of_range_are_refused(

@@ -94,6 +94,118 @@ def test_raw_keeps_each_colour_in_its_channel(pattern):
         assert energy.count_nonzero() == 1
 
 
+# metadata of RAW data
+
+
+def make_metadata(batch: int | None = None, seed: int = 0, dtype=torch.float64) -> dict[str, torch.Tensor]:
+    """Plausible gains and a colour matrix with rows of sum 1; for each of ``batch`` pictures, or shared."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = () if batch is None else (batch,)
+    gains = 1 + 1.5 * torch.rand(*shape, 3, generator=generator, dtype=dtype)
+    matrix = torch.eye(3, dtype=dtype) + 0.15 * torch.randn(*shape, 3, 3, generator=generator, dtype=dtype)
+    return {"white_balance": gains, "color_matrix": matrix / matrix.sum(-1, keepdim=True)}
+
+
+def test_metadata_gives_a_grey_scene_back_its_grey():
+    metadata = make_metadata(seed=1)
+    grey = torch.full((1, 3, 8, 8), 0.2, dtype=torch.float64)
+    sensor = torch.linalg.solve(metadata["color_matrix"], grey[0, :, 0, 0]) / metadata["white_balance"]
+    packed = pack_raw(mosaic(sensor.view(1, 3, 1, 1).expand(1, 3, 8, 8))) * 16
+    transfer = DomainTransfer("raw")
+    torch.testing.assert_close(transfer(packed, **metadata), literal_transfer(grey, 5000.0, 1.0))
+    plain = transfer(packed)[0, :, 0, 0]
+    assert plain.max() - plain.min() > 0.01  # without it, the sensor's colours
+
+
+def test_metadata_of_each_picture_is_its_own():
+    packed, metadata = torch.rand(3, 4, 4, 5, dtype=torch.float64) * 16, make_metadata(3)
+    transfer = DomainTransfer("raw", cfa_pattern="GBRG", method="malvar")
+    together = transfer(packed, **metadata)
+    for i in range(3):
+        alone = transfer(packed[i : i + 1], **{key: value[i] for key, value in metadata.items()})
+        torch.testing.assert_close(together[i : i + 1], alone)
+    assert not torch.allclose(together[0], transfer(packed, **make_metadata(3, seed=9))[0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(PATTERNS),
+    st.sampled_from(METHODS),
+    st.sampled_from(["white_balance", "color_matrix", "both"]),
+    st.booleans(),
+    st.integers(0, 2**31 - 1),
+)
+def test_the_inverse_undoes_the_transfer_with_metadata(pattern, method, given_key, shared, seed):
+    metadata = make_metadata(None if shared else 2, seed)
+    metadata = metadata if given_key == "both" else {given_key: metadata[given_key]}
+    transfer = DomainTransfer("raw", cfa_pattern=pattern, method=method)
+    packed = (torch.rand(2, 4, 3, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 0.5) * 16
+    torch.testing.assert_close(transfer.inverse(transfer(packed, **metadata), **metadata), packed, atol=1e-9, rtol=1e-9)
+
+
+def test_the_inverse_with_metadata_is_good_to_float32_rounding():
+    packed, metadata = torch.rand(2, 4, 8, 8) * 16, make_metadata(2)  # whose float64 changes nothing
+    transfer = DomainTransfer("raw")
+    tonemapped = transfer(packed, **metadata)
+    assert tonemapped.dtype == torch.float32
+    torch.testing.assert_close(transfer.inverse(tonemapped, **metadata), packed, atol=2e-5, rtol=2e-5)
+
+
+def test_gains_can_be_plain_numbers():
+    packed, gains = torch.rand(2, 4, 4, 4), (2.0, 1.0, 1.5)
+    transfer = DomainTransfer("raw")
+    tonemapped = transfer(packed, white_balance=gains)
+    assert torch.equal(tonemapped, transfer(packed, white_balance=torch.tensor(gains)))
+    torch.testing.assert_close(transfer.inverse(tonemapped, white_balance=gains), packed, atol=1e-5, rtol=1e-5)
+
+
+def test_gradcheck_with_metadata_both_ways():
+    transfer = DomainTransfer("raw", mu=50.0, peak=1.0)
+    gains, matrix = (value.requires_grad_() for value in make_metadata(2).values())
+    packed = (torch.rand(2, 4, 2, 2, dtype=torch.float64) + 0.1).requires_grad_()
+    tonemapped = (torch.rand(2, 3, 4, 4, dtype=torch.float64) * 0.8 + 0.1).requires_grad_()
+    for call, picture in ((transfer.forward, packed), (transfer.inverse, tonemapped)):
+
+        def run(picture, gains, matrix, call=call):
+            return call(picture, white_balance=gains, color_matrix=matrix)
+
+        inputs = (picture, gains, matrix)
+        assert torch.autograd.gradcheck(run, inputs)
+        gradients = torch.autograd.grad(run(*inputs).square().sum(), inputs)
+        assert all(gradient.abs().min() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("key", ["white_balance", "color_matrix"])
+@pytest.mark.parametrize("method", ["forward", "inverse"])
+def test_srgb_has_no_metadata(key, method):
+    with pytest.raises(ValueError, match=rf'{key} is metadata of RAW data: it must be None for domain="srgb"'):
+        getattr(DomainTransfer(), method)(torch.rand(1, 3, 4, 4), **{key: make_metadata()[key]})
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"color_matrix": torch.ones(3, 3)}, "color_matrix must be invertible"),
+        ({"color_matrix": torch.arange(1.0, 10).view(3, 3) / 10}, "color_matrix must be invertible"),
+        ({"color_matrix": torch.stack([torch.eye(3), torch.zeros(3, 3)])}, "color_matrix must be invertible"),
+        ({"color_matrix": torch.eye(4)}, r"color_matrix must have shape .*got \(4, 4\)"),
+        ({"color_matrix": torch.eye(3).expand(3, 3, 3)}, r"matrix must have shape .*\(2, 3, 3\), got \(3, 3, 3\)"),
+        ({"white_balance": (2.0, 0.0, 1.0)}, r"white_balance must not be 0 to be undone, got \[2.0, 0.0, 1.0\]"),
+        ({"white_balance": torch.ones(2)}, "gains must have shape"),
+    ],
+)
+def test_the_inverse_rejects_metadata_that_can_not_be_undone(metadata, message):
+    with pytest.raises(ValueError, match=message):
+        DomainTransfer("raw").inverse(torch.rand(2, 3, 4, 4), **metadata)
+
+
+def test_a_small_matrix_is_no_singular_one():
+    matrix = make_metadata()["color_matrix"].float() * 1e-4
+    packed, transfer = torch.rand(1, 4, 4, 4), DomainTransfer("raw", peak=1.0)
+    back = transfer.inverse(transfer(packed, color_matrix=matrix), color_matrix=matrix)
+    torch.testing.assert_close(back, packed, atol=1e-4, rtol=1e-4)
+
+
 # gradcheck
 
 
@@ -203,6 +315,17 @@ def test_compiles(domain, channels):
     (got,) = torch.autograd.grad(compiled(hdr).square().sum(), hdr)
     (wanted,) = torch.autograd.grad(transfer(hdr).square().sum(), hdr)
     torch.testing.assert_close(got, wanted)
+
+
+def test_compiles_with_metadata_both_ways():
+    transfer, metadata = DomainTransfer("raw"), make_metadata(1, dtype=torch.float32)
+
+    def there_and_back(packed, metadata):
+        return transfer.inverse(transfer(packed, **metadata) * 0.9, **metadata)
+
+    packed = torch.rand(1, 4, 6, 4)
+    compiled = torch.compile(there_and_back, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(packed, metadata), there_and_back(packed, metadata))
 
 
 # module_equals_function

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import cmath
+import math
+
+import numpy as np
 import pytest
 import torch
 from colour_demosaicing import demosaicing_CFA_Bayer_bilinear, demosaicing_CFA_Bayer_Malvar2004
@@ -16,6 +20,7 @@ from skt_components.ops.raw import (
     demosaic,
     mosaic,
     pack_raw,
+    render_raw,
     unpack_raw,
     white_balance,
 )
@@ -76,6 +81,35 @@ def test_apply_color_matrix_matches_matrix_product_per_pixel():
     torch.testing.assert_close(apply_color_matrix(rgb, matrices[0])[0], expected[0])
 
 
+@every_pattern
+@every_method
+def test_render_raw_matches_the_oracle_step_by_step(pattern, method):
+    packed = torch.rand(2, 4, 5, 6, dtype=torch.float64) * 16
+    gains = np.array([[2.1, 1.0, 1.6], [1.3, 0.9, 2.4]])
+    matrices = np.random.default_rng(0).normal(size=(2, 3, 3))
+    rgb = render_raw(
+        packed,
+        white_balance=torch.tensor(gains),
+        color_matrix=torch.tensor(matrices),
+        cfa_pattern=pattern,
+        method=method,
+    )
+    assert rgb.shape == (2, 3, 10, 12)
+    masks = site_masks(10, 12, pattern).numpy()
+    for picture, bayer, gain, matrix in zip(rgb, unpack_raw(packed, pattern).numpy(), gains, matrices, strict=True):
+        balanced = bayer[0] * (gain[:, None, None] * masks).sum(0)
+        expected = np.einsum("ij,hwj->ihw", matrix, ORACLES[method](balanced, pattern))
+        np.testing.assert_allclose(picture.numpy()[:, 2:-2, 2:-2], expected[:, 2:-2, 2:-2], atol=1e-11)
+
+
+def test_render_raw_leaves_out_what_it_is_not_given():
+    packed, gains, matrix = torch.rand(1, 4, 3, 3), torch.tensor([2.0, 1.0, 1.5]), torch.rand(3, 3)
+    plain = demosaic(unpack_raw(packed))
+    assert torch.equal(render_raw(packed), plain)
+    torch.testing.assert_close(render_raw(packed, white_balance=gains), plain * gains[:, None, None])
+    torch.testing.assert_close(render_raw(packed, color_matrix=matrix), apply_color_matrix(plain, matrix))
+
+
 # gradcheck
 
 
@@ -94,6 +128,19 @@ def test_colour_operations_gradcheck():
     matrix = torch.rand(3, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(white_balance, (rgb, gains))
     assert torch.autograd.gradcheck(apply_color_matrix, (rgb, matrix))
+
+
+def test_render_raw_gradcheck():
+    packed = torch.rand(2, 4, 2, 2, dtype=torch.float64, requires_grad=True)
+    gains = torch.rand(2, 3, dtype=torch.float64, requires_grad=True)
+    matrix = torch.rand(3, 3, dtype=torch.float64, requires_grad=True)
+
+    def render(*inputs: Tensor) -> Tensor:
+        return render_raw(inputs[0], white_balance=inputs[1], color_matrix=inputs[2], method="bilinear")
+
+    assert torch.autograd.gradcheck(render, (packed, gains, matrix))
+    for gradient in torch.autograd.grad(render(packed, gains, matrix).square().sum(), (packed, gains, matrix)):
+        assert gradient.abs().min() > 0
 
 
 # invariants
@@ -138,6 +185,33 @@ def test_demosaic_does_not_shift_a_ramp(pattern, method):
     ramp = (torch.arange(10.0).view(-1, 1) * 3 + torch.arange(12.0)).expand(1, 3, 10, 12)
     rgb = demosaic(mosaic(ramp, pattern), pattern, method)
     torch.testing.assert_close(rgb[..., 2:-2, 2:-2], ramp[..., 2:-2, 2:-2])
+
+
+PERIOD = 16
+
+
+def wave(shift: float, dim: int) -> Tensor:
+    """A grey wave of 16 pixels' period along one axis of an 80x80 picture, moved by ``shift`` pixels."""
+    x = torch.arange(80.0, dtype=torch.float64) - shift
+    line = 0.5 + 0.4 * torch.cos(2 * math.pi * x / PERIOD)
+    return (line[:, None] if dim == -2 else line).expand(1, 3, 80, 80)
+
+
+def measured_shifts(picture: Tensor, dim: int) -> list[float]:
+    """Where the wave lies in each channel, in pixels, by its phase in four whole periods away from the border."""
+    lines = picture[0, :, 8:72, 8:72].mean(-1 if dim == -2 else -2).double()
+    x = torch.arange(8, 72, dtype=torch.float64)
+    turned = lines.to(torch.complex128) @ torch.exp(-2j * math.pi * x / PERIOD)
+    return [-cmath.phase(value) * PERIOD / (2 * math.pi) for value in turned.tolist()]
+
+
+@every_pattern
+@every_method
+@pytest.mark.parametrize("dim", [-1, -2])
+def test_demosaic_keeps_a_wave_in_its_place_to_a_hundredth_of_a_pixel(pattern, method, dim):
+    assert measured_shifts(wave(0.25, dim), dim) == pytest.approx([0.25] * 3, abs=1e-9)  # the ruler itself
+    rgb = render_raw(pack_raw(mosaic(wave(0.0, dim), pattern), pattern), cfa_pattern=pattern, method=method)
+    assert measured_shifts(rgb, dim) == pytest.approx([0.0] * 3, abs=0.01)
 
 
 @every_pattern
@@ -208,6 +282,10 @@ def test_one_set_of_gains_and_one_matrix_serve_every_picture():
         (lambda: white_balance(torch.ones(1, 3, 2, 2), (1.0, 1.0)), ValueError, "gains must have shape"),
         (lambda: apply_color_matrix(torch.ones(1, 3, 2, 2), torch.ones(4, 4)), ValueError, "matrix must"),
         (lambda: apply_color_matrix(torch.ones(1, 4, 2, 2), torch.eye(3)), ValueError, "rgb must have 3"),
+        (lambda: render_raw(torch.ones(1, 3, 2, 2)), ValueError, "packed must have 4 channels"),
+        (lambda: render_raw(torch.ones(2, 4, 2, 2), white_balance=torch.ones(2)), ValueError, "gains must have shape"),
+        (lambda: render_raw(torch.ones(1, 4, 2, 2), color_matrix=torch.ones(2, 3, 3)), ValueError, "matrix must have"),
+        (lambda: render_raw(torch.ones(1, 4, 2, 2), method="ahd"), ValueError, "method must be one of"),
     ],
 )
 def test_rejects_bad_input(call, error, message):
@@ -236,7 +314,8 @@ def test_demosaic_compiles_to_one_graph(method, backend):
 def test_the_other_operations_compile_to_one_graph():
     def pipeline(rgb: Tensor, gains: Tensor, matrix: Tensor) -> Tensor:
         packed = white_balance(pack_raw(mosaic(rgb, "BGGR"), "BGGR"), gains)
-        return apply_color_matrix(unpack_raw(packed, "BGGR") * rgb, matrix)
+        rgb = apply_color_matrix(unpack_raw(packed, "BGGR") * rgb, matrix)
+        return rgb + render_raw(packed, white_balance=gains, color_matrix=matrix)
 
     inputs = torch.rand(2, 3, 6, 4), torch.rand(2, 3), torch.rand(3, 3)
     compiled = torch.compile(pipeline, fullgraph=True, backend="aot_eager")

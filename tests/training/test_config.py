@@ -12,6 +12,7 @@ import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from skt_components.modules import DomainTransfer
 from skt_components.training import LossWeights, TrainConfig, make_run_folder, read_options
 from skt_components.training.config import _toml
 
@@ -21,6 +22,8 @@ OTHER = TrainConfig(
     region_source="features",
     data="hdr-folder",
     root=Path('photos of mine/ünï "quoted" \\ back'),
+    camera="raw-x4",
+    metadata=True,
     orm="my_package.nets:MyNet",
     taps=("enc.0", "body[1]", "dec[-1]"),
     knowledge_bank="resnet18",
@@ -97,12 +100,41 @@ def test_rejects_counts_below_one(name, value):
         ({"val_crop": 4}, r"--val-crop must be >= 16, got 4"),
         ({"resume": Path("a"), "out": Path("b")}, r"--resume continues in its own folder"),
         ({"data": "hdr-folder"}, r"--data hdr-folder needs --root FOLDER"),
-        ({"root": Path("x")}, r"--root is a folder of photographs: it goes with --data hdr-folder"),
+        ({"data": "kalantari"}, r"--data kalantari needs --root FOLDER"),
+        ({"data": "bracketire-plus"}, r"--data bracketire-plus needs --root FOLDER"),
+        ({"root": Path("x")}, r"--root .*--data synthetic does not read: choose --data hdr-folder or kalantari, tel"),
+        (
+            {"data": "kalantari", "root": Path("x"), "camera": "raw"},
+            r"--camera raw takes pictures of synthetic or hdr-folder: --data kalantari has its own",
+        ),
+        ({"data": "bracketire", "root": Path("x"), "camera": "raw-x4"}, r"--camera raw-x4 .*--data bracketire has"),
+        ({"metadata": True}, r"--metadata is that of RAW data: it goes with --camera raw"),
+        ({"data": "tel", "root": Path("x"), "metadata": True}, r"--metadata is that of RAW data"),
+        ({"camera": "raw-x4", "crop": 62}, r"--crop must be a multiple of 4, .*got 62"),
+        ({"data": "bracketire-plus", "root": Path("x"), "val_crop": 66}, r"--val-crop must be a multiple of 4"),
     ],
 )
 def test_rejects_options_that_do_not_fit(options, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, ("srgb", 1, 1.0)),
+        ({"data": "kalantari", "root": Path("x")}, ("srgb", 1, 1.0)),
+        ({"data": "tel", "root": Path("x")}, ("srgb", 1, 1.0)),
+        ({"camera": "raw"}, ("raw", 1, 16.0)),
+        ({"camera": "raw-x4", "data": "hdr-folder", "root": Path("x")}, ("raw", 4, 16.0)),
+        ({"data": "bracketire", "root": Path("x")}, ("raw", 1, 16.0)),
+        ({"data": "bracketire-plus", "root": Path("x")}, ("raw", 4, 16.0)),
+    ],
+)
+def test_data_and_camera_give_domain_scale_and_peak(options, expected):
+    config = TrainConfig(**options)
+    assert (config.domain, config.scale, config.peak) == expected
+    assert DomainTransfer(config.domain).peak == config.peak
 
 
 def test_every_option_has_a_help_text_on_the_command_line(capsys):

@@ -881,6 +881,60 @@ def test_raw_brackets_of_five_frames_train_end_to_end():
     torch.testing.assert_close(output.terms["spgrm"], expected)
 
 
+def make_raw() -> tuple[SemanticKnowledgeTransfer, torch.Tensor, torch.Tensor]:
+    orm = make_orm(num_frames=5, in_channels=4, out_channels=4, peak=16.0, reference=0)
+    target = torch.rand(2, 4, 12, 10) * 16
+    return make(orm, domain="raw"), torch.stack([target.clamp(max=16 / 4**i) for i in range(5)], dim=1), target
+
+
+METADATA = {
+    "white_balance": torch.tensor([[2.0, 1.0, 1.5], [1.2, 1.0, 2.4]]),
+    "color_matrix": torch.tensor([[1.5, -0.4, -0.1], [-0.2, 1.4, -0.2], [0.0, -0.5, 1.5]]).expand(2, 3, 3),
+}
+
+
+@pytest.mark.parametrize("keys", [("white_balance", "color_matrix"), ("white_balance",), ("color_matrix",)])
+def test_raw_is_rendered_with_its_metadata_everywhere_but_in_the_networks_own_loss(keys):
+    framework, bracket, target = make_raw()
+    metadata = {key: METADATA[key] for key in keys}
+    output = framework(bracket, target, metadata=metadata, generator=generator())
+    plain = framework(bracket, target, generator=generator())
+    torch.testing.assert_close(output.tonemapped, DomainTransfer("raw")(output.hdr, **metadata))
+    truth = DomainTransfer("raw")(target, **metadata)
+    torch.testing.assert_close(output.terms["spgrm"], (output.refined - truth).abs().mean())
+    assert output.terms["org"] == plain.terms["org"]
+    for name in ("spgrm", "content", "color", "alignment"):
+        assert output.terms[name] != plain.terms[name], name
+    described = framework.bank(output.tonemapped.detach())
+    assert all(torch.equal(a, b) for a, b in zip(output.priors.features, described.features, strict=True))
+    output.total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in framework.parameters())
+
+
+def test_empty_metadata_is_none():
+    framework, bracket, target = make_raw()
+    totals = [framework(bracket, target, metadata=m, generator=generator()).total for m in (None, {})]
+    assert torch.equal(*totals)
+
+
+def test_the_bank_can_describe_the_target_rendered_with_its_metadata():
+    framework, bracket, target = make_raw()
+    framework.priors_of = "target"
+    output = framework(bracket, target, metadata=METADATA)
+    described = framework.bank(DomainTransfer("raw")(target, **METADATA))
+    torch.testing.assert_close(output.priors.features[0], described.features[0])
+
+
+def test_rejects_metadata_that_does_not_fit():
+    framework, bracket, target = make_raw()
+    with pytest.raises(ValueError, match=r"metadata can hold white_balance and color_matrix, got iso, rgb2cam"):
+        framework(bracket, target, metadata={"rgb2cam": torch.eye(3), "iso": torch.ones(1), **METADATA})
+    with pytest.raises(ValueError, match=r"gains must have shape \(3,\) or \(2, 3\), got \(4, 3\)"):
+        framework(bracket, target, metadata={"white_balance": torch.ones(4, 3)})
+    with pytest.raises(ValueError, match=r'white_balance is metadata of RAW data: it must be None for domain="srgb"'):
+        make()(*make_data(), metadata=METADATA)
+
+
 def test_a_transfer_of_the_users_own_sets_the_scale_of_the_default_loss():
     framework = make(domain=DomainTransfer("srgb", mu=100.0, peak=4.0), weights=NONE)
     assert (framework.orm_loss.mu, framework.orm_loss.peak) == (100.0, 4.0)
