@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 import warnings
 
 import cv2
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Subset
 
 from skt_components.data import Kalantari17, Tel23
-from skt_components.data.kalantari import read_ev
+from skt_components.data.kalantari import KALANTARI, read_ev
 
 
 def official(scene, ldr_scale=65536, ev=(0.0, 2.0, 4.0)):
@@ -279,3 +280,61 @@ def test_exposure_files_are_three_numbers_or_a_named_error(tmp_path_factory, con
     else:
         assert len(values) == 3
         assert all(math.isfinite(value) for value in values)
+
+
+def make_files(folder):
+    """A small picture in each kind of file: TIFF raw and packed, RGBE flat and in runs."""
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, 65536, (12, 16, 3), dtype=np.uint16)
+    tifffile.imwrite(folder / "raw.tif", numbers, photometric="rgb")
+    tifffile.imwrite(folder / "packed.tif", numbers, photometric="rgb", compression="zlib", rowsperstrip=4)
+    cv2.imwrite(str(folder / "lzw.tif"), numbers)
+    cv2.imwrite(str(folder / "HDRImg.hdr"), rng.random((12, 16, 3), np.float32))
+    return sorted(folder.iterdir())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_damaged_pictures_are_pictures_or_a_named_error_in_bounded_memory(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("fuzz")
+    path = data.draw(st.sampled_from(make_files(folder)))
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(0, 3))):
+        # Half of the changes go where the headers are.
+        last = data.draw(st.sampled_from([min(len(content), 300), len(content)])) - 1
+        content[data.draw(st.integers(0, last))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.sampled_from([len(content), data.draw(st.integers(0, len(content)))]))])
+    tracemalloc.start()
+    try:
+        picture = KALANTARI.read_file(path)
+    except ValueError as error:
+        assert str(path) in str(error)  # noqa: PT017
+    else:
+        assert picture.shape[2] == 3
+        assert np.isfinite(picture).all()
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("HDRImg.hdr", b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 30000 +X 30000\n" + bytes(100)),
+        ("a.tif", None),
+    ],
+)
+def test_headers_that_promise_gigabytes_are_refused_before_room_is_made(tmp_path, name, content):
+    path = tmp_path / name
+    if content is None:
+        tifffile.imwrite(path, np.zeros((8, 8, 3), np.uint16), photometric="rgb")
+        content = bytearray(path.read_bytes())
+        with tifffile.TiffFile(path) as file:
+            for tag in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+                field = file.pages[0].tags[tag]
+                content[field.valueoffset : field.valueoffset + 4] = (60_000).to_bytes(4, "little")
+    path.write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=rf"{name}: .*promises"):
+        KALANTARI.read_file(path)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()

@@ -1,0 +1,84 @@
+"""python -m skt_components.data: what it does, what it says, what it returns."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skt_components.data import BracketIRE, Kalantari17
+from skt_components.data.__main__ import main
+
+
+def test_verify_says_what_is_wrong_and_returns_1(fake_kalantari, capsys):
+    fake = fake_kalantari()
+    (fake.root / "Training/001/262A0898.tif").write_bytes(b"")
+    assert main(["verify", "kalantari", str(fake.root)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("kalantari in ")
+    assert "3 train, 2 test scenes, 25 files read" in lines[0]
+    assert any(line.endswith("262A0898.tif: the file is empty") for line in lines)
+
+
+def test_verify_of_a_whole_data_set_returns_0(fake_kalantari, monkeypatch, capsys):
+    from skt_components.data.kalantari import KALANTARI
+
+    fake = fake_kalantari()
+    monkeypatch.setattr(KALANTARI, "scene_counts", {"train": 3, "test": 2})
+    monkeypatch.setattr(KALANTARI, "picture_size", (40, 60))
+    assert main(["verify", "kalantari", str(fake.root)]) == 0
+    assert capsys.readouterr().out.strip().endswith("no problems")
+
+
+def test_prepare_and_preview(fake_bracketire, tmp_path, capsys):
+    fake = fake_bracketire()
+    out, picture = tmp_path / "out", tmp_path / "preview.png"
+    assert main(["prepare", "bracketire", str(fake.root), str(out)]) == 0
+    assert "GB; give it as root" in capsys.readouterr().out
+    assert main(["preview", "bracketire", str(out), str(picture), "--scenes", "2"]) == 0
+    drawn = np.asarray(Image.open(picture).convert("RGB"))
+    assert drawn.shape[1] > 2 * drawn.shape[0]  # six pictures in each of two rows
+    assert drawn.std() > 20
+    before = picture.read_bytes()
+    assert main(["preview", "bracketire", str(out), str(picture)]) == 1
+    assert f"{picture} exists; --overwrite replaces it" in capsys.readouterr().err
+    assert picture.read_bytes() == before
+    assert main(["preview", "bracketire", str(out), str(picture), "--overwrite", "--crop", "16"]) == 0
+    assert picture.read_bytes() != before
+
+
+def test_simulated_data_sets_are_read_back(tmp_path, capsys):
+    small = ["--train", "2", "--test", "1", "--height", "32", "--width", "40"]
+    for name in ("kalantari", "bracketire"):
+        assert main(["simulate", name, str(tmp_path / name), *small]) == 0
+    assert "2 training and 1 test scenes" in capsys.readouterr().out
+    sample = Kalantari17(tmp_path / "kalantari", "test")[0]
+    assert (sample.bracket.shape, sample.target.shape) == ((3, 6, 32, 40), (3, 32, 40))
+    assert sample.exposure_times.tolist() == [1, 4, 16]
+    raw = BracketIRE(tmp_path / "bracketire")
+    assert (len(raw), raw[1].bracket.shape, raw[1].target.shape) == (2, (5, 4, 32, 40), (4, 32, 40))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["verify", "kalantari", "nowhere"], "error: root must be the folder of a data set"),
+        (["prepare", "tel", "nowhere", "out"], "error: root must have a folder Training"),
+        (["preview", "bracketire", "nowhere", "a.png"], "error: root must have a folder Train"),
+        (["simulate", "kalantari", "out", "--photos", "nowhere"], "error: root must be a folder of HDR pictures"),
+    ],
+)
+def test_errors_are_one_line_and_return_1(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "skt_components.data", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in ("verify", "prepare", "preview", "simulate"))

@@ -1,0 +1,60 @@
+"""Samples as pictures."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from skt_components.data import HDRSample, SyntheticScenes, save_contact_sheet, show_exposures, show_radiance
+from skt_components.ops import mosaic, mu_law, pack_raw, srgb_encode
+
+MATRIX = torch.tensor([[1.5, -0.4, -0.1], [-0.2, 1.4, -0.2], [0.0, -0.6, 1.6]])
+
+
+def grey_raw(level):
+    """A flat grey scene of linear radiance ``level`` of 16, as a camera with white balance and matrix sees it."""
+    gains = torch.tensor([2.0, 1.0, 1.5])
+    rgb = torch.full((1, 3, 8, 8), float(level))
+    planes = pack_raw(mosaic(rgb / gains[:, None, None]))[0]
+    limits = 16 / 4.0 ** torch.arange(5.0)
+    bracket = planes.expand(5, 4, 4, 4).minimum(
+        limits[:, None, None, None] / torch.tensor([2.0, 1, 1, 1.5])[:, None, None]
+    )
+    metadata = {"white_balance": gains, "color_matrix": MATRIX}
+    return HDRSample(bracket, 4.0 ** torch.arange(5.0), planes, "grey", "raw", metadata)
+
+
+def test_srgb_exposures_are_the_ldr_pictures():
+    sample = SyntheticScenes(1, 32)[0]
+    assert torch.equal(show_exposures(sample), sample.bracket[:, 3:])
+    assert torch.equal(show_radiance(sample.target, sample), mu_law(sample.target))
+
+
+def test_raw_grey_stays_grey_and_saturates_to_white():
+    sample = grey_raw(0.5)
+    shown = show_exposures(sample)
+    assert shown.shape == (5, 3, 8, 8)
+    for exposure, level in zip(shown, (0.5 / 16, 0.5 / 4, 0.5, 1.0, 1.0), strict=True):
+        assert torch.allclose(exposure, srgb_encode(torch.tensor(level)), atol=1e-6)
+    target = show_radiance(sample.target, sample)
+    assert torch.allclose(target, torch.tensor(math.log1p(5000 * 0.5 / 16) / math.log(5001)), atol=1e-6)
+
+
+def test_a_sheet_is_never_written_over(tmp_path):
+    path = tmp_path / "sheet.png"
+    save_contact_sheet(path, [grey_raw(1), grey_raw(4)])
+    size = path.stat().st_size
+    with pytest.raises(FileExistsError, match=r"sheet.png exists"):
+        save_contact_sheet(path, [grey_raw(1)])
+    assert path.stat().st_size == size
+    save_contact_sheet(path, [grey_raw(1)], overwrite=True)
+    assert path.stat().st_size != size
+
+
+def test_samples_that_do_not_fit_on_one_sheet(tmp_path):
+    with pytest.raises(ValueError, match="equally many exposures, got no sample"):
+        save_contact_sheet(tmp_path / "a.png", [])
+    with pytest.raises(ValueError, match=r"equally many exposures, got \[3, 5\]"):
+        save_contact_sheet(tmp_path / "a.png", [SyntheticScenes(1, 16)[0], grey_raw(1)])
