@@ -122,8 +122,9 @@ def _simulate(options: argparse.Namespace) -> int:
         train = SyntheticScenes(options.train, size, **shared)
         test = SyntheticScenes(options.test, size, split="val", **shared)
     else:
-        train = HDRFolder(options.photos, crop=size, samples_per_epoch=options.train, **shared)
-        test = HDRFolder(options.photos, crop=size, samples_per_epoch=options.test, split="val", **shared)
+        photos = partial(HDRFolder, options.photos, crop=size, val_fraction=0.2, **shared)  # split by photograph
+        train = photos(samples_per_epoch=options.train)
+        test = photos(samples_per_epoch=options.test, split="val")
     simulate_dataset(options.dataset, options.out, train, test)
     print(f"{options.out}: {options.train} training and {options.test} test scenes in the layout of {options.dataset}")
     return 0
