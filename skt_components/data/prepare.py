@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from skt_components.data import _prepared_scene as prepared
 from skt_components.data._layout import SPLITS, SceneLayout
+from skt_components.data._progress import progress_bar
 from skt_components.data._stored import Array
 from skt_components.data.bracketire import LAYOUTS as BRACKETIRE
 from skt_components.data.kalantari import KALANTARI, TEL
 from skt_components.ops._checks import check_choice
 
 LAYOUTS = {"kalantari": KALANTARI, "tel": TEL, "bracketire": BRACKETIRE[1], "bracketire-plus": BRACKETIRE[4]}
-T = TypeVar("T")
 
 
 class Verification(NamedTuple):
@@ -52,7 +52,7 @@ def verify(dataset: str, root: str | os.PathLike[str], *, progress: bool = True)
     Args:
         dataset: "kalantari", "tel", "bracketire" or "bracketire-plus".
         root: its folder, as published or as prepared.
-        progress: show a bar.
+        progress: show a bar, in a terminal where tqdm is installed.
 
     Raises:
         ValueError: there is no such data set.
@@ -79,7 +79,7 @@ def verify(dataset: str, root: str | os.PathLike[str], *, progress: bool = True)
         folder = root / layout.split_folders[split]
         if len(scenes) != layout.scene_counts[split]:
             problems.append(f"{folder}: has {len(scenes)} scenes, published were {layout.scene_counts[split]}")
-        for scene in _bar(scenes, f"{dataset} {split}", progress):
+        for scene in progress_bar(scenes, f"{dataset} {split}", "scene", progress):
             found, read = prepared.faults(folder / scene) if stored else _scene_faults(layout, folder / scene)
             problems, files = problems + found, files + read
     return Verification(dataset, root, counts, files, problems)
@@ -106,7 +106,7 @@ def prepare(
         root: its folder as published; it is only read.
         out: folder to write to, new or of an earlier run.
         half: store labels as float16 even if digits are lost (11 bits remain).
-        progress: show a bar.
+        progress: show a bar, in a terminal where tqdm is installed.
 
     Returns:
         ``out``.
@@ -132,7 +132,7 @@ def prepare(
     _claim(out, layout.name, scenes)
     jobs = [Path(layout.split_folders[split]) / name for split, names in scenes.items() for name in names]
     broken = []
-    for job in _bar(jobs, f"preparing {dataset}", progress):
+    for job in progress_bar(jobs, f"preparing {dataset}", "scene", progress):
         try:
             _prepare_scene(layout, root, out, job, half=half)
         except ValueError as error:
@@ -202,13 +202,3 @@ def _picture_faults(picture: Array, size: tuple[int, int], white: int | None) ->
         yield f"holds negative values, down to {low:g}"
     if white is not None and high > white:
         yield f"holds values up to {high}, above {white}"
-
-
-def _bar(items: Iterable[T], title: str, progress: bool) -> Iterable[T]:
-    if not progress:
-        return items
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError('a progress bar needs tqdm: pip install "skt-components[data]"') from error
-    return tqdm(items, title)

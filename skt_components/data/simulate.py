@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from skt_components.data import _formats
 from skt_components.data._dataset import SampleDataset
+from skt_components.data._progress import progress_bar
 from skt_components.data.io import write_image
 from skt_components.data.raw_camera import PEAK
 from skt_components.data.sample import HDRSample
@@ -142,21 +141,13 @@ def simulate_dataset(
     ]
     if not scenes:
         raise ValueError("train or test must have a sample, got neither")
-    for folder, dataset, index in _bar(scenes, layout) if progress else scenes:
+    for folder, dataset, index in progress_bar(scenes, layout, "scene", progress):
         if folder.exists():
             continue
         sample = dataset[index]
         if layout.startswith("bracketire"):
             _check_scale(layout, sample)
         write(folder, sample)
-
-
-def _bar(scenes: list[tuple[Path, SampleDataset, int]], name: str) -> Iterable[tuple[Path, SampleDataset, int]]:
-    if sys.stderr is None or not sys.stderr.isatty() or importlib.util.find_spec("tqdm") is None:
-        return scenes
-    from tqdm import tqdm
-
-    return tqdm(scenes, desc=name, unit="scene")
 
 
 def _check_scale(layout: str, sample: HDRSample) -> None:

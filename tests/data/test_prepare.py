@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import cv2
 import numpy as np
@@ -188,6 +189,19 @@ def test_a_disk_that_is_too_small_is_said_before_writing(fakes, tmp_path, monkey
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(OSError, match=r"001: needs up to .* bytes, 1 are left"):
         prepare("kalantari", fake.root, tmp_path / "out", progress=False)
+
+
+def test_whoever_watches_a_terminal_sees_a_bar(fakes, tmp_path, monkeypatch, capsys):
+    fake, *_ = fakes("kalantari")
+    prepare("kalantari", fake.root, tmp_path / "unwatched")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    prepare("kalantari", fake.root, tmp_path / "watched")
+    verify("kalantari", fake.root)
+    shown = capsys.readouterr().err
+    assert "preparing kalantari: 100%" in shown
+    assert "5/5" in shown
+    assert "kalantari train: 100%" in shown
 
 
 # broken prepared files
