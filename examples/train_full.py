@@ -77,6 +77,8 @@ def build_data(config: skt.TrainConfig) -> tuple[Data, Data]:
     published: Callable[..., Data] = skt.Tel23 if config.data == "tel" else skt.Kalantari17
     if config.data.startswith("bracketire"):
         published = partial(skt.BracketIRE, scale=config.scale)
+    else:
+        validation["samples_per_epoch"] = None  # one window of every test scene
     training = published(config.root, split="train", augment="dihedral", **train)
     return training, published(config.root, split="test", **validation)
 

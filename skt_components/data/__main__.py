@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from skt_components.data._dataset import SampleDataset
+from skt_components.data._layout import SPLITS
 from skt_components.data.bracketire import BracketIRE
 from skt_components.data.camera import Camera
 from skt_components.data.hdr_folder import HDRFolder
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
+        print("stopped" + options.resumes * "; the same command goes on where it was", file=sys.stderr)
         return 130
 
 
@@ -56,15 +57,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m skt_components.data", description=__doc__, formatter_class=form)
     commands = parser.add_subparsers(required=True)
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, resumes: bool = False
+    ) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(run=run)
+        added.set_defaults(run=run, resumes=resumes)
         added.add_argument("dataset", choices=list(LAYOUTS), help="which data set, by its layout")
         return added
 
     checking = command("verify", _verify, "read every file once; list by path what is missing or broken")
     checking.add_argument("root", type=Path, help="folder of the data set, as published or as prepared")
-    preparing = command("prepare", _prepare, "store as memory-mapped arrays, from which random crops are fast")
+    preparing = command("prepare", _prepare, "store as memory-mapped arrays, from which random crops are fast", True)
     preparing.add_argument("root", type=Path, help="folder of the data set as published")
     preparing.add_argument("out", type=Path, help="folder to write; an earlier run goes on")
     preparing.add_argument("--half", action="store_true", help="labels as float16 even where digits are lost")
@@ -75,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     looking.add_argument("--scenes", type=int, default=4, help="how many, evenly from the list (default 4)")
     looking.add_argument("--crop", type=int, help="side of random crops instead of whole scenes")
     looking.add_argument("--overwrite", action="store_true", help="replace the picture if it exists")
-    simulating = command("simulate", _simulate, "write brackets of your HDR photographs, or of procedural scenes")
+    simulating = command("simulate", _simulate, "write brackets of your HDR photographs, or of procedural scenes", True)
     simulating.add_argument("out", type=Path, help="folder to write; an earlier run goes on")
     simulating.add_argument("--photos", type=Path, help=".hdr and .exr pictures; without it procedural scenes")
     simulating.add_argument("--train", type=int, default=16, help="training scenes (default 16)")
@@ -126,7 +129,9 @@ def _simulate(options: argparse.Namespace) -> int:
         train = photos(samples_per_epoch=options.train)
         test = photos(samples_per_epoch=options.test, split="val")
     simulate_dataset(options.dataset, options.out, train, test)
-    print(f"{options.out}: {options.train} training and {options.test} test scenes in the layout of {options.dataset}")
+    layout = LAYOUTS[options.dataset]
+    held = [f"{len(layout.list_scenes(options.out, split))} {split}" for split in SPLITS]
+    print(f"{options.out} holds {' and '.join(held)} scenes in the layout of {options.dataset}")
     return 0
 
 

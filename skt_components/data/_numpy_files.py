@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
 import re
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-_METADATA_LIMIT = 2**20  # bytes; BracketIRE's files have about a thousand
+# BracketIRE's files have about a thousand bytes and twenty numbers.
+_METADATA_LIMIT, _MOST_NUMBERS = 2**16, 10_000
 _HEADER_LIMIT = 2**14
 _HEADER = re.compile(
     rb"\{'descr': '(?P<descr>[<>|=]?[A-Za-z]\d{0,4})', 'fortran_order': (?P<order>True|False), "
@@ -57,6 +60,14 @@ def map_array(path: Path, *, channels: int | None = None, kinds: str = "uf", ndi
     if size != expected:
         raise ValueError(f"{path}: {size} bytes, but its header promises {expected}: the file is broken or truncated")
     return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+
+
+def check_mapped(array: Array) -> None:
+    """Raise ValueError if the file of a mapped array was cut short since: reading it would end the process."""
+    if isinstance(array, np.memmap) and array.filename is not None:
+        size = os.stat(array.filename).st_size
+        if size < array.offset + array.nbytes:
+            raise ValueError(f"{array.filename}: was cut short to {size} bytes while in use")
 
 
 def open_file(path: Path) -> io.BufferedReader:
@@ -103,7 +114,7 @@ def read_metadata(path: Path) -> dict[str, Array]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is larger than 1 MiB, broken, no dict, or names something else.
+        ValueError: if the file is larger than 64 KiB, broken, no dict, or names something else.
     """
     with open_file(path) as file:
         if path.stat().st_size > _METADATA_LIMIT:
@@ -113,7 +124,9 @@ def read_metadata(path: Path) -> dict[str, Array]:
     if shape != () or dtype != np.dtype(object):
         raise ValueError(f"{path}: must hold one pickled dict, got {dtype} of shape {shape}")
     try:
-        content = _as_numbers(_only_item(_InertReader(io.BytesIO(data), encoding="latin1").load()))
+        content = _only_item(_InertReader(io.BytesIO(data), encoding="latin1").load())
+        entries = content.items() if isinstance(content, dict) else ()
+        numbers = {str(name): _as_numbers(value) for name, value in entries}
     except _Refused as error:
         raise ValueError(f"{path} was refused: {error}") from None
     except Exception as error:  # a crafted or cut pickle can make the reader fail in any way
@@ -121,7 +134,7 @@ def read_metadata(path: Path) -> dict[str, Array]:
         raise ValueError(f"{path}: broken or truncated pickle ({reason})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must hold one pickled dict, got {type(content).__name__}")
-    return {str(name): value for name, value in content.items() if isinstance(value, np.ndarray)}
+    return {name: value for name, value in numbers.items() if value is not None}
 
 
 class _Refused(Exception):
@@ -144,10 +157,20 @@ class _InertReader(pickle._Unpickler):
         if (module, name) in _KEPT:
             return lambda *arguments: _Inert(name, arguments)
         if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes bytes
-            return lambda text, encoding: str(text).encode("latin1")
+            return _encode
         if (module, name) == ("collections", "OrderedDict"):
             return lambda items=(): dict(items)
         raise _Refused(f"it names {module}.{name}, which metadata does not need and which could run code"[:300])
+
+    def load_bytearray8(self) -> None:
+        """Read what is there; the library's own makes room for whatever length is named first."""
+        reader: Any = self
+        (length,) = struct.unpack("<Q", reader.read(8))
+        if length > _METADATA_LIMIT:
+            raise ValueError(f"{length} bytes")
+        reader.append(bytearray(reader.read(length)))
+
+    dispatch: ClassVar[Any] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
 
     def persistent_load(self, pid: Any) -> Any:
         raise _Refused("it refers to something outside the file")
@@ -164,10 +187,14 @@ def _only_item(array: Any) -> Any:
     return items[0]
 
 
-def _as_numbers(value: Any) -> Any:
-    """Turn what was kept into float64 arrays; dicts stay dicts, anything else becomes None."""
-    if isinstance(value, Mapping):
-        return {key: _as_numbers(item) for key, item in value.items() if isinstance(key, str)}
+def _encode(text: Any, encoding: Any) -> bytes:
+    if not isinstance(text, str):
+        raise ValueError("encodes something that is no text")
+    return text.encode("latin1")
+
+
+def _as_numbers(value: Any) -> Array | None:
+    """Turn what was kept into a float64 array, anything else into None."""
     if isinstance(value, (bool, int, float)):
         return np.array(float(value))
     if isinstance(value, (list, tuple)):
@@ -208,8 +235,11 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
 
     if not isinstance(storage, _Inert) or storage.kind != "_load_from_bytes":
         raise ValueError("a tensor without its storage")
-    if math.prod(size) > _METADATA_LIMIT:
-        raise ValueError(f"a tensor of shape {size}")
+    numbers = (offset, *size, *stride)
+    if len(size) > 4 or any(not 0 <= n <= _MOST_NUMBERS for n in numbers) or math.prod(size) > _MOST_NUMBERS:
+        raise ValueError(f"a tensor of shape {str(size)[:80]}")
+    if storage.arguments[0][:2] == b"PK":  # a zip file, which could unpack to anything; such tensors have none
+        raise ValueError("a tensor in a zip file")
     stored = torch.load(io.BytesIO(storage.arguments[0]), weights_only=True)
     flat = torch.empty(0, dtype=stored.dtype).set_(stored).double().numpy()
     index = np.full(size, offset)

@@ -6,24 +6,38 @@ import hashlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from skt_components.data._layout import SceneLayout
 from skt_components.data._numpy_files import map_array, open_file
-from skt_components.data._stored import Array, Stored, encode_rgbe
+from skt_components.data._stored import Array, Info, Stored, encode_rgbe
 
 FORMAT = 1
 _INDEX, _FRAMES, _LABEL, _SCENE = "prepared.json", "frames.npy", "label.npy", "scene.json"
-_TEMPORARY = ".partial-"
+_INFO = "info"
+_TEMPORARY, _STALE = ".partial-", 3600  # seconds
 _TEXT_LIMIT = 2**24
 
 
 def is_prepared(root: Path) -> bool:
     """Whether this is the root of a prepared data set."""
     return (root / _INDEX).is_file()
+
+
+def holds_something_else(root: Path) -> bool:
+    """Whether there is anything but a prepared data set, or the beginning of one."""
+    if not root.exists():
+        return False
+    if not root.is_dir():
+        return True
+    names = {path.name for path in root.iterdir() if not path.name.startswith(_TEMPORARY)}
+    return bool(names) and _INDEX not in names
 
 
 def write_index(root: Path, dataset: str, scenes: dict[str, list[str]]) -> None:
@@ -62,17 +76,28 @@ def list_scenes(root: Path, dataset: str, split: str) -> list[str]:
     return scenes[split]
 
 
-def is_finished(folder: Path, sources: dict[str, int]) -> bool:
-    """Whether a scene was written whole, from files of these sizes in bytes."""
+def check_scenes(folder: Path, scenes: list[str]) -> None:
+    """Raise FileNotFoundError if a split's scenes are not all there."""
+    missing = [scene for scene in scenes if not (folder / scene / _SCENE).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder}: {len(missing)} of {len(scenes)} scenes are not prepared yet, such as {missing[0]}: run prepare "
+            "again, it goes on where it stopped"
+        )
+
+
+def is_finished(folder: Path, sources: dict[str, list[int]], *, half: bool) -> bool:
+    """Whether a scene was written whole, from these files, with labels of this kind."""
     if not (folder / _SCENE).is_file():
         return False
     try:
-        return _read_json(folder / _SCENE).get("sources") == sources and bool(open_scene(folder))
+        entry = _read_json(folder / _SCENE)
+        return (entry.get("sources"), entry.get("half")) == (sources, half) and bool(open_scene(folder))
     except (ValueError, OSError):
         return False
 
 
-def write_scene(folder: Path, stored: Stored, sources: dict[str, int], *, half: bool) -> None:
+def write_scene(folder: Path, stored: Stored, sources: dict[str, list[int]], *, half: bool) -> None:
     """Write a scene; its last file is the one that says that it is whole.
 
     Labels go in the smallest form that holds them exactly: RGBE (a byte for each number), float16, float32; with
@@ -80,7 +105,9 @@ def write_scene(folder: Path, stored: Stored, sources: dict[str, int], *, half: 
     """
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f"{_TEMPORARY}*"):
-        left.unlink()
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > _STALE:  # younger ones may be another run's
+                left.unlink()
     (folder / _SCENE).unlink(missing_ok=True)
     label = _smallest(stored, half=half)
     arrays = {_FRAMES: np.stack([np.asarray(frame) for frame in stored.frames]), _LABEL: label}
@@ -89,7 +116,8 @@ def write_scene(folder: Path, stored: Stored, sources: dict[str, int], *, half: 
     entry = {
         "info": stored.info,
         "label": "rgbe" if label.dtype == np.uint8 else str(label.dtype),
-        "checksums": {name: checksum(folder / name) for name in arrays},
+        "checksums": {_INFO: _info_checksum(stored.info), **{name: checksum(folder / name) for name in arrays}},
+        "half": half,
         "sources": sources,
     }
     text = json.dumps(entry, indent=1)
@@ -104,7 +132,7 @@ def open_scene(folder: Path) -> Stored:
         ValueError: one of its files is broken.
     """
     if not (folder / _SCENE).is_file():
-        raise FileNotFoundError(f"{folder} is not prepared yet: run prepare again, it goes on where it stopped")
+        raise FileNotFoundError(f"{folder}: is not prepared yet: run prepare again, it goes on where it stopped")
     entry = _read_json(folder / _SCENE)
     info = entry.get("info")
     if not isinstance(info, dict):
@@ -114,17 +142,24 @@ def open_scene(folder: Path) -> Stored:
     return Stored(folder, frames, label, folder / _LABEL, info)
 
 
-def faults(folder: Path) -> tuple[list[str], int]:
+def faults(layout: SceneLayout, folder: Path) -> tuple[list[str], int]:
     """Return what is wrong with a prepared scene, by file, and how many files were read; reads all of it."""
     try:
-        open_scene(folder)
+        layout.check(stored := open_scene(folder))
     except (OSError, ValueError) as error:
         return [str(error)], 0
     sums = _read_json(folder / _SCENE).get("checksums")
     names = (_FRAMES, _LABEL)
     known = sums if isinstance(sums, dict) else {}
     wrong = [folder / name for name in names if known.get(name) != checksum(folder / name)]
+    if known.get(_INFO) != _info_checksum(stored.info):
+        wrong.append(folder / _SCENE)
     return [f"{path}: its checksum is not the one it was written with" for path in wrong], len(names)
+
+
+def _info_checksum(info: Info) -> str:
+    text = json.dumps(info, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def checksum(path: Path) -> str:

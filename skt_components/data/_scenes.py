@@ -7,20 +7,22 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from skt_components.data import _prepared_scene as prepared
 from skt_components.data._dataset import SampleDataset
 from skt_components.data._layout import SPLITS, SceneLayout
+from skt_components.data._numpy_files import check_mapped
 from skt_components.data._seeding import check_size, make_generator
 from skt_components.data._stored import Stored
 from skt_components.data._windows import AUGMENTATIONS, Window, fixed_window, random_window, whole_window
 from skt_components.data.sample import HDRSample
 from skt_components.ops._checks import check_choice, check_count
 
-# Mapped scenes that stay open; each costs up to six file descriptors.
-_MOST_OPEN = 32
+# Mapped files that stay open; each costs a file descriptor.
+_MOST_OPEN = 64
 
 
 class SceneDataset(SampleDataset):
@@ -36,7 +38,8 @@ class SceneDataset(SampleDataset):
         split: "train" or "test".
         crop: height and width of the target in (packed) pixels; None: whole scenes.
         seed: of every random choice.
-        samples_per_epoch: length with a crop; None is one sample per scene.
+        samples_per_epoch: length with a crop; None is one sample per scene. Fewer than there are scenes are spread
+            evenly over them in the test split.
         augment: see the data set.
         border: (packed) pixels of the bracket that are left out on each side.
     """
@@ -71,6 +74,7 @@ class SceneDataset(SampleDataset):
         """Whether ``root`` is what :func:`prepare` stored."""
         if self.is_prepared:
             self.scenes = prepared.list_scenes(self.root, layout.name, split)
+            prepared.check_scenes(self.root / layout.split_folders[split], self.scenes)
         else:
             self.scenes = layout.list_scenes(self.root, split)
             layout.check_scenes(self.root, split, self.scenes)
@@ -83,8 +87,13 @@ class SceneDataset(SampleDataset):
         return {**self.__dict__, "_open": OrderedDict()}  # a mapped array would be pickled whole
 
     def _draw(self, index: int, epoch: int) -> HDRSample:
-        view, number = divmod(index + epoch * len(self), len(self.folders))
+        count = len(self.folders)
+        view, number = divmod(index + epoch * len(self), count)
+        if self.split != "train" and len(self) < count:
+            number = index * count // len(self)  # neighbours by name are alike
         stored = self._scene(number)
+        for array in (*([stored.frames] if isinstance(stored.frames, np.ndarray) else stored.frames), stored.label):
+            check_mapped(array)
         window = self._window(stored, view, index, epoch)
         label = torch.from_numpy(stored.cut_label(window.times(self.layout.scale)))
         return self._make(stored, window, label, self.scenes[number].replace("/", "-"))
@@ -117,7 +126,8 @@ class SceneDataset(SampleDataset):
             return self._open[number]
         stored = self.open_scene(number)
         if self.is_prepared or self.layout.mapped:
-            while len(self._open) >= _MOST_OPEN:
+            files = 2 if self.is_prepared else len(stored.frames) + 1
+            while len(self._open) >= _MOST_OPEN // files:
                 self._open.popitem(last=False)
             self._open[number] = stored
         return stored

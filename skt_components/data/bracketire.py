@@ -72,8 +72,11 @@ def read_colours(path: Path) -> dict[str, list[float] | list[list[float]]]:
         if value is None or value.size != size or not np.isfinite(value).all():
             got = f"it has {', '.join(sorted(metadata))[:200]}" if value is None else f"got {str(value.tolist())[:80]}"
             raise ValueError(f"{path}: {key} must be {size} finite number{'s' * (size > 1)}, {got}")
+    matrix = metadata["cam2rgb"].reshape(3, 3)
     gains = [float(metadata["red_gain"].item()), 1.0, float(metadata["blue_gain"].item())]
-    return {"white_balance": gains, "color_matrix": metadata["cam2rgb"].reshape(3, 3).tolist()}
+    if min(gains) <= 0 or not abs(np.linalg.det(matrix)) > 1e-6:
+        raise ValueError(f"{path}: gains must be above 0 and cam2rgb invertible, got {gains} and {matrix.tolist()}")
+    return {"white_balance": gains, "color_matrix": matrix.tolist()}
 
 
 LAYOUTS = {scale: BracketIRELayout(scale) for scale in (1, 4)}
@@ -144,10 +147,11 @@ class BracketIRE(SceneDataset):
 
     def _make(self, stored: Stored, window: Window, label: Tensor, name: str) -> HDRSample:
         bracket = np.empty((len(_TIMES), 4, window.height, window.width), np.float32)
-        for planes, exposure, scale in zip(bracket, stored.frames, _SCALES, strict=True):
+        for planes, exposure, time, scale in zip(bracket, stored.frames, _TIMES, _SCALES, strict=True):
             numbers = np.ascontiguousarray(window.cut(exposure))
             if (highest := numbers.max()) > _WHITE:
-                raise ValueError(f"{stored.folder}: exposures must be 10-bit, from 0 to {_WHITE}, got {highest}")
+                file = stored.folder / ("frames.npy" if self.is_prepared else f"raw_{time}.npy")
+                raise ValueError(f"{file}: exposures must be 10-bit, from 0 to {_WHITE}, got {highest}")
             np.divide(numbers, np.float32(_WHITE), out=planes)
             planes *= np.float32(scale)
         metadata = {key: torch.tensor(value, dtype=torch.float32) for key, value in stored.info.items()}

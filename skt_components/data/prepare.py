@@ -13,7 +13,7 @@ import numpy as np
 from skt_components.data import _prepared_scene as prepared
 from skt_components.data._layout import SPLITS, SceneLayout
 from skt_components.data._progress import progress_bar
-from skt_components.data._stored import Array
+from skt_components.data._stored import Array, Stored
 from skt_components.data.bracketire import LAYOUTS as BRACKETIRE
 from skt_components.data.kalantari import KALANTARI, TEL
 from skt_components.ops._checks import check_choice
@@ -80,7 +80,7 @@ def verify(dataset: str, root: str | os.PathLike[str], *, progress: bool = True)
         if len(scenes) != layout.scene_counts[split]:
             problems.append(f"{folder}: has {len(scenes)} scenes, published were {layout.scene_counts[split]}")
         for scene in progress_bar(scenes, f"{dataset} {split}", "scene", progress):
-            found, read = prepared.faults(folder / scene) if stored else _scene_faults(layout, folder / scene)
+            found, read = prepared.faults(layout, folder / scene) if stored else _scene_faults(layout, folder / scene)
             problems, files = problems + found, files + read
     return Verification(dataset, root, counts, files, problems)
 
@@ -99,7 +99,7 @@ def prepare(
     (checksums, exposure values or colours, what it was made from). Labels take the smallest form that holds them
     exactly: the RGBE bytes of ``.hdr`` files, float16, or float32. The data sets read the folder like the original
     and give the same samples, bit by bit. A run that was stopped goes on where it was; scenes whose files changed
-    in length are made anew; every file appears whole or not at all.
+    are made anew; every file appears whole or not at all.
 
     Args:
         dataset: "kalantari", "tel", "bracketire" or "bracketire-plus".
@@ -114,7 +114,8 @@ def prepare(
     Raises:
         FileNotFoundError: the data set or a file of it is missing.
         FileExistsError: ``out`` holds something else.
-        ValueError: there is no such data set, or scenes are broken; all others are stored first.
+        ValueError: there is no such data set, ``out`` lies inside ``root``, or scenes are broken; all others are stored
+            first.
         OSError: ``out`` has too little space.
 
     Example:
@@ -124,6 +125,8 @@ def prepare(
     root, out = Path(root), Path(out)
     if prepared.is_prepared(root):
         raise ValueError(f"root must be the data set as published, {root} is prepared already")
+    if out.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"out must not lie inside the data set, got {out} in {root}")
     layout = LAYOUTS[dataset]
     splits = [split for split in SPLITS if (root / layout.split_folders[split]).is_dir()] or [SPLITS[0]]
     scenes = {split: layout.list_scenes(root, split) for split in splits}
@@ -133,37 +136,45 @@ def prepare(
     jobs = [Path(layout.split_folders[split]) / name for split, names in scenes.items() for name in names]
     broken = []
     for job in progress_bar(jobs, f"preparing {dataset}", "scene", progress):
+        source, target = root / job, out / job
         try:
-            _prepare_scene(layout, root, out, job, half=half)
-        except ValueError as error:
+            sources = {path.relative_to(source).as_posix(): _stamp(path) for path in layout.files(source)}
+            if prepared.is_finished(target, sources, half=half):
+                continue
+            stored = layout.read_scene(source)
+            layout.check(stored)
+        except (ValueError, OSError) as error:
             broken.append(str(error))
+            continue
+        _check_space(out, target, stored)
+        prepared.write_scene(target, stored, sources, half=half)
     if broken:
         listed = "\n  ".join(broken[:20])
         raise ValueError(f"{len(broken)} of {len(jobs)} scenes are broken, the others are prepared:\n  {listed}")
     return out
 
 
-def _prepare_scene(layout: SceneLayout, root: Path, out: Path, scene: Path, *, half: bool) -> None:
-    source, target = root / scene, out / scene
-    sources = {path.relative_to(source).as_posix(): path.stat().st_size for path in layout.files(source)}
-    if prepared.is_finished(target, sources):
-        return
-    stored = layout.read_scene(source)
-    layout.check(stored)
+def _stamp(path: Path) -> list[int]:
+    """Return size and time of change, by which a file that was replaced is known."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _check_space(out: Path, target: Path, stored: Stored) -> None:
     needed = 2 * sum(frame.size for frame in stored.frames) + 4 * stored.label.size
     if (free := shutil.disk_usage(out).free) < needed:
         raise OSError(f"{target}: needs up to {needed} bytes, {free} are left; everything before it is stored")
-    prepared.write_scene(target, stored, sources, half=half)
 
 
 def _claim(out: Path, name: str, scenes: dict[str, list[str]]) -> None:
-    if prepared.is_prepared(out):
-        found = prepared.read_index(out)[0]
-        if found != name:
-            raise FileExistsError(f"out {out} holds {found} as prepared, not {name}: choose another folder")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if prepared.holds_something_else(out):
         raise FileExistsError(f"out {out} exists and is not a prepared data set: choose another folder")
     out.mkdir(parents=True, exist_ok=True)
+    if prepared.is_prepared(out):
+        found, earlier = prepared.read_index(out)
+        if found != name:
+            raise FileExistsError(f"out {out} holds {found} as prepared, not {name}: choose another folder")
+        scenes = {**earlier, **scenes}  # a data set may come in parts
     prepared.write_index(out, name, scenes)
 
 

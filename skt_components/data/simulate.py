@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +26,7 @@ from skt_components.ops._checks import check_choice
 
 _RAW_TIMES = (1, 4, 16, 64, 256)
 _RAW_WHITE = 1023  # 10 bits
+_STALE = 3600  # seconds
 
 
 def write_kalantari_scene(folder: str | os.PathLike[str], sample: HDRSample) -> None:
@@ -110,8 +115,8 @@ def simulate_dataset(
 ) -> None:
     """Write the samples of two data sets, each of them a scene, in the layout of a published data set.
 
-    What is there already stays as it is: an interrupted run goes on where it stopped. To write other samples, name
-    another folder.
+    What is there already stays as it is: an interrupted run goes on where it stopped, and a longer data set adds to a
+    shorter one. ``{out}/simulated.json`` says which samples they are; others are not added to them.
 
     Args:
         layout: "kalantari", "tel", "bracketire" or "bracketire-plus".
@@ -122,6 +127,7 @@ def simulate_dataset(
         progress: show a bar, in a terminal where tqdm is installed.
 
     Raises:
+        FileExistsError: if ``out`` holds something else, or other samples.
         ValueError: if the layout is unknown, there is nothing to write, or the samples do not suit the layout.
 
     Example:
@@ -133,21 +139,57 @@ def simulate_dataset(
     """
     check_choice("layout", layout, _LAYOUTS)
     *folders, name, write = _LAYOUTS[layout]
-    scenes = [
-        (Path(out) / folder / name.format(index), dataset, index)
-        for folder, dataset in zip(folders, (train, test), strict=True)
-        if dataset is not None
-        for index in range(len(dataset))
-    ]
-    if not scenes:
+    splits = {folder: dataset for folder, dataset in zip(folders, (train, test), strict=True) if dataset is not None}
+    if not splits:
         raise ValueError("train or test must have a sample, got neither")
-    for folder, dataset, index in progress_bar(scenes, layout, "scene", progress):
+    first = {folder: dataset[0] for folder, dataset in splits.items()}
+    if layout.startswith("bracketire"):
+        for sample in first.values():
+            _check_scale(layout, sample)
+    _claim(Path(out), layout, {folder: _fingerprint(sample) for folder, sample in first.items()})
+    scenes = [(split, index) for split, dataset in splits.items() for index in range(len(dataset))]
+    for split, index in progress_bar(scenes, layout, "scene", progress):
+        folder = Path(out) / split / name.format(index)
         if folder.exists():
             continue
-        sample = dataset[index]
-        if layout.startswith("bracketire"):
-            _check_scale(layout, sample)
-        write(folder, sample)
+        sample = splits[split][index] if index else first[split]
+        try:
+            write(folder, sample)
+        except OSError:
+            if not folder.exists():  # else another run was faster
+                raise
+
+
+def _claim(out: Path, layout: str, first: dict[str, str]) -> None:
+    """Say in the folder what it holds, or raise FileExistsError if that is something else."""
+    index = out / "simulated.json"
+    if not index.is_file():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise FileExistsError(f"out {out} exists and is not a simulated data set: choose another folder")
+        out.mkdir(parents=True, exist_ok=True)
+        index.write_text(json.dumps({"layout": layout, "first_samples": first}), encoding="utf-8")
+        return
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))
+        held, samples = found["layout"], dict(found["first_samples"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index}: broken ({error})") from None
+    if held != layout:
+        raise FileExistsError(f"out {out} holds simulated scenes in the layout {held}, not {layout}")
+    if other := [split for split in first.keys() & samples.keys() if first[split] != samples[split]]:
+        raise FileExistsError(
+            f"out {out} holds other {' and '.join(sorted(other))} samples, of another size, seed or source: choose "
+            "another folder"
+        )
+    index.write_text(json.dumps({"layout": layout, "first_samples": {**samples, **first}}), encoding="utf-8")
+
+
+def _fingerprint(sample: HDRSample) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in (sample.bracket, sample.target):
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+    return digest.hexdigest()
 
 
 def _check_scale(layout: str, sample: HDRSample) -> None:
@@ -188,8 +230,10 @@ def _new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists")
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+    for left in folder.parent.glob(f".{folder.name}.*part"):
+        if time.time() - left.stat().st_mtime > _STALE:  # a killed run's; younger ones may be another run's
+            shutil.rmtree(left, ignore_errors=True)
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     part.mkdir(parents=True)
     try:
         yield part

@@ -166,6 +166,12 @@ def test_x4_is_transposed_only_and_the_planes_option_flips_the_planes(fake_brack
         np.testing.assert_allclose(sample.bracket.numpy(), turned[k], rtol=2e-7)
 
 
+def test_few_test_windows_spread_over_the_frames(fake_bracketire):
+    fake = fake_bracketire(test=12)
+    data = BracketIRE(fake.root, "test", crop=16, samples_per_epoch=4)
+    assert [data[i].name for i in range(4)] == [fake.test[i].name for i in (0, 3, 6, 9)]
+
+
 # rejects_bad_input
 
 
@@ -190,7 +196,11 @@ def test_options_out_of_range(fake_bracketire):
         ("raw_16.npy", np.zeros((48, 64, 4), np.uint8), "raw_16.npy: must hold uint16, got uint8"),
         ("raw_16.npy", np.zeros((48, 64, 4), np.float32), "raw_16.npy: must hold unsigned integers, got float32"),
         ("raw_16.npy", np.zeros((24, 64, 4), np.uint16), "exposures must have one size"),
-        ("raw_16.npy", np.full((48, 64, 4), 1024, np.uint16), "must be 10-bit, from 0 to 1023, got 1024"),
+        (
+            "raw_16.npy",
+            np.full((48, 64, 4), 1024, np.uint16),
+            "raw_16.npy: exposures must be 10-bit, from 0 to 1023, got 1024",
+        ),
         ("raw_gt.npy", np.zeros((48, 64, 4), np.int32), "raw_gt.npy: must hold floats, got int32"),
         ("raw_gt.npy", np.full((48, 64, 4), np.nan, np.float32), "raw_gt.npy: the label holds infinite or NaN"),
         ("raw_gt.npy", np.full((48, 64, 4), 1e300), "raw_gt.npy: the label holds infinite or NaN"),
@@ -209,6 +219,8 @@ def test_a_broken_file_is_named(fake_bracketire, name, array, message):
     [
         ({"red_gain": None}, "metadata.npy: red_gain must be 1 finite number, it has blue_gain"),
         ({"cam2rgb": np.eye(2)}, "metadata.npy: cam2rgb must be 9 finite numbers, got"),
+        ({"red_gain": 0.0}, "metadata.npy: gains must be above 0 and cam2rgb invertible"),
+        ({"cam2rgb": np.ones((3, 3))}, "metadata.npy: gains must be above 0 and cam2rgb invertible"),
         ({"blue_gain": float("inf")}, "metadata.npy: blue_gain must be 1 finite number, got inf"),
     ],
 )

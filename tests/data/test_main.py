@@ -54,12 +54,23 @@ def test_simulated_data_sets_are_read_back(tmp_path, capsys):
     small = ["--train", "2", "--test", "1", "--height", "32", "--width", "40"]
     for name in ("kalantari", "bracketire"):
         assert main(["simulate", name, str(tmp_path / name), *small]) == 0
-    assert "2 training and 1 test scenes" in capsys.readouterr().out
+    assert "holds 2 train and 1 test scenes in the layout of bracketire" in capsys.readouterr().out
+    raw = tmp_path / "bracketire"
+    assert main(["simulate", "bracketire-plus", str(raw), *small]) == 1
+    assert "holds simulated scenes in the layout bracketire, not bracketire-plus" in capsys.readouterr().err
+    assert main(["simulate", "bracketire", str(raw), *small, "--seed", "9"]) == 1
+    assert "holds other Test and Train samples, of another size, seed or source" in capsys.readouterr().err
+    assert main(["simulate", "bracketire", str(raw), *small[2:], "--train", "3"]) == 0
+    assert "holds 3 train and 1 test scenes" in capsys.readouterr().out
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    assert main(["simulate", "bracketire", str(tmp_path / "mine"), *small]) == 1
+    assert "mine exists and is not a simulated data set" in capsys.readouterr().err
     sample = Kalantari17(tmp_path / "kalantari", "test")[0]
     assert (sample.bracket.shape, sample.target.shape) == ((3, 6, 32, 40), (3, 32, 40))
     assert sample.exposure_times.tolist() == [1, 4, 16]
     raw = BracketIRE(tmp_path / "bracketire")
-    assert (len(raw), raw[1].bracket.shape, raw[1].target.shape) == (2, (5, 4, 32, 40), (4, 32, 40))
+    assert (len(raw), raw[1].bracket.shape, raw[1].target.shape) == (3, (5, 4, 32, 40), (4, 32, 40))
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _codecs
 import io
 import os
 import pickle
 import tracemalloc
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
@@ -173,6 +175,7 @@ def test_pickles_that_would_run_something_are_refused(tmp_path, function, nested
     [
         (b"\x80\x02]r\xff\xff\xff\x7f.", "m.npy: broken or truncated pickle"),  # a memo of two thousand million
         (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.", "m.npy: broken or truncated pickle"),  # that many bytes
+        (b"\x80\x05\x96\x00\x00\x00\x80\x00\x00\x00\x00.", "m.npy: broken or truncated pickle"),  # 2 GB of bytearray
         (b"\x80\x02}(X\x01\x00\x00\x00aQ.", "m.npy was refused: it refers to something outside"),
         (b"\x80\x02\x82\x01.", "m.npy was refused: it uses a registered extension"),
         (b"\x80\x02}.", "m.npy: broken or truncated pickle"),  # no array around it
@@ -190,6 +193,84 @@ def test_crafted_pickles(tmp_path, pickled, message):
     tracemalloc.stop()
 
 
+def nest(levels, make):
+    """Return something of ``levels`` levels in which each holds the one below twice: small, unless it is expanded."""
+    value = make(0)
+    for level in range(levels):
+        value = [value, value] if make is list_of else {"a": value, "b": value, "c": level}
+    return value
+
+
+def list_of(_):
+    return ["x" * 50]
+
+
+class Encoded:
+    """Pickles as a call of ``_codecs.encode`` with something that is no text."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def __reduce__(self):
+        return _codecs.encode, (self.content, "latin1")
+
+
+class WideTensor:
+    """Pickles as a tensor of no elements and an absurd size."""
+
+    def __init__(self, size, stride, storage=None):
+        self.arguments = (storage or torch.zeros(2).storage(), 0, size, stride, False, OrderedDict())
+
+    def __reduce__(self):
+        return torch._utils._rebuild_tensor_v2, self.arguments
+
+
+class Loaded:
+    """Pickles as a storage that is read from these bytes."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def __reduce__(self):
+        return torch.storage._load_from_bytes, (self.content,)
+
+
+def zipped_zeros():
+    """A deflated zip file of ``torch.save``'s layout, a thousandth of what it unpacks to."""
+    stored, packed = io.BytesIO(), io.BytesIO()
+    torch.save(torch.zeros(2_000_000).storage(), stored)
+    with zipfile.ZipFile(stored) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    return packed.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize(
+    "content",
+    [
+        nest(60, lambda _: {"x": 1.0}),
+        nest(60, list_of),
+        Encoded(nest(26, list_of)),
+        WideTensor((200_000_000, 0), (1, 1)),
+        WideTensor((2, 2), (-1, 1)),
+        WideTensor((1,) * 30, (1,) * 30),
+        WideTensor((2,), (1,), Loaded(zipped_zeros())),
+    ],
+    ids=["dicts", "lists", "encode", "empty", "negative", "axes", "zip"],
+)
+def test_small_files_that_would_become_large(tmp_path, content):
+    write_object(tmp_path / "m.npy", {"red_gain": 2.0, "cam2rgb": content})
+    assert (tmp_path / "m.npy").stat().st_size < 2**16
+    tracemalloc.start()
+    try:
+        assert read_metadata(tmp_path / "m.npy").keys() == {"red_gain"}
+    except ValueError as error:
+        assert "m.npy: broken or truncated pickle" in str(error)  # noqa: PT017
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
 def test_metadata_that_is_no_dict_or_too_large(tmp_path):
     write_object(tmp_path / "m.npy", [1, 2])
     with pytest.raises(ValueError, match="must hold one pickled dict, got"):
@@ -197,8 +278,8 @@ def test_metadata_that_is_no_dict_or_too_large(tmp_path):
     np.save(tmp_path / "m.npy", np.ones(3))
     with pytest.raises(ValueError, match=r"must hold one pickled dict, got float64 of shape \(3,\)"):
         read_metadata(tmp_path / "m.npy")
-    write_object(tmp_path / "m.npy", {"cam2rgb": np.zeros(2**18)})
-    with pytest.raises(ValueError, match="metadata must be at most 1048576 bytes"):
+    write_object(tmp_path / "m.npy", {"cam2rgb": np.zeros(2**14)})
+    with pytest.raises(ValueError, match="metadata must be at most 65536 bytes"):
         read_metadata(tmp_path / "m.npy")
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -29,6 +32,15 @@ def fakes(fake_kalantari, fake_bracketire):
         return fake_bracketire(scale=scale, size=(96, 128) if scale == 4 else (48, 64)), BracketIRE, {"scale": scale}
 
     return make
+
+
+def stored_sample(kind, fake, out, number):
+    """Sample ``number`` of a prepared set that is not whole yet."""
+    scenes = kind(fake.root).scenes
+    (out / "prepared.json").write_text(
+        json.dumps({"format": 1, "dataset": kind.__name__, "scenes": {"train": [scenes[number]]}})
+    )
+    return kind(out)[0]
 
 
 NAMES = ["kalantari", "tel", "bracketire", "bracketire-plus"]
@@ -116,16 +128,18 @@ def test_a_stopped_run_goes_on_and_an_unfinished_scene_says_so(fakes, tmp_path, 
         if len(count) == 3:
             (args[0]).mkdir(parents=True)
             (args[0] / ".partial-0-frames.npy").write_bytes(b"half a file")
+            os.utime(args[0] / ".partial-0-frames.npy", (0, 0))
             raise KeyboardInterrupt
         write(*args, **kwargs)
 
     monkeypatch.setattr(prepared_scene, "write_scene", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         prepare("kalantari", fake.root, out, progress=False)
-    data = kind(out)
-    data[0]
-    with pytest.raises(FileNotFoundError, match=r"003 is not prepared yet: run prepare again"):
-        data[2]
+    with pytest.raises(
+        FileNotFoundError, match=r"Training: 1 of 3 scenes are not prepared yet, such as 003: run prepare"
+    ):
+        kind(out)
+    assert equal(kind(fake.root)[1], stored_sample(kind, fake, out, 1))
     monkeypatch.setattr(prepared_scene, "write_scene", lambda *a, **k: (count.append(a[0]), write(*a, **k)))
     prepare("kalantari", fake.root, out, progress=False)
     assert [folder.name for folder in count[3:]] == ["003", "Scene0", "Scene1"]
@@ -135,12 +149,23 @@ def test_a_stopped_run_goes_on_and_an_unfinished_scene_says_so(fakes, tmp_path, 
     assert len(count) == 6  # nothing left to do
 
 
+def test_runs_at_the_same_time_do_not_break_each_other(fake_bracketire, tmp_path):
+    fake, out = fake_bracketire(train=12, size=(24, 24)), tmp_path / "out"
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(prepare, "bracketire", fake.root, out, progress=False) for _ in range(4)]
+        assert [run.result() for run in runs] == [out] * 4
+    assert all(equal(BracketIRE(out)[i], BracketIRE(fake.root)[i]) for i in range(12))
+    assert not list(out.rglob(".partial-*"))
+
+
 def test_a_scene_whose_files_changed_is_made_anew(fakes, tmp_path):
     fake, kind, _ = fakes("kalantari")
     out = prepare("kalantari", fake.root, tmp_path / "out", progress=False)
-    (fake.root / "Training/001/exposure.txt").write_text("0\n1\n2\n")
-    prepare("kalantari", fake.root, out, progress=False)
-    assert kind(out)[0].exposure_times.tolist() == [1, 2, 4]
+    path = fake.root / "Training/001/exposure.txt"
+    for text, times in (("0\n1\n2\n", [1, 2, 4]), ("0\n1\n3\n", [1, 2, 8])):  # the second of the same length
+        path.write_text(text)
+        prepare("kalantari", fake.root, out, progress=False)
+        assert kind(out)[0].exposure_times.tolist() == times
 
 
 def test_no_file_is_ever_half_written(fakes, tmp_path, monkeypatch):
@@ -157,11 +182,66 @@ def test_no_file_is_ever_half_written(fakes, tmp_path, monkeypatch):
 
 
 def test_one_broken_scene_does_not_lose_the_others(fakes, tmp_path):
-    fake, kind, _ = fakes("kalantari")
+    fake, *_ = fakes("kalantari")
     (fake.root / "Training/001/HDRImg.hdr").write_bytes(b"#?RADIANCE\nbroken")
     with pytest.raises(ValueError, match=r"(?s)1 of 5 scenes are broken, the others are prepared.*001.HDRImg.hdr"):
         prepare("kalantari", fake.root, tmp_path / "out", progress=False)
-    assert equal(kind(tmp_path / "out")[1], kind(fake.root)[1])
+    assert sorted(p.parent.name for p in (tmp_path / "out").rglob("scene.json")) == ["002", "003", "Scene0", "Scene1"]
+
+
+def test_a_split_may_come_later(fakes, tmp_path):
+    fake, kind, _ = fakes("kalantari")
+    (fake.root / "Test").rename(tmp_path / "Test")
+    out = prepare("kalantari", fake.root, tmp_path / "out", progress=False)
+    with pytest.raises(ValueError, match="was prepared without the split 'test'"):
+        kind(out, "test")
+    (fake.root / "Training").rename(tmp_path / "Training")
+    (tmp_path / "Test").rename(fake.root / "Test")
+    prepare("kalantari", fake.root, out, progress=False)
+    assert (len(kind(out)), len(kind(out, "test"))) == (3, 2)
+
+
+def test_half_and_exact_labels_are_not_taken_for_each_other(fakes, tmp_path):
+    fake, *_ = fakes("bracketire")
+    out = tmp_path / "out"
+    for half, dtype in ((True, np.float16), (False, np.float32), (True, np.float16)):
+        prepare("bracketire", fake.root, out, half=half, progress=False)
+        assert np.load(out / "Train/carousel_0/0000/label.npy").dtype == dtype
+
+
+def test_out_may_not_lie_in_the_data_set(fakes):
+    fake, *_ = fakes("bracketire")
+    before = sorted(fake.root.rglob("*"))
+    with pytest.raises(ValueError, match="out must not lie inside the data set"):
+        prepare("bracketire", fake.root, fake.root / "Train" / "prepared", progress=False)
+    assert sorted(fake.root.rglob("*")) == before
+
+
+def test_a_file_that_is_cut_short_while_it_is_mapped_is_named(fakes, tmp_path):
+    # Reading such a mapping would end the process with SIGBUS.
+    fake, kind, _ = fakes("bracketire")
+    out = prepare("bracketire", fake.root, tmp_path / "out", progress=False)
+    for root, name in ((fake.root, "raw_16.npy"), (fake.root, "raw_gt.npy"), (out, "frames.npy"), (out, "label.npy")):
+        data, path = kind(root), root / "Train/carousel_0/0000" / name
+        data[0]
+        content = path.read_bytes()
+        with path.open("r+b") as file:
+            file.truncate(500)
+        with pytest.raises(ValueError, match=f"{name}: was cut short to 500 bytes while in use"):
+            data[0]
+        path.write_bytes(content)
+
+
+def test_open_files_are_bounded(fake_bracketire):
+    fake = fake_bracketire(train=20, test=1, size=(24, 24))
+    data = BracketIRE(fake.root)
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    for i in range(20):
+        data[i]
+    assert len(data._open) == 64 // 6
+    if before is not None:
+        assert len(os.listdir("/proc/self/fd")) - before <= 64
+    assert len(pickle.loads(pickle.dumps(data))._open) == 0
 
 
 def test_nothing_is_written_over(fakes, tmp_path):
@@ -308,7 +388,14 @@ def test_verify_finds_a_flipped_bit_in_a_prepared_file(fakes, tmp_path):
     problems = verify("kalantari", out, progress=False).problems
     assert f"{path}: its checksum is not the one it was written with" in problems
     (out / "Training/003/scene.json").unlink()
-    assert any("003 is not prepared yet" in problem for problem in verify("kalantari", out, progress=False).problems)
+    scene = out / "Training/001/scene.json"
+    scene.write_text(scene.read_text().replace("2.0", "3.0"))
+    assert (
+        f"{scene}: its checksum is not the one it was written with" in verify("kalantari", out, progress=False).problems
+    )
+    scene.write_text(scene.read_text().replace('"ev"', '"ew"'))
+    assert any("001: ev must be finite numbers" in p for p in verify("kalantari", out, progress=False).problems)
+    assert any("003: is not prepared yet" in problem for problem in verify("kalantari", out, progress=False).problems)
 
 
 def test_verify_of_nothing(tmp_path):

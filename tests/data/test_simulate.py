@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_data_sets_have_the_published_folders(tmp_path: Path, layout, data, scen
     pytest.importorskip("cv2")
     pytest.importorskip("tifffile")
     simulate_dataset(layout, tmp_path / "out", data(), data(), progress=False)
-    assert len(_files(tmp_path)) == 6 * files
+    assert len(_files(tmp_path)) == 6 * files + 1
     for scene in scenes:
         assert (tmp_path / "out" / scene).is_dir()
     if layout == "bracketire":
@@ -118,8 +119,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     leftover = out / "Train/0001/.0000.part"  # as a killed run leaves it
     leftover.mkdir(parents=True)
     (leftover / "junk.npy").write_bytes(b"junk")
+    os.utime(leftover, (0, 0))
     simulate_dataset("bracketire", out, data, None)
-    assert drawn == [0, 1, 1, 2]
+    assert drawn == [0, 1, 0, 1, 2]
     assert _files(out) == _files(tmp_path / "whole")
     for name in _files(out):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
