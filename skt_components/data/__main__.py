@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
     checking = command("verify", _verify, "read every file once; list by path what is missing or broken")
     checking.add_argument("root", type=Path, help="folder of the data set, as published or as prepared")
-    preparing = command("prepare", _prepare, "store as memory-mapped arrays, from which random crops are fast", True)
+    preparing = command("prepare", _prepare, "store uncompressed in strips, from which random crops are fast", True)
     preparing.add_argument("root", type=Path, help="folder of the data set as published")
     preparing.add_argument("out", type=Path, help="folder to write; an earlier run goes on")
     preparing.add_argument("--half", action="store_true", help="labels as float16 even where digits are lost")

@@ -73,10 +73,10 @@ class SceneLayout(abc.ABC):
 
     def check(self, stored: Stored) -> None:
         """Raise ValueError unless a scene's arrays and numbers fit together."""
-        frames, label = stored.frames, stored.label
-        if (len(frames), frames[0].shape[0]) != self.frames_shape:
-            raise ValueError(f"{stored.folder}: must have exposures {self.frames_shape}, got {frames[0].shape}")
-        sizes = {frame.shape[1:] for frame in frames}
+        shapes, label = stored.frame_shapes, stored.label
+        if (len(shapes), shapes[0][0]) != self.frames_shape:
+            raise ValueError(f"{stored.folder}: must have exposures {self.frames_shape}, got {shapes}")
+        sizes = {shape[1:] for shape in shapes}
         if len(sizes) != 1:
             found = ", ".join(map(str, sorted(sizes)))
             raise ValueError(f"{stored.folder}: the exposures must have one size, got {found}")

@@ -34,7 +34,15 @@ _KEPT = {
 
 
 def map_array(path: Path, *, channels: int | None = None, kinds: str = "uf", ndim: int = 3) -> Array:
-    """Map an array file into memory, read-only: nothing is read until it is used.
+    """Map an array file into memory, read-only: nothing is read until it is used. See :func:`read_header`."""
+    shape, fortran, dtype, offset = read_header(path, channels=channels, kinds=kinds, ndim=ndim)
+    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+
+
+def read_header(
+    path: Path, *, channels: int | None = None, kinds: str = "uf", ndim: int = 3
+) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Return shape, whether in Fortran's order, type, and where the numbers begin.
 
     Args:
         path: the file.
@@ -59,7 +67,7 @@ def map_array(path: Path, *, channels: int | None = None, kinds: str = "uf", ndi
     expected = offset + math.prod(shape) * dtype.itemsize
     if size != expected:
         raise ValueError(f"{path}: {size} bytes, but its header promises {expected}: the file is broken or truncated")
-    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+    return shape, fortran, dtype, offset
 
 
 def check_mapped(array: Array) -> None:

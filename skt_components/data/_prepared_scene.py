@@ -1,4 +1,4 @@
-"""The prepared form of a data set: for each scene two arrays that are mapped into memory, and what goes with them."""
+"""The prepared form of a data set: for each scene two files of strips, and what goes with them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from skt_components.data._layout import SceneLayout
-from skt_components.data._numpy_files import map_array, open_file
+from skt_components.data._numpy_files import open_file
 from skt_components.data._stored import Array, Info, Stored, encode_rgbe
+from skt_components.data._strips import open_strips, to_strips
 
 FORMAT = 1
 _INDEX, _FRAMES, _LABEL, _SCENE = "prepared.json", "frames.npy", "label.npy", "scene.json"
@@ -86,13 +87,13 @@ def check_scenes(folder: Path, scenes: list[str]) -> None:
         )
 
 
-def is_finished(folder: Path, sources: dict[str, list[int]], *, half: bool) -> bool:
+def is_finished(layout: SceneLayout, folder: Path, sources: dict[str, list[int]], *, half: bool) -> bool:
     """Whether a scene was written whole, from these files, with labels of this kind."""
     if not (folder / _SCENE).is_file():
         return False
     try:
         entry = _read_json(folder / _SCENE)
-        return (entry.get("sources"), entry.get("half")) == (sources, half) and bool(open_scene(folder))
+        return (entry.get("sources"), entry.get("half")) == (sources, half) and bool(open_scene(layout, folder))
     except (ValueError, OSError):
         return False
 
@@ -110,11 +111,13 @@ def write_scene(folder: Path, stored: Stored, sources: dict[str, list[int]], *, 
                 left.unlink()
     (folder / _SCENE).unlink(missing_ok=True)
     label = _smallest(stored, half=half)
-    arrays = {_FRAMES: np.stack([np.asarray(frame) for frame in stored.frames]), _LABEL: label}
+    frames = np.stack([np.asarray(frame) for frame in stored.frames])
+    arrays = {_FRAMES: to_strips(frames), _LABEL: to_strips(label)}
     for name, array in arrays.items():
         _write_atomically(folder / name, lambda path, array=array: _save(path, array))  # type: ignore[misc]
     entry = {
         "info": stored.info,
+        "width": frames.shape[-1],
         "label": "rgbe" if label.dtype == np.uint8 else str(label.dtype),
         "checksums": {_INFO: _info_checksum(stored.info), **{name: checksum(folder / name) for name in arrays}},
         "half": half,
@@ -124,8 +127,8 @@ def write_scene(folder: Path, stored: Stored, sources: dict[str, list[int]], *, 
     _write_atomically(folder / _SCENE, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def open_scene(folder: Path) -> Stored:
-    """Map a prepared scene.
+def open_scene(layout: SceneLayout, folder: Path) -> Stored:
+    """Read how a prepared scene is stored; its pictures stay in their files.
 
     Raises:
         FileNotFoundError: it is missing or was not finished.
@@ -134,18 +137,19 @@ def open_scene(folder: Path) -> Stored:
     if not (folder / _SCENE).is_file():
         raise FileNotFoundError(f"{folder}: is not prepared yet: run prepare again, it goes on where it stopped")
     entry = _read_json(folder / _SCENE)
-    info = entry.get("info")
-    if not isinstance(info, dict):
+    info, width, kind = entry.get("info"), entry.get("width"), entry.get("label")
+    if not isinstance(info, dict) or type(width) is not int or not 0 < width < 2**31:
         raise ValueError(f"{folder / _SCENE}: no description of a prepared scene")
-    frames = map_array(folder / _FRAMES, ndim=4, kinds="u")
-    label = map_array(folder / _LABEL)
+    channels = 4 if kind == "rgbe" else layout.frames_shape[1]
+    frames = open_strips(folder / _FRAMES, layout.frames_shape, width, "u")
+    label = open_strips(folder / _LABEL, (channels,), layout.scale * width, "u" if kind == "rgbe" else "f")
     return Stored(folder, frames, label, folder / _LABEL, info)
 
 
 def faults(layout: SceneLayout, folder: Path) -> tuple[list[str], int]:
     """Return what is wrong with a prepared scene, by file, and how many files were read; reads all of it."""
     try:
-        layout.check(stored := open_scene(folder))
+        layout.check(stored := open_scene(layout, folder))
     except (OSError, ValueError) as error:
         return [str(error)], 0
     sums = _read_json(folder / _SCENE).get("checksums")
@@ -172,7 +176,7 @@ def checksum(path: Path) -> str:
 
 
 def _smallest(stored: Stored, *, half: bool) -> Array:
-    label = np.ascontiguousarray(stored.label, np.float32)
+    label = np.asarray(stored.label, np.float32)
     if not np.isfinite(label).all():
         raise ValueError(f"{stored.label_file}: the label holds infinite or NaN values")
     if label.shape[0] == 3 and (rgbe := encode_rgbe(label)) is not None:

@@ -7,16 +7,14 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from skt_components.data import _prepared_scene as prepared
 from skt_components.data._dataset import SampleDataset
 from skt_components.data._layout import SPLITS, SceneLayout
-from skt_components.data._numpy_files import check_mapped
 from skt_components.data._seeding import check_size, make_generator
-from skt_components.data._stored import Stored
+from skt_components.data._stored import Array, Stored
 from skt_components.data._windows import AUGMENTATIONS, Window, fixed_window, random_window, whole_window
 from skt_components.data.sample import HDRSample
 from skt_components.ops._checks import check_choice, check_count
@@ -92,14 +90,13 @@ class SceneDataset(SampleDataset):
         if self.split != "train" and len(self) < count:
             number = index * count // len(self)  # neighbours by name are alike
         stored = self._scene(number)
-        for array in (*([stored.frames] if isinstance(stored.frames, np.ndarray) else stored.frames), stored.label):
-            check_mapped(array)
         window = self._window(stored, view, index, epoch)
         label = torch.from_numpy(stored.cut_label(window.times(self.layout.scale)))
-        return self._make(stored, window, label, self.scenes[number].replace("/", "-"))
+        return self._make(stored, stored.cut_frames(window), label, self.scenes[number].replace("/", "-"))
 
     def _window(self, stored: Stored, view: int, index: int, epoch: int) -> Window:
-        size = stored.frames[0].shape[1:]
+        _, *sides = stored.frame_shapes[0]
+        size = (sides[0], sides[1])
         crop = (1, 1) if self.crop is None else (self.crop[0] // self.layout.scale, self.crop[1] // self.layout.scale)
         if any(part + 2 * self.border > full for part, full in zip(crop, size, strict=True)):
             raise ValueError(
@@ -125,9 +122,8 @@ class SceneDataset(SampleDataset):
             self._open.move_to_end(number)
             return self._open[number]
         stored = self.open_scene(number)
-        if self.is_prepared or self.layout.mapped:
-            files = 2 if self.is_prepared else len(stored.frames) + 1
-            while len(self._open) >= _MOST_OPEN // files:
+        if self.is_prepared or self.layout.mapped:  # kept without any picture in memory
+            while not self.is_prepared and len(self._open) >= _MOST_OPEN // (len(stored.frame_shapes) + 1):
                 self._open.popitem(last=False)
             self._open[number] = stored
         return stored
@@ -140,10 +136,10 @@ class SceneDataset(SampleDataset):
             ValueError: a file is broken, or is not what the data set has; the message names it.
         """
         folder = self.folders[number]
-        stored = prepared.open_scene(folder) if self.is_prepared else self.layout.read_scene(folder)
+        stored = prepared.open_scene(self.layout, folder) if self.is_prepared else self.layout.read_scene(folder)
         self.layout.check(stored)
         return stored
 
-    def _make(self, stored: Stored, window: Window, label: Tensor, name: str) -> HDRSample:
-        """Make the sample of a window of a scene."""
+    def _make(self, stored: Stored, frames: list[Array], label: Tensor, name: str) -> HDRSample:
+        """Make the sample of a window of a scene: its exposures (C, h, w), in the numbers of the files, and label."""
         raise NotImplementedError

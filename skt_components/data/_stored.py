@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from skt_components.data._numpy_files import check_mapped
+from skt_components.data._strips import StripFile
 from skt_components.data._windows import Window
 
 Array = npt.NDArray[Any]
@@ -22,21 +24,40 @@ class Stored(NamedTuple):
 
     Attributes:
         folder: where it lies, for messages.
-        frames: N arrays (C, h, w) of uint16; or one of (N, C, h, w).
-        label: (C, H, W) floats, or (4, H, W) uint8 RGBE.
+        frames: N arrays (C, h, w) of uint16, or a file of (N, C, h, w).
+        label: (C, H, W) floats, or a file of them or of (4, H, W) uint8 RGBE.
         label_file: for messages.
         info: plain numbers and lists that go with it.
     """
 
     folder: Path
-    frames: Sequence[Array] | Array
-    label: Array
+    frames: Sequence[Array] | StripFile
+    label: Array | StripFile
     label_file: Path
     info: Info
 
+    @property
+    def frame_shapes(self) -> list[tuple[int, ...]]:
+        """Shape (C, h, w) of every exposure."""
+        if isinstance(self.frames, StripFile):
+            return [self.frames.shape[1:]] * self.frames.shape[0]
+        return [frame.shape for frame in self.frames]
+
+    def cut_frames(self, window: Window) -> list[Array]:
+        """Return a window (C, height, width) of every exposure."""
+        if isinstance(self.frames, StripFile):
+            return [window.at_origin().cut(frame) for frame in self.frames.cut(window)]
+        for frame in self.frames:
+            check_mapped(frame)
+        return [window.cut(frame) for frame in self.frames]
+
     def cut_label(self, window: Window) -> npt.NDArray[np.float32]:
-        """Return a window (C, H, W) of the label; ValueError if it holds infinities or NaN."""
-        piece = window.cut(self.label)
+        """Return a window (C, height, width) of the label; ValueError if it holds infinities or NaN."""
+        if isinstance(self.label, StripFile):
+            piece = window.at_origin().cut(self.label.cut(window))
+        else:
+            check_mapped(self.label)
+            piece = window.cut(self.label)
         if piece.dtype == np.uint8:
             return decode_rgbe(piece)
         with np.errstate(over="ignore"):

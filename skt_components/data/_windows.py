@@ -47,6 +47,17 @@ class Window:
         places = {name: scale * getattr(self, name) for name in ("top", "left", "height", "width")}
         return dataclasses.replace(self, **places)
 
+    def source(self) -> tuple[int, int, int, int]:
+        """Return top, left, height and width of all that :meth:`cut` reads."""
+        height, width = (self.width, self.height) if self.transpose else (self.height, self.width)
+        height += self.mosaic and self.flip_rows
+        width += self.mosaic and self.flip_columns
+        return self.top, self.left, height, width
+
+    def at_origin(self) -> Window:
+        """Return the window that cuts from what :meth:`source` names the same as this one from the whole picture."""
+        return dataclasses.replace(self, top=0, left=0)
+
     def cut(self, picture: Array) -> Array:
         """Return (C, height, width), a view where one is possible."""
         if not self.mosaic:

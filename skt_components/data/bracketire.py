@@ -13,8 +13,7 @@ from torch import Tensor
 from skt_components.data._layout import SPLITS, SceneLayout
 from skt_components.data._numpy_files import map_array, read_metadata
 from skt_components.data._scenes import SceneDataset
-from skt_components.data._stored import Stored
-from skt_components.data._windows import Window
+from skt_components.data._stored import Array, Stored
 from skt_components.data.sample import HDRSample
 from skt_components.ops._checks import check_choice
 
@@ -145,10 +144,10 @@ class BracketIRE(SceneDataset):
         options = {"seed": seed, "samples_per_epoch": samples_per_epoch, "augment": augment}
         super().__init__(LAYOUTS[scale], root, split, crop, border=border, **options)  # type: ignore[arg-type]
 
-    def _make(self, stored: Stored, window: Window, label: Tensor, name: str) -> HDRSample:
-        bracket = np.empty((len(_TIMES), 4, window.height, window.width), np.float32)
-        for planes, exposure, time, scale in zip(bracket, stored.frames, _TIMES, _SCALES, strict=True):
-            numbers = np.ascontiguousarray(window.cut(exposure))
+    def _make(self, stored: Stored, frames: list[Array], label: Tensor, name: str) -> HDRSample:
+        bracket = np.empty((len(_TIMES), 4, *frames[0].shape[1:]), np.float32)
+        for planes, exposure, time, scale in zip(bracket, frames, _TIMES, _SCALES, strict=True):
+            numbers = np.ascontiguousarray(exposure)
             if (highest := numbers.max()) > _WHITE:
                 file = stored.folder / ("frames.npy" if self.is_prepared else f"raw_{time}.npy")
                 raise ValueError(f"{file}: exposures must be 10-bit, from 0 to {_WHITE}, got {highest}")

@@ -17,8 +17,7 @@ from skt_components.data._formats import decode_tif, read_hdr
 from skt_components.data._layout import SceneLayout
 from skt_components.data._numpy_files import open_file
 from skt_components.data._scenes import SceneDataset
-from skt_components.data._stored import Info, Stored
-from skt_components.data._windows import Window
+from skt_components.data._stored import Array, Info, Stored
 from skt_components.data.sample import HDRSample
 from skt_components.ops._checks import check_choice
 
@@ -156,13 +155,13 @@ class Kalantari17(SceneDataset):
         options = {"seed": seed, "samples_per_epoch": samples_per_epoch, "augment": augment}
         super().__init__(self._layout, root, split, crop, **options)  # type: ignore[arg-type]
 
-    def _make(self, stored: Stored, window: Window, label: Tensor, name: str) -> HDRSample:
+    def _make(self, stored: Stored, frames: list[Array], label: Tensor, name: str) -> HDRSample:
         ev = np.array(stored.info["ev"], np.float64)
         times = np.exp2(ev - ev.min() if self.exposure_norm == "relative_to_min" else ev)
         # What make_bracket does, with a table for the power: it takes a sixth of the time.
-        bracket = np.empty((len(times), 6, window.height, window.width), np.float32)
-        for planes, exposure, time in zip(bracket, stored.frames, times, strict=True):
-            numbers = np.ascontiguousarray(window.cut(exposure))
+        bracket = np.empty((len(times), 6, *frames[0].shape[1:]), np.float32)
+        for planes, exposure, time in zip(bracket, frames, times, strict=True):
+            numbers = np.ascontiguousarray(exposure)
             np.take(self._linear, numbers.astype(np.intp), out=planes[:3], mode="clip")
             # The published code adds 1e-8, which moves the last bit where times are below 1.
             planes[:3] /= np.float32(time + 1e-8)

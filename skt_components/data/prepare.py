@@ -1,7 +1,8 @@
-"""Data sets made ready for training: mapped into memory, so that a random crop costs no decoding; and checked."""
+"""Data sets made ready for training, so that a random crop reads its own bytes and decodes none; and checked."""
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -93,13 +94,13 @@ def prepare(
     half: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Store a data set as arrays that are mapped into memory: a random crop then reads its own bytes and no others.
+    """Store a data set uncompressed in upright strips of 64 pixels: a random crop then reads little but its own bytes.
 
-    For each scene ``{out}/{split}/{scene}/`` gets ``frames.npy`` (uint16, N×C×H×W), ``label.npy`` and ``scene.json``
-    (checksums, exposure values or colours, what it was made from). Labels take the smallest form that holds them
-    exactly: the RGBE bytes of ``.hdr`` files, float16, or float32. The data sets read the folder like the original
-    and give the same samples, bit by bit. A run that was stopped goes on where it was; scenes whose files changed
-    are made anew; every file appears whole or not at all.
+    For each scene ``{out}/{split}/{scene}/`` gets ``frames.npy`` (uint16, strips × H × planes × 64), ``label.npy`` and
+    ``scene.json`` (checksums, exposure values or colours, what it was made from). Labels take the smallest form that
+    holds them exactly: the RGBE bytes of ``.hdr`` files, float16, or float32. The data sets read the folder like the
+    original and give the same samples, bit by bit. A run that was stopped goes on where it was; scenes whose files
+    changed are made anew; every file appears whole or not at all.
 
     Args:
         dataset: "kalantari", "tel", "bracketire" or "bracketire-plus".
@@ -139,7 +140,7 @@ def prepare(
         source, target = root / job, out / job
         try:
             sources = {path.relative_to(source).as_posix(): _stamp(path) for path in layout.files(source)}
-            if prepared.is_finished(target, sources, half=half):
+            if prepared.is_finished(layout, target, sources, half=half):
                 continue
             stored = layout.read_scene(source)
             layout.check(stored)
@@ -161,7 +162,8 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _check_space(out: Path, target: Path, stored: Stored) -> None:
-    needed = 2 * sum(frame.size for frame in stored.frames) + 4 * stored.label.size
+    sizes = [2 * math.prod(shape) for shape in stored.frame_shapes]
+    needed = sum(sizes) + 4 * math.prod(stored.label.shape)
     if (free := shutil.disk_usage(out).free) < needed:
         raise OSError(f"{target}: needs up to {needed} bytes, {free} are left; everything before it is stored")
 
