@@ -35,7 +35,18 @@ LEVELS = {
 }
 # Optional or slow to import: only inside the functions that need them.
 HEAVY = {
-    *("accelerate", "cv2", "huggingface_hub", "kornia", "matplotlib", "numba", "onnx", "onnxruntime", "OpenEXR"),
+    *(
+        "accelerate",
+        "cv2",
+        "huggingface_hub",
+        "kornia",
+        "lpips",
+        "matplotlib",
+        "numba",
+        "onnx",
+        "onnxruntime",
+        "OpenEXR",
+    ),
     *("PIL", "rich", "safetensors", "skimage", "tifffile", "timm", "torchvision", "tqdm", "triton", "tyro"),
     "ultralytics",
 }
@@ -268,6 +279,8 @@ TYPED_CALLS = [
     ("losses", "content_loss(x, x)", "content_loss(x, x[0])"),
     ("losses", "mu_l1_loss(x, x)", "mu_l1_loss(x, x[:1])"),
     ("losses", "perceptual_loss(x, x, lambda p: [p])", "perceptual_loss(x, x[..., :8], lambda p: [p])"),
+    ("metrics", "psnr_pu21(x, x)", "psnr_pu21(x, x[:1])"),
+    ("metrics", "pu21_encode(x)", "pu21_encode(x.int())"),
     ("modules", "DomainTransfer()(x)", "DomainTransfer()(x[0])"),
     (
         "data",

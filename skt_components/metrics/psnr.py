@@ -9,11 +9,12 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from skt_components.metrics._inputs import check_pair
+from skt_components.ops._checks import check_count
 from skt_components.ops.transfer import mu_law
 
 
 def psnr(
-    prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], *, peak: float
+    prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], *, peak: float, crop: int = 0
 ) -> Float64[Tensor, " b"]:
     """Peak signal-to-noise ratio of each picture, ``10 log10(peak^2 / MSE)``.
 
@@ -26,13 +27,14 @@ def psnr(
         prediction: ``(B, C, H, W)``, on the scale of ``peak``.
         target: ``(B, C, H, W)``, same scale.
         peak: the value that counts as white, such as 1.0 or 255.
+        crop: pixels left out on each side.
 
     Returns:
         ``(B,)`` decibels in float64; ``inf`` (with zero gradient) where the two pictures are equal.
 
     Raises:
         TypeError: an argument is no floating-point tensor.
-        ValueError: shapes differ or are not ``(B, C, H, W)``; ``peak`` is not above 0.
+        ValueError: shapes differ or are not ``(B, C, H, W)``; ``peak`` is not above 0; ``crop`` leaves no pixel.
 
     Example:
         >>> target = torch.zeros(1, 3, 4, 4)
@@ -40,6 +42,7 @@ def psnr(
         20.0
     """
     prediction, target = check_pair(prediction, target, peak)
+    prediction, target = crop_sides(prediction, crop), crop_sides(target, crop)
     mse = (prediction - target).square().flatten(1).mean(1)
     # log10 has no finite gradient at 0, so equal pictures bypass it and leave their batch mates alone.
     equal = mse == 0
@@ -48,7 +51,7 @@ def psnr(
 
 
 def psnr_l(
-    prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], *, peak: float = 1.0
+    prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], *, peak: float = 1.0, crop: int = 0
 ) -> Float64[Tensor, " b"]:
     """PSNR-l: the PSNR of linear HDR pictures.
 
@@ -56,20 +59,21 @@ def psnr_l(
         prediction: ``(B, C, H, W)`` linear HDR; not clipped.
         target: ``(B, C, H, W)`` linear HDR, same scale.
         peak: the linear value that counts as white (1 for sRGB data sets, 16 for BracketIRE).
+        crop: pixels left out on each side.
 
     Returns:
         ``(B,)`` decibels in float64.
 
     Raises:
         TypeError: an argument is no floating-point tensor.
-        ValueError: shapes differ or are not ``(B, C, H, W)``; ``peak`` is not above 0.
+        ValueError: as :func:`psnr`.
 
     Example:
         >>> target = torch.zeros(1, 3, 4, 4)
         >>> round(psnr_l(target + 1.6, target, peak=16.0).item(), 3)
         20.0
     """
-    return psnr(prediction, target, peak=peak)
+    return psnr(prediction, target, peak=peak, crop=crop)
 
 
 def psnr_mu(
@@ -78,21 +82,29 @@ def psnr_mu(
     *,
     peak: float = 1.0,
     mu: float = 5000.0,
+    bits: int | None = None,
+    crop: int = 0,
 ) -> Float64[Tensor, " b"]:
     """PSNR-mu: the PSNR after mu-law tone mapping of ``x / peak``, where white is 1.
+
+    BracketIRE compares pictures of RGB that were stored with 16 bits, the rest of each number cut off, without
+    their border: ``bits=16, crop=10`` (BracketIRE+: ``crop=16``).
 
     Args:
         prediction: ``(B, C, H, W)`` linear HDR; not clipped. Below zero the mu-law is continued oddly.
         target: ``(B, C, H, W)`` linear HDR, same scale.
         peak: the linear value that counts as white (1 for sRGB data sets, 16 for BracketIRE).
         mu: compression of the mu-law, 5000 in all published tables.
+        bits: clip both tone-mapped pictures to [0, 1] and truncate them to whole numbers of so many bits first,
+            which leaves no gradient.
+        crop: pixels left out on each side.
 
     Returns:
         ``(B,)`` decibels in float64.
 
     Raises:
         TypeError: an argument is no floating-point tensor.
-        ValueError: shapes differ or are not ``(B, C, H, W)``; ``peak`` or ``mu`` is not above 0.
+        ValueError: as :func:`psnr`; ``mu`` is not above 0; ``bits`` is no whole number from 1 to 32.
 
     Example:
         >>> target = torch.zeros(1, 3, 4, 4)
@@ -103,4 +115,35 @@ def psnr_mu(
         Kalantari, Ramamoorthi. Deep high dynamic range imaging of dynamic scenes. SIGGRAPH 2017.
     """
     prediction, target = check_pair(prediction, target, peak)
-    return psnr(mu_law(prediction / peak, mu=mu), mu_law(target / peak, mu=mu), peak=1.0)
+    mapped = [quantize(mu_law(x / peak, mu=mu), bits) for x in (prediction, target)]
+    return psnr(*mapped, peak=1.0, crop=crop)
+
+
+def quantize(picture: Float[Tensor, "*shape"], bits: int | None, *, rounded: bool = False) -> Float[Tensor, "*shape"]:
+    """Clip a picture to [0, 1] and keep what a file of unsigned integers keeps of it; None keeps all.
+
+    Args:
+        picture: any shape, white at 1.
+        bits: of the file's numbers, 1 to 32.
+        rounded: to the nearest number; else the rest is cut off, as a plain conversion to integers does.
+
+    Raises:
+        ValueError: ``bits`` is no whole number from 1 to 32.
+    """
+    if bits is None:
+        return picture
+    if check_count("bits", bits, 1) > 32:
+        raise ValueError(f"bits must be a whole number from 1 to 32, got {bits!r}")
+    largest = 2.0**bits - 1
+    scaled = picture.double().clamp(0, 1) * largest
+    # A whole number that a logarithm's last digit put just below itself shall stay.
+    whole = scaled.round() if rounded else (scaled + 1e-6).floor()
+    return (whole / largest).to(picture.dtype)
+
+
+def crop_sides(picture: Float[Tensor, "b c h w"], crop: int) -> Float[Tensor, "b c _h _w"]:
+    """Cut ``crop`` pixels off each side; ValueError if nothing is left."""
+    height, width = (side - 2 * check_count("crop", crop, 0) for side in picture.shape[-2:])
+    if min(height, width) < 1:
+        raise ValueError(f"crop must leave a pixel of {tuple(picture.shape[-2:])}, got {crop}")
+    return picture[..., crop : crop + height, crop : crop + width]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+from torch.nn import functional as F
 
 from skt_components.metrics._inputs import check_pair
+from skt_components.metrics.psnr import crop_sides, quantize
+from skt_components.ops._checks import check_choice
 from skt_components.ops.transfer import mu_law
 
 _WINDOW = 11
 _SIGMA = 1.5
 _K1, _K2 = 0.01, 0.03
+_BORDERS = ("valid", "replicate", "volume")
 
 
 def ssim(
@@ -22,29 +27,41 @@ def ssim(
     *,
     peak: float,
     clip: bool = False,
+    sample_covariance: bool = False,
+    border: str = "valid",
+    crop: int = 0,
 ) -> Float64[Tensor, " b"]:
-    """Structural similarity of each picture, the form of the HDR literature.
+    """Structural similarity of each picture; the default is the form of the HDR literature.
 
-    Gaussian window of 11 taps, sigma 1.5, population covariance, windows wholly inside the picture only,
-    K1 = 0.01, K2 = 0.03, mean over pixels and channels. The same number as scikit-image's
-    ``structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)``.
+    Gaussian window of 11 taps, sigma 1.5, K1 = 0.01, K2 = 0.03, mean over pixels and channels. Published numbers
+    differ in the rest:
 
-    HDR-Transformer and SCTNet scale to [0, 255] and clip there, for SSIM but not for PSNR: ``clip=True`` is
-    their protocol. The two differ only where a picture leaves [0, peak]; the default keeps such errors
-    visible, as :func:`psnr` does.
+    - HDR-Transformer and SCTNet: ``clip=True``. The same number as scikit-image's ``structural_similarity`` of clipped
+      pictures with ``gaussian_weights=True``, ``sigma=1.5`` and ``use_sample_covariance=False``.
+    - BracketIRE: ``sample_covariance=True``, scikit-image's ``use_sample_covariance=True``.
+    - MATLAB on one channel: ``border="replicate"``. On H x W x 3 numbers, which it takes for a volume:
+      ``border="volume"``. Both follow its documentation and were never compared with MATLAB itself.
+
+    HDR-Transformer and SCTNet scale to [0, 255] and clip there, for SSIM but not for PSNR. It matters only where a
+    picture leaves [0, peak]; the default keeps such errors visible, as :func:`psnr` does.
 
     Args:
-        prediction: ``(B, C, H, W)``, on the scale of ``peak``, H and W at least 11.
+        prediction: ``(B, C, H, W)``, on the scale of ``peak``, H and W at least 11 for ``border="valid"``.
         target: ``(B, C, H, W)``, same scale.
         peak: the value that counts as white, such as 1.0 or 255.
         clip: clip both pictures to [0, peak] first.
+        sample_covariance: variances of a sample, 121/120 times those of the population.
+        border: "valid": windows wholly inside the picture only; "replicate": a window around every pixel, the
+            outermost ones repeated; "volume": so too, with a window of 11x11x11 that goes across the channels.
+        crop: pixels left out on each side before anything else.
 
     Returns:
         ``(B,)`` similarities in float64, 1 for equal pictures.
 
     Raises:
         TypeError: an argument is no floating-point tensor.
-        ValueError: shapes differ, are not ``(B, C, H, W)`` or below 11x11; ``peak`` is not above 0.
+        ValueError: shapes differ, are not ``(B, C, H, W)`` or too small; ``peak`` is not above 0; an option is
+            out of range.
 
     Example:
         >>> picture = torch.rand(2, 3, 16, 16)
@@ -56,20 +73,19 @@ def ssim(
         similarity. IEEE TIP 2004.
     """
     prediction, target = check_pair(prediction, target, peak)
+    check_choice("border", border, _BORDERS)
+    prediction, target = crop_sides(prediction, crop), crop_sides(target, crop)
     height, width = prediction.shape[-2:]
-    if min(height, width) < _WINDOW:
+    if border == "valid" and min(height, width) < _WINDOW:
         raise ValueError(f"prediction and target must be at least {_WINDOW}x{_WINDOW} pixels, got {height}x{width}")
     if clip:
         prediction, target = prediction.clamp(0, peak), target.clamp(0, peak)
-
-    # The variances are only needed as their sum, so four maps are filtered instead of five.
-    maps = [prediction, target, prediction.square() + target.square(), prediction * target]
-    mean_p, mean_t, mean_squares, mean_product = _gaussian_filter(torch.stack(maps))
-    product, squares = mean_p * mean_t, mean_p.square() + mean_t.square()
-    c1, c2 = (_K1 * peak) ** 2, (_K2 * peak) ** 2
-    luminance = (2 * product + c1) / (squares + c1)
-    structure = (2 * (mean_product - product) + c2) / (mean_squares - squares + c2)
-    return (luminance * structure).flatten(1).mean(1)
+    if border == "volume":
+        return _similarity(prediction, target, peak, sample_covariance, border)
+    # One channel after another needs a third of the memory.
+    channels = zip(prediction.split(1, dim=1), target.split(1, dim=1), strict=True)
+    values = [_similarity(p, t, peak, sample_covariance, border) for p, t in channels]
+    return torch.stack(values).mean(0)
 
 
 def ssim_l(
@@ -78,6 +94,9 @@ def ssim_l(
     *,
     peak: float = 1.0,
     clip: bool = False,
+    sample_covariance: bool = False,
+    border: str = "valid",
+    crop: int = 0,
 ) -> Float64[Tensor, " b"]:
     """SSIM-l: the SSIM of linear HDR pictures.
 
@@ -85,7 +104,7 @@ def ssim_l(
         prediction: ``(B, C, H, W)`` linear HDR, H and W at least 11.
         target: ``(B, C, H, W)`` linear HDR, same scale.
         peak: the linear value that counts as white (1 for sRGB data sets, 16 for BracketIRE).
-        clip: clip both pictures to [0, peak] first, see :func:`ssim`.
+        clip, sample_covariance, border, crop: the form, see :func:`ssim`.
 
     Returns:
         ``(B,)`` similarities in float64.
@@ -99,7 +118,7 @@ def ssim_l(
         >>> ssim_l(picture, picture).item()
         1.0
     """
-    return ssim(prediction, target, peak=peak, clip=clip)
+    return ssim(prediction, target, peak=peak, clip=clip, sample_covariance=sample_covariance, border=border, crop=crop)
 
 
 def ssim_mu(
@@ -108,7 +127,11 @@ def ssim_mu(
     *,
     peak: float = 1.0,
     mu: float = 5000.0,
+    bits: int | None = None,
     clip: bool = False,
+    sample_covariance: bool = False,
+    border: str = "valid",
+    crop: int = 0,
 ) -> Float64[Tensor, " b"]:
     """SSIM-mu: the SSIM after mu-law tone mapping of ``x / peak``, where white is 1.
 
@@ -117,7 +140,9 @@ def ssim_mu(
         target: ``(B, C, H, W)`` linear HDR, same scale.
         peak: the linear value that counts as white (1 for sRGB data sets, 16 for BracketIRE).
         mu: compression of the mu-law, 5000 in all published tables.
-        clip: clip both tone-mapped pictures to [0, 1] first, see :func:`ssim`.
+        bits: clip both tone-mapped pictures to [0, 1] and truncate them to whole numbers of so many bits first, as
+            BracketIRE's 16-bit files do; leaves no gradient.
+        clip, sample_covariance, border, crop: the form, see :func:`ssim`; ``clip`` is to [0, 1] after tone mapping.
 
     Returns:
         ``(B,)`` similarities in float64.
@@ -132,15 +157,40 @@ def ssim_mu(
         1.0
     """
     prediction, target = check_pair(prediction, target, peak)
-    return ssim(mu_law(prediction / peak, mu=mu), mu_law(target / peak, mu=mu), peak=1.0, clip=clip)
+    mapped = [quantize(mu_law(x / peak, mu=mu), bits) for x in (prediction, target)]
+    return ssim(*mapped, peak=1.0, clip=clip, sample_covariance=sample_covariance, border=border, crop=crop)
 
 
-def _gaussian_filter(maps: Float64[Tensor, "m b c h w"]) -> Float64[Tensor, "m b c h-10 w-10"]:
-    """Filter by the Gaussian window, first along rows, then along columns, where the window fits."""
+def _similarity(
+    prediction: Float64[Tensor, "b c h w"],
+    target: Float64[Tensor, "b c h w"],
+    peak: float,
+    sample_covariance: bool,
+    border: str,
+) -> Float64[Tensor, " b"]:
+    """Return the mean similarity over all windows, which span the channels only where they form a volume."""
+    axes = (-1, -2, -3) if border == "volume" else (-1, -2)
+    count = _WINDOW ** len(axes)
+    bessel = count / (count - 1) if sample_covariance else 1.0
+
+    # The variances are only needed as their sum, so four maps are filtered instead of five.
+    maps = torch.stack([prediction, target, prediction.square() + target.square(), prediction * target])
+    if border != "valid":
+        maps = F.pad(maps, (_WINDOW // 2,) * 2 * len(axes) + (0, 0) * (3 - len(axes)), mode="replicate")
+    mean_p, mean_t, mean_squares, mean_product = _gaussian_filter(maps, axes)
+    product, squares = mean_p * mean_t, mean_p.square() + mean_t.square()
+    c1, c2 = (_K1 * peak) ** 2, (_K2 * peak) ** 2
+    luminance = (2 * product + c1) / (squares + c1)
+    structure = (2 * bessel * (mean_product - product) + c2) / (bessel * (mean_squares - squares) + c2)
+    return (luminance * structure).flatten(1).mean(1)
+
+
+def _gaussian_filter(maps: Float64[Tensor, "m b c h w"], axes: Sequence[int]) -> Float64[Tensor, "m b _c _h _w"]:
+    """Filter by the Gaussian window along each of the axes, where the window fits."""
     centre = _WINDOW // 2
     taps = [math.exp(-((i - centre) ** 2) / (2 * _SIGMA**2)) for i in range(_WINDOW)]
     # A sum of shifted maps, in place: on a CPU, float64 conv2d or a new tensor per tap takes three times as long.
-    for dim in (-1, -2):
+    for dim in axes:
         valid = maps.shape[dim] - _WINDOW + 1
         filtered = maps.narrow(dim, centre, valid) / sum(taps)
         for i in (i for i in range(_WINDOW) if i != centre):

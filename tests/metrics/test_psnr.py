@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio
 
 from skt_components.metrics import MeanMetric, psnr, psnr_l, psnr_mu
+from skt_components.metrics.psnr import quantize
 from skt_components.ops.transfer import mu_law
 
 
@@ -48,6 +50,36 @@ def test_psnr_mu_of_a_worked_example():
     assert psnr_mu(target + 1, target).item() == 0.0
     expected = -20 * math.log10(math.log(101) / math.log(5001))
     assert psnr_mu(target + 0.02, target).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_bracketire_form_is_skimage_on_truncated_16_bit_pictures_without_their_border():
+    prediction, target = (16 * x for x in pictures(size=(31, 40)))
+    values = psnr_mu(prediction, target, peak=16.0, bits=16, crop=10)
+    for value, p, t in zip(values, prediction.numpy(), target.numpy(), strict=True):
+        stored = [
+            (np.log1p(5000 * np.clip(x.astype(np.float64) / 16, 0, 1)) / np.log(5001) * 65535 + 1e-6).astype(np.uint16)
+            for x in (p, t)
+        ]
+        cropped = [x[:, 10:-10, 10:-10] for x in stored]
+        assert value.item() == pytest.approx(peak_signal_noise_ratio(*cropped, data_range=65535), abs=1e-9)
+
+
+def test_crop_leaves_the_border_out():
+    prediction, target = pictures()
+    expected = psnr(prediction[..., 3:-3, 3:-3], target[..., 3:-3, 3:-3], peak=1.0)
+    prediction[..., :3, :] = 99.0
+    prediction[..., -3:] = math.nan
+    assert torch.equal(psnr_l(prediction, target, crop=3), expected)
+
+
+def test_quantize_truncates_or_rounds_and_keeps_whole_numbers():
+    numbers = torch.arange(256) / 255
+    assert torch.equal(quantize(numbers, 8), numbers)
+    assert torch.equal(quantize(mu_law(torch.ones(1)), 16), torch.ones(1))  # white stays white
+    between = torch.tensor([-1.0, 0.9 / 255, 1.4 / 255, 254.99 / 255, 7.0], dtype=torch.float64)
+    assert (quantize(between, 8) * 255).tolist() == [0, 0, 1, 254, 255]
+    assert (quantize(between, 8, rounded=True) * 255).tolist() == [0, 1, 1, 255, 255]
+    assert quantize(between, None) is between
 
 
 # gradcheck
@@ -149,6 +181,20 @@ def test_predictions_are_not_clipped():
 def test_rejects_bad_input(metric, prediction, target, peak, error, message):
     with pytest.raises(error, match=message):
         metric(prediction, target, peak=peak)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop": 2}, r"crop must leave a pixel of \(4, 4\), got 2"),
+        ({"crop": 1.5}, "crop must be a whole number >= 0, got 1.5"),
+        ({"bits": 0}, "bits must be a whole number >= 1, got 0"),
+        ({"bits": 33}, "bits must be a whole number from 1 to 32, got 33"),
+    ],
+)
+def test_rejects_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        psnr_mu(torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), **options)
 
 
 def test_peak_has_no_default_and_no_position():

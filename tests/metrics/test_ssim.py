@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
 from skt_components.metrics import MeanMetric, ssim, ssim_l, ssim_mu
@@ -21,14 +22,14 @@ def pictures(seed: int = 0, size: tuple[int, int] = (19, 27), channels: int = 3)
     return target + noise * torch.tensor([0.01, 0.1, 0.5]).view(-1, 1, 1, 1), target
 
 
-def skimage_ssim(prediction: np.ndarray, target: np.ndarray, peak: float) -> float:
+def skimage_ssim(prediction: np.ndarray, target: np.ndarray, peak: float, sample: bool = False) -> float:
     """The oracle for one picture ``(C, H, W)``."""
     return structural_similarity(
         prediction.astype(np.float64),
         target.astype(np.float64),
         gaussian_weights=True,
         sigma=1.5,
-        use_sample_covariance=False,
+        use_sample_covariance=sample,
         data_range=peak,
         channel_axis=0,
     )
@@ -70,6 +71,57 @@ def test_clip_is_the_protocol_that_scales_to_255_and_clips():
     assert (values - ssim(prediction, target, peak=1.0)).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("size", [(11, 11), (19, 27)])
+def test_sample_covariance_matches_skimage(size):
+    prediction, target = (x.double() for x in pictures(size=size))
+    values = ssim(prediction, target, peak=1.0, sample_covariance=True)
+    for value, p, t in zip(values, prediction.numpy(), target.numpy(), strict=True):
+        assert value.item() == pytest.approx(skimage_ssim(p, t, 1.0, sample=True), abs=1e-9)
+    assert (values - ssim(prediction, target, peak=1.0)).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("border", ["replicate", "volume"])
+@pytest.mark.parametrize("size", [(5, 8), (19, 27)])
+def test_matlab_forms_match_scipy(border, size):
+    # MATLAB's documentation: Gaussian, sigma 1.5, radius ceil(3 sigma), in as many dimensions as the array has, the
+    # border replicated, the population's variances, mean of the whole map.
+    prediction, target = (x.double() for x in pictures(size=size))
+    axes = (0, 1, 2) if border == "volume" else (1, 2)
+
+    def blur(x: np.ndarray) -> np.ndarray:
+        return gaussian_filter(x, 1.5, mode="nearest", radius=5, axes=axes)
+
+    values = ssim(prediction, target, peak=1.0, border=border)
+    for value, p, t in zip(values, prediction.numpy(), target.numpy(), strict=True):
+        mean_p, mean_t = blur(p), blur(t)
+        variances = blur(p * p) - mean_p**2 + blur(t * t) - mean_t**2
+        covariance = blur(p * t) - mean_p * mean_t
+        luminance = (2 * mean_p * mean_t + 1e-4) / (mean_p**2 + mean_t**2 + 1e-4)
+        expected = (luminance * (2 * covariance + 9e-4) / (variances + 9e-4)).mean()
+        assert value.item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_bracketire_form_is_skimage_on_truncated_16_bit_pictures_without_their_border():
+    prediction, target = (16 * x for x in pictures(size=(31, 40)))
+    values = ssim_mu(prediction, target, peak=16.0, bits=16, sample_covariance=True, crop=10)
+    for value, p, t in zip(values, prediction.numpy(), target.numpy(), strict=True):
+        stored = [
+            (np.log1p(5000 * np.clip(x.astype(np.float64) / 16, 0, 1)) / np.log(5001) * 65535 + 1e-6).astype(np.uint16)
+            for x in (p, t)
+        ]
+        cropped = [x[:, 10:-10, 10:-10] for x in stored]
+        assert value.item() == pytest.approx(skimage_ssim(*cropped, 65535.0, sample=True), abs=1e-9)
+
+
+def test_options_of_ssim_l_and_ssim_mu_are_those_of_ssim():
+    pair = pictures(size=(23, 24))
+    options = {"clip": True, "sample_covariance": True, "border": "replicate", "crop": 2}
+    expected = ssim(*pair, peak=2.0, **options)
+    torch.testing.assert_close(ssim_l(*pair, peak=2.0, **options), expected)
+    mapped = [mu_law(x.double() / 2) for x in pair]
+    torch.testing.assert_close(ssim_mu(*pair, peak=2.0, **options), ssim(*mapped, peak=1.0, **options))
+
+
 def test_clip_after_tone_mapping_equals_clip_before():
     prediction, target = (16 * x for x in pictures())
     expected = ssim_mu(prediction.clamp(0, 16), target.clamp(0, 16), peak=16.0)
@@ -79,7 +131,11 @@ def test_clip_after_tone_mapping_equals_clip_before():
 # gradcheck
 
 
-@pytest.mark.parametrize("metric", [ssim_l, ssim_mu])
+def volume_ssim(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return ssim(prediction, target, peak=1.0, border="volume", sample_covariance=True)
+
+
+@pytest.mark.parametrize("metric", [ssim_l, ssim_mu, volume_ssim])
 def test_gradcheck(metric):
     prediction, target = (x[:2, :1].double() for x in pictures(size=(11, 12)))
     prediction.requires_grad_()
@@ -153,6 +209,21 @@ def test_mean_over_pictures_is_the_mean_of_skimage():
 def test_rejects_bad_input(metric, prediction, target, peak, error, message):
     with pytest.raises(error, match=message):
         metric(prediction, target, peak=peak)
+
+
+@pytest.mark.parametrize("metric", [ssim_l, ssim_mu])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"border": "reflect"}, "border must be one of .*replicate.*'reflect'"),
+        ({"crop": 3}, "at least 11x11 pixels, got 10x10"),
+        ({"crop": 8}, r"crop must leave a pixel of \(16, 16\), got 8"),
+        ({"crop": -1}, "crop must be a whole number >= 0, got -1"),
+    ],
+)
+def test_rejects_bad_options(metric, options, message):
+    with pytest.raises(ValueError, match=message):
+        metric(torch.ones(1, 3, 16, 16), torch.ones(1, 3, 16, 16), **options)
 
 
 def test_peak_has_no_default():

@@ -1,0 +1,311 @@
+"""How published tables were made: one frozen description per data set, which also computes its numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from skt_components.evaluation.inference import Network, official_tiles, tiled_inference
+from skt_components.metrics.lpips import lpips
+from skt_components.metrics.psnr import crop_sides, psnr, quantize
+from skt_components.metrics.pu21 import display_luminance, psnr_pu21, ssim_pu21
+from skt_components.metrics.ssim import ssim
+from skt_components.ops._checks import check_choice, check_positive, check_same_shape, check_tensor
+from skt_components.ops.raw import apply_color_matrix, demosaic, unpack_raw, white_balance
+from skt_components.ops.transfer import mu_law
+
+Metadata = Mapping[str, Tensor]
+_CHOICES = {
+    "domain": ("srgb", "raw"),
+    "rounding": ("none", "rgbe", "uint16"),
+    "channel_order": ("rgb", "bgr"),
+    "ssim_border": ("valid", "replicate", "volume"),
+    "demosaicing": ("bilinear", "malvar"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """What has to be the same for two tables to compare; every difference is a field.
+
+    Take one of the named ones, and :func:`dataclasses.replace` for another: ``replace(Protocol.tel(), tile=None)`` is
+    Tel's with whole pictures.
+
+    Attributes:
+        name: of the protocol.
+        domain: "srgb": pictures are linear RGB; "raw": packed RAW R, Gr, Gb, B, rendered to RGB first.
+        metrics: which numbers: "PSNR-mu", "PSNR-l", "SSIM-mu", "SSIM-l", "LPIPS" (of the tone-mapped pictures),
+            "PU21-PSNR", "PU21-SSIM", "HDR-VDP-2" (of the linear ones).
+        peak: linear value of white.
+        mu: compression of the mu-law.
+        channel_order: of the pictures that are scored, "rgb" or "bgr".
+        rounding: what the evaluated files keep: "none"; "rgbe": the 8 bits of a Radiance file, cut off; "uint16":
+            the 16 bits of a PNG of the tone-mapped picture, cut off.
+        ssim_clip: clip to [0, 1] for SSIM.
+        ssim_sample_covariance: see :func:`~skt_components.metrics.ssim`.
+        ssim_border: see :func:`~skt_components.metrics.ssim`.
+        border: pixels of the bracket that the network does not see, on each side (packed ones of RAW).
+        crop: pixels of RGB on each side that are not compared.
+        tile: side of the tiles, padded with ones, that the network sees one by one; None: the whole picture.
+        demosaicing: method for RAW, "bilinear" or "malvar".
+        vdp_pixels_per_degree: of HDR-VDP-2; 23.787 is a 30-inch display of 1500x1000 pixels at 0.55 m.
+        vdp_encoding: of HDR-VDP-2. "sRGB-display" for linear values is physically wrong, and what was published.
+        pu21_display: peak luminance (cd/m2), contrast and ambient light (lux) of the display that shows the
+            tone-mapped picture, rounded to 8 bits, for PU21.
+        remark: what else a reader of a table has to know.
+
+    Raises:
+        ValueError: an option is unknown or out of range.
+
+    Example:
+        >>> import torch
+        >>> target = torch.rand(1, 3, 16, 16)
+        >>> {name: values.item() for name, values in Protocol.kalantari().score(target, target).items()}
+        {'PSNR-mu': inf, 'PSNR-l': inf, 'SSIM-mu': 1.0, 'SSIM-l': 1.0}
+    """
+
+    name: str
+    domain: str = "srgb"
+    metrics: tuple[str, ...] = ("PSNR-mu", "PSNR-l", "SSIM-mu", "SSIM-l")
+    peak: float = 1.0
+    mu: float = 5000.0
+    channel_order: str = "rgb"
+    rounding: str = "none"
+    ssim_clip: bool = False
+    ssim_sample_covariance: bool = False
+    ssim_border: str = "valid"
+    border: int = 0
+    crop: int = 0
+    tile: int | None = None
+    demosaicing: str = "malvar"
+    vdp_pixels_per_degree: float = 23.78735754772587
+    vdp_encoding: str = "sRGB-display"
+    pu21_display: tuple[float, float, float] = (55.0, 1000.0, 10.0)
+    remark: str = ""
+
+    def __post_init__(self) -> None:
+        for field, choices in _CHOICES.items():
+            check_choice(field, getattr(self, field), choices)
+        for metric in self.metrics:
+            check_choice("metrics", metric, METRICS)
+        check_positive("peak", self.peak)
+        check_positive("mu", self.mu)
+
+    @classmethod
+    def kalantari(cls) -> Protocol:
+        """Kalantari17 as HDR-Transformer and SCTNet evaluate it: float pictures, SSIM clipped, tiles of 256."""
+        return cls("Kalantari17 (HDR-Transformer, SCTNet)", ssim_clip=True, tile=256)
+
+    @classmethod
+    def tel(cls) -> Protocol:
+        """Tel23 as SCTNet evaluates it: as Kalantari17."""
+        return cls("Tel23 (SCTNet)", ssim_clip=True, tile=256)
+
+    @classmethod
+    def matlab(cls) -> Protocol:
+        """SAFNet's MATLAB scripts: predictions from Radiance files, SSIM of RGB as a volume, whole pictures."""
+        remark = "SSIM after MATLAB's documentation, never compared with MATLAB"
+        return cls("MATLAB (SAFNet)", rounding="rgbe", ssim_border="volume", remark=remark)
+
+    @classmethod
+    def bracketire(cls) -> Protocol:
+        """BracketIRE as its published scripts evaluate it, but for the learned demosaicing; see ``remark``."""
+        return cls("BracketIRE", border=5, crop=10, **_BRACKETIRE)
+
+    @classmethod
+    def bracketire_plus(cls) -> Protocol:
+        """BracketIRE+, four times as large as its bracket, evaluated as BracketIRE."""
+        return cls("BracketIRE+", border=2, crop=16, **_BRACKETIRE)
+
+    @classmethod
+    def ntire2024(cls) -> Protocol:
+        """The NTIRE 2024 challenge on BracketIRE and BracketIRE+: PSNR only, nothing cropped."""
+        return cls("NTIRE 2024 bracketing", **{**_BRACKETIRE, "metrics": ("PSNR-mu",)})
+
+    def describe(self) -> str:
+        """Return all that matters in one line, for the foot of a table."""
+        form = ["sample covariance" if self.ssim_sample_covariance else "population covariance"]
+        form += [f"border {self.ssim_border}"] + ["clipped"] * self.ssim_clip
+        kept = {"none": "not rounded", "rgbe": "RGBE, truncated", "uint16": "16 bits, truncated"}[self.rounding]
+        parts = [", ".join(self.metrics), f"peak {self.peak:g}, mu {self.mu:g}, {self.channel_order.upper()}, {kept}"]
+        parts += [f"SSIM: Gaussian 11x11, {', '.join(form)}"] * any("SSIM-" in name for name in self.metrics)
+        parts += [f"network without {self.border} pixels of border"] * (self.border > 0)
+        parts += [f"{self.crop} pixels cropped" if self.crop else "not cropped"]
+        parts += [f"tiles of {self.tile} padded with ones" if self.tile else "whole pictures"]
+        parts += [f"demosaicing {self.demosaicing}"] * (self.domain == "raw")
+        parts += ["LPIPS 0.1, AlexNet"] * ("LPIPS" in self.metrics)
+        if "HDR-VDP-2" in self.metrics:
+            parts += [f"HDR-VDP-2: {self.vdp_encoding}, {self.vdp_pixels_per_degree:.3f} pixels per degree"]
+        if any(name.startswith("PU21") for name in self.metrics):
+            parts += ["PU21: 8 bits, display of {:g} cd/m2, contrast {:g}, {:g} lux".format(*self.pu21_display)]
+        return f"{self.name}: {'; '.join(parts + [self.remark] * bool(self.remark))}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values, for a JSON file."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
+
+    def infer(self, network: Network, bracket: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b o _h _w"]:
+        """Run the network as the protocol says: without the bracket's border, tile by tile or whole.
+
+        Args:
+            network: bracket in, linear HDR out; on any device.
+            bracket: ``(B, N, C, H, W)``, whole; see ``border``.
+
+        Raises:
+            TypeError: ``bracket`` is no floating-point tensor.
+            ValueError: ``bracket`` is not ``(B, N, C, H, W)`` or has nothing but border.
+        """
+        check_tensor("bracket", bracket, ndim=5, layout="(B, N, C, H, W)")
+        seen = crop_sides(bracket.flatten(0, 1), self.border).unflatten(0, bracket.shape[:2])
+        if self.tile is not None:
+            return official_tiles(network, seen, tile=self.tile)
+        height, width = seen.shape[-2:]
+        return tiled_inference(network, seen, tile=(height, width), overlap=0)
+
+    def score(
+        self,
+        prediction: Float[Tensor, "b c h w"],
+        target: Float[Tensor, "b c _h _w"],
+        metadata: Metadata | None = None,
+        *,
+        cropped: bool = False,
+        lpips_weights: str | os.PathLike[str] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the protocol's numbers, ``(B,)`` float64 each, on the device of the pictures.
+
+        Args:
+            prediction: ``(B, 3, H, W)`` linear RGB or ``(B, 4, h, w)`` packed RAW, on the scale of ``peak``.
+            target: same size, or larger by what the protocol crops: a network that did not see the border is compared
+                with the middle of the whole target.
+            metadata: of RAW data: ``white_balance`` and ``color_matrix``, as in the samples of
+                :class:`~skt_components.data.BracketIRE`.
+            cropped: both pictures lack the border already, as the test samples of BracketIRE do by default.
+            lpips_weights: for "LPIPS", see :func:`~skt_components.metrics.lpips`.
+
+        Raises:
+            TypeError: a picture is no floating-point tensor.
+            ValueError: shapes do not fit.
+            ImportError: "LPIPS" is among the metrics and its package is not installed.
+        """
+        shown = [self.render(picture, metadata) for picture in (prediction, target)]
+        interior = crop_sides(shown[1], self.crop)
+        if not cropped and shown[0].shape != interior.shape:
+            check_same_shape("rendered prediction", shown[0], "rendered target", shown[1])
+            shown[0] = crop_sides(shown[0], self.crop)
+        pair = _Pair(self, shown[0], shown[1] if cropped else interior, lpips_weights)
+        return {name: METRICS[name](pair) for name in self.metrics}
+
+    def render(self, picture: Float[Tensor, "b c h w"], metadata: Metadata | None = None) -> Float[Tensor, "b 3 _h _w"]:
+        """Return linear RGB with white at 1, in float64, as it is compared (before tone mapping and cropping).
+
+        Args:
+            picture: ``(B, 3, H, W)`` linear RGB or ``(B, 4, h, w)`` packed RAW, on the scale of ``peak``.
+            metadata: of RAW data, see :meth:`score`.
+
+        Raises:
+            TypeError: ``picture`` is no floating-point tensor.
+            ValueError: wrong shape, or metadata that the domain does not have.
+        """
+        check_tensor("picture", picture, ndim=4, layout="(B, C, H, W)", channels=4 if self.domain == "raw" else 3)
+        metadata = metadata or {}
+        known = {"white_balance", "color_matrix"} if self.domain == "raw" else set()
+        if unknown := sorted(metadata.keys() - known):
+            raise ValueError(f"metadata of {self.domain} pictures must be {sorted(known) or 'empty'}, got {unknown}")
+        if self.domain == "raw":
+            return self._develop(picture.double() / self.peak, **metadata)
+        linear = (round_rgbe(picture) if self.rounding == "rgbe" else picture).double() / self.peak
+        return linear.flip(1) if self.channel_order == "bgr" else linear
+
+    def tonemap(self, linear: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Return the mu-law of what :meth:`render` gave, with the precision of the protocol's files."""
+        return quantize(mu_law(linear, mu=self.mu), 16 if self.rounding == "uint16" else None)
+
+    def _develop(
+        self, packed: Tensor, white_balance: Tensor | None = None, color_matrix: Tensor | None = None
+    ) -> Float[Tensor, "b 3 _h _w"]:
+        """Return BracketIRE's rendering: clipped at every step, demosaiced under a gamma."""
+        packed = packed.clamp(min=0)
+        if white_balance is not None:
+            packed = _balance(packed, white_balance)
+        display = unpack_raw(packed.clamp(max=1)) ** (1 / 2.2)
+        rgb = demosaic(display, method=self.demosaicing).clamp(0, 1) ** 2.2
+        if color_matrix is not None:
+            rgb = apply_color_matrix(rgb, color_matrix.double())
+        rgb = rgb.clamp(0, 1)
+        return rgb.flip(1) if self.channel_order == "bgr" else rgb
+
+
+_balance = white_balance  # _develop has an argument of that name
+
+_BRACKETIRE: dict[str, Any] = {
+    "domain": "raw",
+    "metrics": ("PSNR-mu", "SSIM-mu"),
+    "peak": 16.0,
+    "rounding": "uint16",
+    "ssim_sample_covariance": True,
+    "remark": "not the learned demosaicing of the published tables, whose numbers these do not repeat",
+}
+
+
+class _Pair:
+    """Two pictures under one protocol, tone-mapped once."""
+
+    def __init__(self, protocol: Protocol, prediction: Tensor, target: Tensor, lpips_weights: Any) -> None:
+        self.protocol, self.lpips_weights = protocol, lpips_weights
+        self.linear = (prediction, target)
+        self.mapped = (protocol.tonemap(prediction), protocol.tonemap(target))
+
+    def ssim(self, pictures: tuple[Tensor, Tensor]) -> Tensor:
+        form = self.protocol
+        options = {"sample_covariance": form.ssim_sample_covariance, "border": form.ssim_border}
+        return ssim(*pictures, peak=1.0, clip=form.ssim_clip, **options)  # type: ignore[arg-type]
+
+    def lpips(self) -> Tensor:
+        return lpips(*self.mapped, weights=self.lpips_weights)
+
+    def displayed(self) -> list[Tensor]:
+        peak, contrast, ambient = self.protocol.pu21_display
+        bytes_ = [quantize(picture, 8, rounded=True) for picture in self.mapped]
+        return [display_luminance(x, peak=peak, contrast=contrast, ambient=ambient) for x in bytes_]
+
+    def hdr_vdp2(self) -> Tensor:
+        from skt_components.metrics.hdrvdp2 import hdr_vdp2
+
+        encoding, ppd = self.protocol.vdp_encoding, self.protocol.vdp_pixels_per_degree
+        return hdr_vdp2(*self.linear, color_encoding=encoding, pixels_per_degree=ppd).Q
+
+
+METRICS: dict[str, Callable[[_Pair], Tensor]] = {
+    "PSNR-mu": lambda pair: psnr(*pair.mapped, peak=1.0),
+    "PSNR-l": lambda pair: psnr(*pair.linear, peak=1.0),
+    "SSIM-mu": lambda pair: pair.ssim(pair.mapped),
+    "SSIM-l": lambda pair: pair.ssim(pair.linear),
+    "LPIPS": _Pair.lpips,
+    "PU21-PSNR": lambda pair: psnr_pu21(*pair.displayed()),
+    "PU21-SSIM": lambda pair: ssim_pu21(*pair.displayed()),
+    "HDR-VDP-2": _Pair.hdr_vdp2,
+}
+
+
+def round_rgbe(picture: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Return what a Radiance file keeps of a picture: 8 bits below the pixel's largest channel, the rest cut off.
+
+    Args:
+        picture: ``(B, 3, H, W)`` linear RGB; negative values, which the format does not have, become 0.
+
+    Example:
+        >>> import torch
+        >>> round_rgbe(torch.tensor([1.0, 0.5001, 0.001]).view(1, 3, 1, 1)).flatten()
+        tensor([1.0000, 0.5000, 0.0000])
+    """
+    check_tensor("picture", picture, ndim=4, layout="(B, 3, H, W)", channels=3)
+    picture = picture.clamp(min=0)
+    largest = picture.amax(1, keepdim=True)
+    step = largest / torch.frexp(largest)[0] / 256  # the power of two above the largest channel, over 2^8
+    return ((picture / step).floor() * step).masked_fill(largest < 1e-32, 0.0)

@@ -1,0 +1,79 @@
+"""Bicubic resizing as MATLAB's ``imresize`` does it: antialiased, the border mirrored with its edge sample."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skt_components.metrics._hdrvdp2_shared import cached
+
+_BLOCK = 32
+
+
+def resize(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """Resize maps ``(..., H, W)`` to ``size``."""
+    height, width = size
+    return _resize_rows(_resize_rows(maps, height).mT, width).mT
+
+
+def _resize_rows(maps: Tensor, count: int) -> Tensor:
+    """Resize the second last axis of ``maps`` to ``count`` rows."""
+    rows = maps.shape[-2]
+    if rows == count:
+        return maps
+    weights = _weights(rows, count, maps.dtype, maps.device)
+    windows = maps.index_select(-2, _windows(rows, count, maps.device))
+    windows = windows.unflatten(-2, (weights.shape[0], weights.shape[2]))
+    return (weights @ windows).flatten(-3, -2)[..., :count, :]
+
+
+@cached(256)
+def _weights(rows: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Weights ``(blocks, 32, window)`` of the rows in each block's window."""
+    matrix = _matrix(rows, count)
+    starts, window = _block_windows(matrix)
+    padded = np.pad(matrix, ((0, len(starts) * _BLOCK - count), (0, 0)))
+    blocks = [padded[i * _BLOCK : (i + 1) * _BLOCK, start : start + window] for i, start in enumerate(starts)]
+    return torch.from_numpy(np.stack(blocks)).to(device, dtype)
+
+
+@cached(256)
+def _windows(rows: int, count: int, device: torch.device) -> Tensor:
+    """The rows that the blocks need, one window after the other."""
+    starts, window = _block_windows(_matrix(rows, count))
+    return torch.from_numpy((np.array(starts)[:, None] + np.arange(window)).ravel()).to(device)
+
+
+def _block_windows(matrix: np.ndarray) -> tuple[list[int], int]:
+    """Return where the window of each block of 32 output rows starts, and the length of all windows."""
+    # The weights lie in a band: a block needs few rows, and all blocks together are one small matrix product.
+    blocks = [np.flatnonzero(matrix[i : i + _BLOCK].any(axis=0)) for i in range(0, len(matrix), _BLOCK)]
+    window = max(int(used[-1] - used[0]) + 1 for used in blocks)
+    return [min(int(used[0]), matrix.shape[1] - window) for used in blocks], window
+
+
+def _matrix(rows: int, count: int) -> np.ndarray:
+    """Return the matrix ``(count, rows)`` of the resizing."""
+    scale = count / rows
+    stretch = min(scale, 1.0)
+    width = 4 / stretch
+    centres = np.arange(1, count + 1) / scale + 0.5 * (1 - 1 / scale)
+    taps = np.floor(centres - width / 2)[:, None] + np.arange(math.ceil(width) + 2)
+    weights = _cubic(stretch * (centres[:, None] - taps))
+    weights /= weights.sum(axis=1, keepdims=True)
+    mirrored = (taps.astype(np.int64) - 1) % (2 * rows)
+    mirrored = np.minimum(mirrored, 2 * rows - 1 - mirrored)
+    matrix = np.zeros((count, rows))
+    np.add.at(matrix, (np.arange(count)[:, None], mirrored), weights)
+    return matrix
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """Return Keys' cubic kernel with a = -0.5."""
+    x = np.abs(x)
+    near = 1.5 * x**3 - 2.5 * x**2 + 1
+    far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    return np.where(x <= 1, near, np.where(x <= 2, far, 0.0))

@@ -1,0 +1,291 @@
+"""The report: what is in the file, that names stay text, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.measure import block_reduce
+
+from skt_components.evaluation import _html_pictures as draw
+from skt_components.evaluation.html_report import ReportScene, render_scene, save_report, scene_anchor
+from skt_components.evaluation.results import EvaluationResults
+from skt_components.ops import mu_law
+
+NASTY = """<script>alert('x')</script> & "001"/é"""
+VOID = {"meta", "img", "input", "br"}
+
+
+def make_scene(name: str = "001", models: tuple[str, ...] = ("ours",), **options) -> ReportScene:
+    y, x = torch.meshgrid(torch.linspace(0, 1, 90), torch.linspace(0, 1, 140), indexing="ij")
+    target = torch.stack([x, 0.5 * y, 0.2 * x * y])
+    results = {model: (target * (0.9 - 0.1 * i)).clone() for i, model in enumerate(models)}
+    scores = {model: {"PSNR-mu": 40.0 - i, "SSIM-mu": 0.98765} for i, model in enumerate(models)}
+    return ReportScene(name, {"t = 1": target, "t = 4": (4 * target).clamp(max=1)}, results, target, scores, **options)
+
+
+def make_report(folder: Path, scenes: list[ReportScene], title: str = "Title") -> Path:
+    results = EvaluationResults(folder, {"protocol": "none"})
+    for scene in scenes:
+        results.add(scene.name, scene.scores, scene.warnings)
+    sections = {scene.name: render_scene(scene) for scene in scenes}
+    save_report(folder / "report.html", results, sections, title=title, notes=["peak 1"])
+    return folder / "report.html"
+
+
+def decode(url: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))))
+
+
+def decode_radiance(url: str) -> np.ndarray:
+    pixels = decode(url).astype(float)
+    mantissas, exponents = np.split(pixels, 2)
+    return mantissas / 256 * 2 ** (exponents - 128)
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and a complaint about each that is not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def all(self, tag: str, **wanted) -> list[dict]:
+        return [a for name, a in self.tags if name == tag and wanted.items() <= a.items()]
+
+
+# pictures
+
+
+def test_radiance_keeps_eight_bits_over_the_whole_range():
+    picture = torch.rand(3, 9, 7) * torch.logspace(-6, 4, 9)[None, :, None]
+    picture[:, 2, 3] = 0
+    found = decode_radiance(draw.radiance_url(picture))
+    wanted = picture.permute(1, 2, 0).numpy()
+    largest = wanted.max(-1, keepdims=True)
+    assert np.all(np.abs(found - wanted) <= largest / 128 / 2 * 1.02 + 1e-30)
+    assert np.all(found[2, 3] == 0)
+
+
+def test_shrinking_averages():
+    picture = torch.rand(3, 8, 12, dtype=torch.float64)
+    wanted = block_reduce(picture.numpy(), (1, 2, 2), np.mean)
+    assert np.allclose(draw.shrink(picture, 6).numpy(), wanted, atol=1e-12)
+    assert draw.shrink(picture, 12) is picture
+
+
+def test_colour_scale_hits_its_anchors():
+    painted = draw.paint(torch.tensor([[0.0, 1.0, 2.0, math.nan]]), draw.INFERNO)
+    first, last = (list(bytes.fromhex(draw.INFERNO[i])) for i in (0, -1))
+    assert (painted * 255).permute(1, 2, 0)[0].round().int().tolist() == [first, last, last, first]
+    halfway = draw.paint(torch.tensor([[0.5]]), ["000000", "ff0000"])
+    assert halfway.flatten().tolist() == pytest.approx([0.5, 0, 0])
+
+
+def test_worst_places_are_found_in_order_and_apart():
+    error = torch.zeros(100, 160)
+    error[8:24, 100:116] = 3.0
+    error[60:76, 16:32] = 2.0
+    places = draw.worst_places(error, 16, 3)
+    assert places[:2] == [(8, 100), (60, 16)]
+    assert all(max(abs(a - c), abs(b - d)) >= 16 for i, (a, b) in enumerate(places) for c, d in places[:i])
+
+
+def test_a_small_picture_has_one_worst_place():
+    assert draw.worst_places(torch.rand(20, 20), 20, 3) == [(0, 0)]
+
+
+def test_histogram_matches_numpy():
+    values = torch.rand(5000) ** 2
+    svg = draw.histogram_svg(values, {"ours": values.clamp(max=0.5)}, "h")
+    shape = re.search(r'polygon class="target" points="([^"]*)"', svg)
+    heights = np.array([float(point.split(",")[1]) for point in shape[1].split()[1:-1]])
+    ours = re.search(r'polyline class="model1" points="([^"]*)"', svg)
+    tops = np.array([float(point.split(",")[1]) for point in ours[1].split()])
+    counts = np.histogram(values.numpy(), 64, (0, 1))[0]
+    clamped = np.histogram(values.clamp(max=0.5).numpy(), 64, (0, 1))[0]
+    top = max(counts.max(), clamped.max())
+    assert np.allclose(heights, 100 - 97 * np.sqrt(counts / top), atol=0.06)
+    assert np.allclose(tops, 100 - 97 * np.sqrt(clamped / top), atol=0.06)
+
+
+# a scene
+
+
+def test_a_scene_holds_its_pictures():
+    scene = make_scene(models=("ours", "theirs"), visibility={"ours": torch.rand(90, 140)}, warnings=["looks odd"])
+    page = Page(render_scene(scene))
+    assert page.open == []
+    large = [a for a in page.all("img") if "data-radiance" in a]
+    views = large[:3]
+    assert [a["alt"] for a in views] == ["ours", "theirs", "target"]
+    assert np.abs(decode_radiance(views[2]["data-radiance"]) - scene.target.permute(1, 2, 0).numpy()).max() < 1 / 200
+    shown = decode(views[0]["src"]) / 255
+    assert np.abs(shown - mu_law(scene.results["ours"]).permute(1, 2, 0).numpy()).mean() < 0.02
+    assert decode(large[3]["src"]).shape == (64, 64, 3)
+    assert len(page.all("img", alt="visible errors of ours")) == 1
+    assert {"looks odd", "0.9877", "40.00"} <= {word.strip() for word in page.words}
+
+
+def test_large_pictures_shrink():
+    target = torch.rand(3, 100, 1500)
+    page = Page(render_scene(ReportScene("wide", {}, {"ours": target}, target, {})))
+    widths = {decode(a["src"]).shape[1] for a in page.all("img")}
+    assert max(widths) == 640
+
+
+def test_a_broken_prediction_is_shown_all_the_same():
+    scene = make_scene()
+    scene.results["ours"][:, 10:20] = math.nan
+    scene.results["ours"][:, 30:40] = math.inf
+    section = render_scene(scene._replace(scores={"ours": {"PSNR-mu": math.nan}}))
+    assert Page(section).open == []
+    assert "NaN" in section
+
+
+def test_names_stay_text(tmp_path):
+    scene = make_scene(NASTY, (NASTY,), visibility={NASTY: torch.rand(90, 140)}, warnings=[NASTY])
+    text = make_report(tmp_path, [scene], title=NASTY).read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert len(page.all("script")) == 1
+    assert "<script>alert" not in text
+    assert NASTY in page.words
+
+
+@pytest.mark.parametrize(
+    ("scene", "error", "message"),
+    [
+        (make_scene()._replace(results={}), ValueError, "results must hold at least one"),
+        (make_scene()._replace(target=torch.rand(3, 4, 4)), ValueError, r"scene.results\['ours'\]"),
+        (make_scene()._replace(target=torch.rand(1, 90, 140)), ValueError, r"scene.target"),
+    ],
+)
+def test_render_scene_rejects_bad_input(scene, error, message):
+    with pytest.raises(error, match=message):
+        render_scene(scene)
+
+
+# the page
+
+
+def test_the_page_needs_nothing_else(tmp_path):
+    page = Page(make_report(tmp_path, [make_scene()]).read_text(encoding="utf-8"))
+    addresses = [a[key] for _, a in page.tags for key in ("src", "href", "data-radiance") if key in a]
+    assert addresses
+    assert all(address.startswith(("data:image/", "#")) for address in addresses)
+    assert page.all("link") == []
+    (policy,) = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
+    assert "default-src 'none'" in policy["content"]
+
+
+def test_the_table_links_what_is_shown(tmp_path):
+    results = EvaluationResults(tmp_path, {})
+    results.add("shown", {"ours": {"PSNR-mu": 40.0}})
+    results.add("hidden", {"ours": {"PSNR-mu": math.inf}})
+    results.fail("lost", ValueError("cut short"))
+    section = render_scene(make_scene("shown"))
+    save_report(tmp_path / "r.html", results, {"shown": section}, title="t", notes=[])
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert [a["href"] for a in page.all("a")] == [f"#{scene_anchor('shown')}"] * 2
+    assert [a["data-v"] for a in page.all("td") if "data-v" in a] == ["40.0", "Infinity"]
+    assert "cut short" in text
+    assert "∞" in page.words
+
+
+def test_an_evaluation_without_pictures_has_a_report_too(tmp_path):
+    results = EvaluationResults(tmp_path, {})
+    results.fail("lost", ValueError("cut short"))
+    save_report(tmp_path / "r.html", results, {}, title="t", notes=[])
+    page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    assert " ValueError: cut short" in page.words
+
+
+# in a browser
+
+
+def browse(page: Path, folder: Path, *options: str) -> str:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium")
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    quiet += ["--disable-background-networking", f"--user-data-dir={folder / 'profile'}", "--window-size=1400,3000"]
+    command = [chromium, *quiet, "--virtual-time-budget=6000", *options, page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def with_script(page: Path, script: str) -> Path:
+    """Append what a person would do, and what is seen then as the page's title."""
+    text = page.read_text(encoding="utf-8").replace("</body>", f"<script>{script}</script></body>")
+    other = page.with_name("acted.html")
+    other.write_text(text, encoding="utf-8")
+    return other
+
+
+def test_a_browser_sorts_and_shows_other_exposures(tmp_path):
+    scenes = [
+        make_scene(name)._replace(scores={"ours": {"PSNR-mu": v}}) for name, v in (("a", 9.5), ("b", 30.0), ("c", 10.0))
+    ]
+    script = """
+    setTimeout(() => {
+      document.querySelectorAll("thead button")[1].click();
+      const once = [...document.querySelectorAll("tbody th")].map(x => x.dataset.v).join("");
+      document.querySelectorAll("thead button")[1].click();
+      const twice = [...document.querySelectorAll("tbody th")].map(x => x.dataset.v).join("");
+      controls.tone.value = "srgb"; controls.ev.value = -1;
+      controls.dispatchEvent(new Event("input"));
+      setTimeout(() => {
+        const canvas = document.querySelectorAll(".grid canvas")[1];
+        const pixel = canvas.getContext("2d").getImageData(139, 89, 1, 1).data;
+        document.title = [once, twice, canvas.width, canvas.height, ...pixel].join(" ");
+      }, 1000);
+    }, 2000);
+    """
+    dom = browse(with_script(make_report(tmp_path, scenes), script), tmp_path, "--dump-dom")
+    once, twice, *numbers = re.search(r"<title>(.*?)</title>", dom)[1].split()
+    assert (once, twice) == ("bca", "acb")
+    width, height, *pixel = map(int, numbers)
+    assert (width, height) == (140, 90)
+    linear = np.array([1.0, 0.5, 0.2]) / 2  # the target's last pixel, one stop down
+    assert np.abs(pixel[:3] - 255 * (1.055 * linear ** (1 / 2.4) - 0.055)).max() <= 1.5
+
+
+def test_a_browser_draws_the_page(tmp_path):
+    file = tmp_path / "shot.png"
+    browse(make_report(tmp_path, [make_scene()]), tmp_path, f"--screenshot={file}")
+    shot = np.asarray(Image.open(file).convert("RGB")).astype(int)
+    assert shot.shape == (3000, 1400, 3)
+    colourful = (shot.max(-1) - shot.min(-1) > 60).mean()
+    assert colourful > 0.05  # pictures, not an empty page

@@ -1,0 +1,296 @@
+"""The evaluation as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+import skt_components as skt
+from skt_components.evaluation.protocols import Protocol
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SIZE = {"features": 8, "num_layers": 2, "growth": 4}
+SMALL = ["--crop", "48", "--limit", "2"]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("evaluate", EXAMPLES / "evaluate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["evaluate"] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def strangers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module that a user wrote: the shortest exposure as it is, and with its channels swapped."""
+    module = ModuleType("strangers")
+    module.calls = []  # type: ignore[attr-defined]
+
+    class Shortest(nn.Module):
+        def forward(self, bracket: torch.Tensor) -> torch.Tensor:
+            module.calls.append(tuple(bracket.shape))  # type: ignore[attr-defined]
+            return bracket[:, 0, :3]
+
+    module.Shortest = Shortest  # type: ignore[attr-defined]
+    module.swapped = lambda: (Shortest(), lambda network, bracket: network(bracket).flip(1))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "strangers", module)
+    return module
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> list[Path]:
+    """Two small networks' files."""
+    files = [tmp_path / "ours.safetensors", tmp_path / "bare.safetensors"]
+    for file in files:
+        skt.save_weights(file, skt.AHDRNet(**SIZE))
+    return files
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+def expected(network: nn.Module, sample: skt.HDRSample, protocol: Protocol) -> dict[str, float]:
+    """The numbers of a sample, without anything of the script."""
+    metadata = {key: value[None] for key, value in sample.metadata.items()}
+    prediction = protocol.infer(network.eval(), sample.bracket[None])
+    return {name: value.item() for name, value in protocol.score(prediction, sample.target[None], metadata).items()}
+
+
+def kalantari_scenes(root: Path, count: int = 3) -> Path:
+    """A data set whose labels stay below the peak."""
+    data = skt.SyntheticScenes(count, 40, split="val", camera=skt.Camera(bits=16))
+    for index, sample in enumerate(data):
+        clean = sample._replace(target=sample.target.clamp(max=1.0))
+        skt.write_kalantari_scene(root / "Test" / f"{index + 1:03d}", clean)
+        if index + 1 == count:
+            break
+    return root
+
+
+# the main job
+
+
+def test_leaves_everything_in_its_folder(script, weights, tmp_path, capsys):
+    out = tmp_path / "out"
+    status = script.main(["--checkpoint", str(weights[0]), "--against", str(weights[1]), *SMALL, "--out", str(out)])
+    assert status == 0
+    data = skt.SyntheticScenes(2, 48, split="val")
+    pictures = read(out)["pictures"]
+    assert list(pictures) == ["synthetic-val-0", "synthetic-val-1"]
+    for index, name in enumerate(pictures):
+        for file in weights:
+            wanted = expected(skt.load_model(file), data[index], script.PROTOCOLS["simulated"])
+            assert pictures[name][file.stem] == pytest.approx(wanted, abs=1e-4)
+    shown = capsys.readouterr().out
+    means = [sum(p["ours"]["PSNR-mu"] for p in pictures.values()) / 2]
+    assert f"{means[0]:.3f}" in shown
+    assert "ours - bare" in shown
+    assert script.PROTOCOLS["simulated"].describe() in shown
+    rows = [r for r in csv.reader((out / "metrics.csv").open(encoding="utf-8")) if not r[0].startswith("# ")]
+    assert len(rows) == 1 + 2 * 2 + 3 * 3
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert report.count('class="scene"') == 2
+    assert "ours against bare on synthetic" in report
+
+
+def test_saved_pictures_give_the_same_numbers(script, weights, tmp_path):
+    out = tmp_path / "out"
+    script.main(["--checkpoint", str(weights[0]), *SMALL, "--save", "exr", "--out", str(out)])
+    for index, (name, row) in enumerate(read(out)["pictures"].items()):
+        saved = skt.read_image(out / "ours" / f"{name}.exr")
+        target = skt.SyntheticScenes(2, 48, split="val")[index].target
+        assert skt.psnr_mu(saved[None], target[None]).item() == pytest.approx(row["ours"]["PSNR-mu"], abs=1e-3)
+
+
+def test_raw_brackets(script, tmp_path):
+    data = skt.SyntheticScenes(1, (24, 32), split="val", camera=skt.RawCamera())
+    skt.simulate_dataset("bracketire", tmp_path / "data", None, data, progress=False)
+    network = skt.TMRNet(features=8, num_blocks=(1, 1, 1, 1))
+    skt.save_weights(tmp_path / "orm.safetensors", network)
+    arguments = ["--checkpoint", str(tmp_path / "orm.safetensors"), "--data", "bracketire"]
+    assert script.main([*arguments, "--root", str(tmp_path / "data"), "--out", str(tmp_path / "out")]) == 0
+    (row,) = read(tmp_path / "out")["pictures"].values()
+    sample = skt.BracketIRE(tmp_path / "data", "test", border=0)[0]
+    assert row["orm"] == pytest.approx(expected(network, sample, Protocol.bracketire()), abs=1e-4)
+    (saved,) = (tmp_path / "out" / "orm").iterdir()
+    assert skt.read_image(saved).shape == (3, 2 * 24 - 20, 2 * 32 - 20)
+
+
+def test_photographs(script, tmp_path):
+    (tmp_path / "photos" / "inner").mkdir(parents=True)
+    for name in ("b.hdr", "inner/a.exr"):
+        skt.write_image(tmp_path / "photos" / name, 0.1 + torch.rand(3, 40, 50))
+    out = tmp_path / "out"
+    arguments = ["--orm", "strangers:Shortest", "--data", "hdr-folder", "--root", str(tmp_path / "photos")]
+    assert script.main([*arguments, "--out", str(out)]) == 0
+    assert list(read(out)["pictures"]) == ["b.hdr", "inner/a.exr"]
+    assert sorted(file.name for file in (out / "Shortest").iterdir()) == ["b.hdr.hdr", "inner-a.exr.hdr"]
+
+
+# models
+
+
+def test_official_weights_give_what_ours_give(script, tmp_path):
+    network = skt.AHDRNet(unused_layers=True)
+    torch.save(network.to_official(), tmp_path / "theirs.pth")
+    out = tmp_path / "out"
+    arguments = ["--checkpoint", str(tmp_path / "theirs.pth"), "--orm", "ahdrnet", "--official", "--crop", "32"]
+    script.main([*arguments, "--limit", "1", "--out", str(out)])
+    wanted = expected(network, skt.SyntheticScenes(1, 32, split="val")[0], script.PROTOCOLS["simulated"])
+    assert read(out)["pictures"]["synthetic-val-0"]["theirs"] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_two_models_of_one_name_are_told_apart(script, weights, tmp_path):
+    again = tmp_path / "again"
+    again.mkdir()
+    other = again / "ours.safetensors"
+    other.write_bytes(weights[1].read_bytes())
+    out = tmp_path / "out"
+    script.main(["--checkpoint", str(weights[0]), "--against", str(other), *SMALL, "--out", str(out)])
+    assert list(read(out)["summary"]) == ["ours-1", "ours-2", "ours-1 - ours-2"]
+
+
+# options
+
+
+def test_tiles_give_what_the_whole_picture_gives(script, weights, tmp_path):
+    numbers = []
+    for name, tile in (("whole", []), ("tiled", ["--tile", "96"])):
+        # The small network sees 14 pixels far, a quarter of a tile is 24.
+        arguments = ["--checkpoint", str(weights[0]), "--crop", "120", "--limit", "1", *tile]
+        script.main([*arguments, "--save", "none", "--out", str(tmp_path / name)])
+        numbers.append(read(tmp_path / name)["pictures"]["synthetic-val-0"]["ours"])
+        assert not (tmp_path / name / "ours").exists()
+    assert numbers[1] == pytest.approx(numbers[0], abs=1e-3)
+    assert "blended tiles of 96" in (tmp_path / "tiled" / "report.html").read_text(encoding="utf-8")
+
+
+def test_vdp_is_the_protocols_and_has_a_map(script, weights, tmp_path):
+    out = tmp_path / "out"
+    script.main(["--checkpoint", str(weights[0]), "--crop", "64", "--limit", "1", "--vdp", "--out", str(out)])
+    protocol = dataclasses.replace(script.PROTOCOLS["simulated"], metrics=("HDR-VDP-2",))
+    wanted = expected(skt.load_model(weights[0]), skt.SyntheticScenes(1, 64, split="val")[0], protocol)
+    found = read(out)["pictures"]["synthetic-val-0"]["ours"]
+    assert found["HDR-VDP-2"] == pytest.approx(wanted["HDR-VDP-2"], abs=1e-4)
+    assert 'alt="visible errors of ours"' in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_report_shows_the_worst_pictures_only(script, tmp_path):
+    out = tmp_path / "out"
+    script.main(["--orm", "strangers:Shortest", "--crop", "32", "--limit", "4", "--scenes", "2", "--out", str(out)])
+    psnr = {name: row["Shortest"]["PSNR-mu"] for name, row in read(out)["pictures"].items()}
+    report = (out / "report.html").read_text(encoding="utf-8")
+    shown = [name for name in psnr if f">{name}</a></h2>" in report]
+    assert sorted(shown) == sorted(sorted(psnr, key=psnr.__getitem__)[:2])
+    assert len(list((out / "sections").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--orm", "sctnet"], "--orm sctnet needs --checkpoint"),
+        ([], "--orm saved needs --checkpoint"),
+        (["--orm", "strangers:Shortest", "--data", "tel"], "--data tel needs --root"),
+        (["--orm", "strangers:Shortest", "--protocol", "mine"], "--protocol must be one of kalantari"),
+        (["--orm", "strangers:Shortest", "--protocol", "bracketire"], "for raw pictures, those of synthetic are srgb"),
+        (["--orm", "strangers:Shortest", "--checkpoint", "FILE", "--official"], "--official needs --orm, one of"),
+        (["--orm", "strangers:Nothing"], "strangers:Nothing does not give a network"),
+    ],
+)
+def test_bad_options_are_named(script, weights, tmp_path, arguments, message):
+    given = [str(weights[0]) if argument == "FILE" else argument for argument in arguments]
+    with pytest.raises(ValueError, match=message):
+        script.main([*given, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+# failures
+
+
+def test_an_unreadable_picture_costs_itself_alone_and_is_tried_again(script, strangers, tmp_path, capsys):
+    root, out = kalantari_scenes(tmp_path / "data"), tmp_path / "out"
+    label = root / "Test" / "002" / "HDRImg.hdr"
+    whole = label.read_bytes()
+    label.write_bytes(whole[:200])
+    arguments = ["--orm", "strangers:Shortest", "--data", "kalantari", "--root", str(root), "--out", str(out)]
+    assert script.main(arguments) == 1
+    assert list(read(out)["pictures"]) == ["001", "003"]
+    assert "HDRImg.hdr" in read(out)["errors"]["002"]
+    assert "not evaluated, 002" in capsys.readouterr().err
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert "Not evaluated: 1" in report
+    assert report.count('class="scene"') == 2
+
+    label.write_bytes(whole)
+    strangers.calls.clear()
+    assert script.main(arguments) == 0
+    assert len(strangers.calls) == 1  # a tile of 256, for the one that was missing
+    assert read(out)["errors"] == {}
+    assert (out / "report.html").read_text(encoding="utf-8").count('class="scene"') == 3
+
+
+def test_a_finished_evaluation_is_not_done_again(script, strangers, tmp_path):
+    arguments = ["--orm", "strangers:Shortest", *SMALL, "--out", str(tmp_path / "out")]
+    script.main(arguments)
+    before = read(tmp_path / "out")
+    strangers.calls.clear()
+    assert script.main(arguments) == 0
+    assert strangers.calls == []
+    assert read(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--checkpoint", "OTHER"], r"models.ours.sha256"),
+        (["--protocol", "matlab"], r"protocol.name 'Simulated brackets', 'MATLAB"),
+        (["--crop", "40"], r"data.crop 48, 40"),
+        (["--tile", "32"], "tile None, 32"),
+    ],
+)
+def test_results_of_another_evaluation_are_refused(script, weights, tmp_path, change, message):
+    out = str(tmp_path / "out")
+    script.main(["--checkpoint", str(weights[0]), *SMALL, "--limit", "1", "--scenes", "0", "--out", out])
+    (tmp_path / "new").mkdir()
+    other = tmp_path / "new" / "ours.safetensors"
+    other.write_bytes(weights[1].read_bytes())
+    change = [str(other) if part == "OTHER" else part for part in change]
+    with pytest.raises(ValueError, match=message):
+        script.main(["--checkpoint", str(weights[0]), *SMALL, "--limit", "1", "--scenes", "0", *change, "--out", out])
+
+
+def test_swapped_channels_are_said(script, tmp_path, capsys):
+    out = tmp_path / "out"
+    script.main(["--orm", "strangers:swapped", "--crop", "64", "--limit", "4", "--out", str(out)])
+    warned = read(out)["warnings"]
+    assert any("channels as BGR: a wrong channel order?" in line for lines in warned.values() for line in lines)
+    assert "channels as BGR" in capsys.readouterr().err
+    assert "channels as BGR" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_right_order_is_not_complained_about(script, tmp_path):
+    out = tmp_path / "out"
+    script.main(["--orm", "strangers:Shortest", "--crop", "64", "--limit", "4", "--out", str(out)])
+    assert not any("channel order" in line for lines in read(out)["warnings"].values() for line in lines)
+
+
+def test_the_command_line(weights, tmp_path):
+    command = [sys.executable, str(EXAMPLES / "evaluate.py"), "--out", str(tmp_path / "out"), "--crop", "32"]
+    failed = subprocess.run([*command, "--orm", "ahdrnet"], capture_output=True, text=True, timeout=120, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.strip() == "evaluate.py: --orm ahdrnet needs --checkpoint, its weights"
