@@ -46,6 +46,7 @@ HEAVY = {
         "onnx",
         "onnxruntime",
         "OpenEXR",
+        "pycvvdp",
     ),
     *("PIL", "rich", "safetensors", "skimage", "tifffile", "timm", "torchvision", "tqdm", "triton", "tyro"),
     "ultralytics",

@@ -1,6 +1,7 @@
 """Picture metrics, one value per picture, and their mean over pictures."""
 
 from skt_components.metrics.average import MeanMetric
+from skt_components.metrics.cvvdp import color_video_vdp
 from skt_components.metrics.hdrvdp2 import HDRVDP2Loss, HDRVDP2Output, hdr_vdp2, hdr_vdp_pix_per_deg
 from skt_components.metrics.lpips import lpips
 from skt_components.metrics.psnr import psnr, psnr_l, psnr_mu
@@ -11,6 +12,7 @@ __all__ = [
     "HDRVDP2Loss",
     "HDRVDP2Output",
     "MeanMetric",
+    "color_video_vdp",
     "display_luminance",
     "hdr_vdp2",
     "hdr_vdp_pix_per_deg",

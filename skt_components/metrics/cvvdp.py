@@ -1,0 +1,75 @@
+"""ColorVideoVDP, the visible difference predictor that sees colour, by its authors' package."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from skt_components.metrics._inputs import check_pair
+from skt_components.ops._checks import check_positive
+
+
+def color_video_vdp(
+    prediction: Float[Tensor, "b 3 h w"],
+    target: Float[Tensor, "b 3 h w"],
+    *,
+    display: str = "standard_hdr_linear",
+    luminance: float | None = None,
+) -> Float64[Tensor, " b"]:
+    """ColorVideoVDP of each picture in just-objectionable differences (JOD): 10 for equal ones, less for worse.
+
+    Args:
+        prediction: ``(B, 3, H, W)`` RGB, BT.709 primaries. For displays called linear, such as "standard_hdr_linear" (a
+            30-inch 4K monitor of 1500 cd/m2), linear light in cd/m2; for the others, such as "standard_4k", in the
+            display's own encoding in [0, 1].
+        target: same.
+        display: one of the package's display models.
+        luminance: cd/m2 of the value 1, to multiply linear pictures by; None: they are in cd/m2 already, or encoded.
+
+    Returns:
+        ``(B,)`` JODs in float64; not differentiable.
+
+    Raises:
+        TypeError: a picture is no floating-point tensor.
+        ValueError: shapes differ or are not ``(B, 3, H, W)``, there is no such display, or ``luminance`` is not above
+            0.
+        ImportError: ``cvvdp`` is not installed.
+
+    Example:
+        >>> picture = torch.rand(1, 3, 64, 64)
+        >>> color_video_vdp(picture, picture, luminance=100.0).item()  # doctest: +SKIP
+        10.0
+
+    Reference:
+        Mantiuk, Hanji, Ashraf, Asano, Chapiro. ColorVideoVDP: A visual difference predictor for image, video and
+        display distortions. SIGGRAPH 2024.
+    """
+    prediction, target = check_pair(prediction, target, 1.0)
+    if prediction.shape[1] != 3:
+        raise ValueError(f"prediction and target must be (B, 3, H, W), got {tuple(prediction.shape)}")
+    if luminance is not None:
+        check_positive("luminance", luminance)
+    metric = _metric(display, prediction.device)
+    factor = 1.0 if luminance is None else luminance
+    jods = []
+    with torch.no_grad():
+        for pair in zip(prediction, target, strict=True):
+            shown = [(factor * picture).float() for picture in pair]
+            jods.append(metric.predict(*shown, dim_order="CHW")[0].double().reshape(()))
+    return torch.stack(jods)
+
+
+@functools.lru_cache(maxsize=4)
+def _metric(display: str, device: torch.device) -> Any:
+    try:
+        import pycvvdp
+    except ImportError as error:
+        raise ImportError('ColorVideoVDP needs the package cvvdp: pip install "skt-components[cvvdp]"') from error
+    try:
+        return pycvvdp.cvvdp(display_name=display, quiet=True, device=device)
+    except (RuntimeError, KeyError, pycvvdp.vq_exception) as error:
+        raise ValueError(f"display must be a display model of the package cvvdp, got {display!r}: {error}") from error

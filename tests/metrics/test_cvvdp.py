@@ -1,0 +1,55 @@
+"""ColorVideoVDP through its package: what goes in, what comes out."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from skt_components.metrics import color_video_vdp
+
+
+def pair():
+    target = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+    return (target + 0.1 * torch.randn(target.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1), target
+
+
+def test_equals_the_package_called_by_hand():
+    pycvvdp = pytest.importorskip("pycvvdp")
+    prediction, target = pair()
+    jods = color_video_vdp(prediction, target, luminance=200.0)
+    metric = pycvvdp.cvvdp(display_name="standard_hdr_linear", device=torch.device("cpu"))
+    for jod, test, reference in zip(jods, prediction, target, strict=True):
+        expected, _ = metric.predict(200 * test.permute(1, 2, 0), 200 * reference.permute(1, 2, 0), dim_order="HWC")
+        assert jod.item() == pytest.approx(float(expected), abs=1e-5)
+    assert jods.dtype == torch.float64
+    assert (jods < 9.5).all()
+
+
+def test_equal_pictures_are_10_and_brighter_displays_show_more():
+    pytest.importorskip("pycvvdp")
+    prediction, target = pair()
+    assert color_video_vdp(target, target, luminance=100.0).tolist() == pytest.approx([10.0, 10.0])
+    assert color_video_vdp(target, target, display="standard_4k").tolist() == pytest.approx([10.0, 10.0])
+    dark, bright = (color_video_vdp(prediction, target, luminance=value) for value in (0.1, 100.0))
+    assert (dark > bright).all()
+
+
+def test_rejects_bad_input(monkeypatch):
+    prediction, target = pair()
+    with pytest.raises(ValueError, match="must have the same shape"):
+        color_video_vdp(prediction, target[:1])
+    with pytest.raises(ValueError, match=r"must be \(B, 3, H, W\)"):
+        color_video_vdp(prediction[:, :1], target[:, :1])
+    with pytest.raises(ValueError, match="luminance must be a finite number > 0"):
+        color_video_vdp(prediction, target, luminance=0.0)
+    monkeypatch.setitem(sys.modules, "pycvvdp", None)
+    with pytest.raises(ImportError, match=r"skt-components\[cvvdp\]"):
+        color_video_vdp(prediction, target, display="not asked for before")
+
+
+def test_a_display_that_does_not_exist_is_named():
+    pytest.importorskip("pycvvdp")
+    with pytest.raises(ValueError, match="display must be a display model of the package cvvdp, got 'cinema'"):
+        color_video_vdp(*pair(), display="cinema")
