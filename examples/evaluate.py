@@ -215,7 +215,8 @@ def evaluate_picture(
             seen = hdr_vdp2(linear.to(device), wanted.to(device), **settings)  # type: ignore[arg-type]
             found["HDR-VDP-2"], visibility[model.name] = float(seen.Q), seen.P_map[0]
         scores[model.name], pictures[model.name] = found, linear[0]
-        odd = find_suspicious(linear[0], wanted[0], bounded=options.data not in SIMULATED)
+        usual = {"bounded": options.data not in SIMULATED, "low_light": protocol.domain == "raw"}
+        odd = find_suspicious(linear[0], wanted[0], **usual)
         warnings += [f"{model.name}: {line}" if line.startswith("the prediction") else line for line in odd]
         if options.save != "none":
             file = options.out / model.name / f"{name.replace('/', '-')}.{options.save}"

@@ -265,7 +265,12 @@ def file_digest(path: str | os.PathLike[str]) -> str:
 
 
 def find_suspicious(
-    prediction: Float[Tensor, "3 h w"], target: Float[Tensor, "3 h w"], *, peak: float = 1.0, bounded: bool = True
+    prediction: Float[Tensor, "3 h w"],
+    target: Float[Tensor, "3 h w"],
+    *,
+    peak: float = 1.0,
+    bounded: bool = True,
+    low_light: bool = False,
 ) -> list[str]:
     """Return, in words, what looks like a wrong channel order or a wrong peak; nothing for what looks right.
 
@@ -275,6 +280,7 @@ def find_suspicious(
         peak: linear value of white.
         bounded: no target exceeds the peak. Simulated scenes, whose lights do, are not: there only a twentieth of all
             values above it is suspicious.
+        low_light: targets far below the peak are normal, as in BracketIRE.
 
     Raises:
         TypeError: a picture is no floating-point tensor.
@@ -295,7 +301,7 @@ def find_suspicious(
     highest, above = float(target.max()), float((target > 1).double().mean())
     if above > 0.05 or (bounded and highest > 1.001):
         found.append(f"the target reaches {highest * peak:.4g}, above the peak of {peak:g}: a wrong peak?")
-    elif highest < 1 / 64:
+    elif highest < 1 / 64 and not low_light:
         found.append(f"the target reaches only {highest * peak:.3g}, the peak is {peak:g}: a wrong peak?")
     ratio = float(prediction.mean() / target.mean()) if target.mean() > 0 else 1.0
     if not 1 / 6 < ratio < 6:
@@ -311,7 +317,8 @@ def _suspicious_order(prediction: Tensor, target: Tensor) -> list[str]:
     orders = list(itertools.permutations(range(3)))
     errors = [float((shown[list(order)] - wanted).square().mean()) for order in orders]
     best = min(range(len(orders)), key=errors.__getitem__)
-    if errors[0] < 1e-4 or errors[best] > 0.5 * errors[0]:
+    # The other order must be better than grey too: the colours of a poor network fit in none.
+    if errors[0] < 1e-4 or errors[best] > min(0.5 * errors[0], float(wanted.square().mean())):
         return []
     name = "".join("RGB"[channel] for channel in orders[best])
     return [f"the prediction fits far better with its channels as {name}: a wrong channel order?"]

@@ -235,6 +235,20 @@ def test_lights_above_the_peak_are_odd_in_bounded_data_only():
     assert find_suspicious(target, target, bounded=False) == []
 
 
+def test_a_dark_target_is_odd_unless_in_low_light():
+    target = 0.01 * natural_picture()
+    (found,) = find_suspicious(target, target)
+    assert "reaches only" in found
+    assert find_suspicious(target, target, low_light=True) == []
+
+
+def test_a_network_whose_colours_are_bad_in_every_order_is_not_accused_of_a_wrong_one():
+    target = natural_picture()
+    strange = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(3))
+    strange = torch.nn.functional.interpolate(strange[None], size=target.shape[-2:], mode="bilinear")[0]
+    assert not any("channel order" in line for line in find_suspicious(strange, target))
+
+
 @pytest.mark.parametrize(
     ("prediction", "target", "error", "message"),
     [
