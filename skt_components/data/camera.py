@@ -214,20 +214,31 @@ def simulate_bracket(
         >>> sample.bracket.shape, sample.target.shape
         (torch.Size([3, 6, 32, 32]), torch.Size([3, 32, 32]))
     """
-    check_tensor("radiance", radiance, ndim=3, layout="(3, H, W)", channels=3)
-    height, width = (size - 2 * margin for size in radiance.shape[-2:])
-    if margin < 0 or min(height, width) < 1:
-        raise ValueError(f"margin must be >= 0 and leave pixels of {tuple(radiance.shape)}, got {margin!r}")
+    radiance, visible = without_margin(radiance, margin)
     if scale is not None:
         check_positive("scale", scale)
-    radiance = radiance.to("cpu", torch.float32)
-    visible = radiance[:, margin : margin + height, margin : margin + width]
     factor = exposure_scale(visible, camera, generator) if scale is None else scale
     scene = (radiance * factor).clamp(0, 1)
+    height, width = visible.shape[-2:]
     frames = _take_frames(scene, height, width, camera, motion, generator)
     ldr = capture(frames, camera, generator)
     bracket = make_bracket(ldr, camera.times, camera.gamma)
     return HDRSample(bracket, camera.times, frames[camera.reference_index].clone(), name, "srgb")
+
+
+def without_margin(radiance: Tensor, margin: int) -> tuple[Tensor, Tensor]:
+    """Return a picture to photograph in float32 on the CPU, and the part of it inside the margin.
+
+    Raises:
+        TypeError: if ``radiance`` is not a floating-point tensor.
+        ValueError: if ``radiance`` is not (3, H, W) or the margin leaves nothing of it.
+    """
+    check_tensor("radiance", radiance, ndim=3, layout="(3, H, W)", channels=3)
+    height, width = (size - 2 * margin for size in radiance.shape[-2:])
+    if margin < 0 or min(height, width) < 1:
+        raise ValueError(f"margin must be >= 0 and leave pixels of {tuple(radiance.shape)}, got {margin!r}")
+    radiance = radiance.to("cpu", torch.float32)
+    return radiance, radiance[:, margin : margin + height, margin : margin + width]
 
 
 def _take_frames(

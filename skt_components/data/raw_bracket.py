@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from skt_components.data._seeding import log_uniform
-from skt_components.data.camera import exposure_scale
+from skt_components.data.camera import exposure_scale, without_margin
 from skt_components.data.io import read_image
 from skt_components.data.motion import Motion, MovingPicture
 from skt_components.data.raw_camera import PEAK, RawCamera, capture_raw
@@ -65,13 +65,9 @@ def simulate_raw_bracket(
         >>> sample.bracket.shape, sample.target.shape
         (torch.Size([5, 4, 32, 32]), torch.Size([4, 32, 32]))
     """
-    check_tensor("radiance", radiance, ndim=3, layout="(3, H, W)", channels=3)
-    height, width = (size - 2 * margin for size in radiance.shape[-2:])
-    if margin < 0 or min(height, width) < 1:
-        raise ValueError(f"margin must be >= 0 and leave pixels of {tuple(radiance.shape)}, got {margin!r}")
+    radiance, visible = without_margin(radiance, margin)
+    height, width = visible.shape[-2:]
     _check_blocks("radiance", (height, width), camera)
-    radiance = radiance.to("cpu", torch.float32)
-    visible = radiance[:, margin : margin + height, margin : margin + width]
     scene = (radiance * _full_scale(visible, camera, generator, scale)).clamp(0, 1)
     picture = MovingPicture(scene, height, width, motion, generator)
     poses = [None, *(picture.draw_pose(generator) for _ in range(camera.num_frames - 1))]
