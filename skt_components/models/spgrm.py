@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from skt_components.modules.fusion import SemanticGuidedFusion
 from skt_components.modules.pyramid import FeaturePyramid
-from skt_components.ops._checks import check_tensor
+from skt_components.ops._checks import check_count, check_tensor
 
 
 class SPGRM(nn.Module):
     """Refine a tone-mapped picture under the guidance of semantic features: ``H_s^ = f_e(H_s, p_f)`` (eq. 3).
 
     A 3x3 convolution, three semantic guided fusion modules, a 3x3 convolution, and a residual on the input. The
-    last convolution starts at zero, so that an untrained teacher returns the picture as it is.
+    last convolution starts at zero, so that an untrained teacher returns the picture as it is. With ``stride`` s the
+    picture's blocks of s x s pixels become channels before the first convolution, and pixels again after the last:
+    the stages then cost 1/s^2, and nothing of the picture is lost.
 
     Args:
         prior_channels: channels of the semantic features, coarse to fine (a bank's ``channels``).
@@ -27,9 +32,13 @@ class SPGRM(nn.Module):
         num_heads: heads of the prior fusion blocks.
         levels: pyramid level that guides each of the three stages; the finest, which has all levels in it, by
             default.
+        stride: side of the picture's blocks that become one pixel of the stages; 1 is the paper's.
+        checkpointing: keep only the inputs of the stages while training and compute the rest again in the backward
+            pass: less memory, more time, the same gradient.
 
     Raises:
-        ValueError: ``levels`` does not name three existing levels, or ``num_heads`` does not divide ``features``.
+        ValueError: ``levels`` does not name three existing levels, ``num_heads`` does not divide ``features``, or
+            ``stride`` is below 1.
 
     Example:
         >>> import torch
@@ -49,18 +58,22 @@ class SPGRM(nn.Module):
         make_fusion: Callable[[], nn.Module] | None = None,
         num_heads: int = 4,
         levels: Sequence[int] = (-1, -1, -1),
+        stride: int = 1,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.stride, self.checkpointing = check_count("stride", stride, 1), checkpointing
         count = len(prior_channels)
         if len(levels) != 3 or not all(-count <= level < count for level in levels):
             raise ValueError(f"levels must be three indices into {count} pyramid levels, got {tuple(levels)}")
         self.features, self.levels = features, tuple(level % count for level in levels)
         self.pyramid = FeaturePyramid(prior_channels, features, levels=sorted(set(self.levels)))
-        self.head = nn.Conv2d(channels, features, 3, padding=1)
+        self.channels = channels
+        self.head = nn.Conv2d(channels * stride**2, features, 3, padding=1)
         self.stages = nn.ModuleList(
             SemanticGuidedFusion(features, features, make_fusion() if make_fusion else None, num_heads) for _ in levels
         )
-        self.tail = nn.Conv2d(features, channels, 3, padding=1)
+        self.tail = nn.Conv2d(features, channels * stride**2, 3, padding=1)
         for parameter in self.tail.parameters():
             nn.init.zeros_(parameter)
 
@@ -68,9 +81,16 @@ class SPGRM(nn.Module):
         self, tonemapped: Float[Tensor, "b c h w"], features: Sequence[Float[Tensor, "b _c _h _w"]]
     ) -> Float[Tensor, "b c h w"]:
         """Return the refined picture, same shape and domain as ``tonemapped``; ``features`` run coarse to fine."""
-        check_tensor("tonemapped", tonemapped, ndim=4, layout="(B, C, H, W)", channels=self.head.in_channels)
+        check_tensor("tonemapped", tonemapped, ndim=4, layout="(B, C, H, W)", channels=self.channels)
         guides = dict(zip(self.pyramid.levels, self.pyramid(features), strict=True))
-        x = self.head(tonemapped)
+        height, width = tonemapped.shape[-2:]
+        whole = F.pad(tonemapped, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
+        x = self.head(F.pixel_unshuffle(whole, self.stride))
         for stage, level in zip(self.stages, self.levels, strict=True):
-            x = stage(x, guides[level])
-        return tonemapped + self.tail(x)
+            x = self._run(stage, x, guides[level])
+        return tonemapped + F.pixel_shuffle(self.tail(x), self.stride)[..., :height, :width]
+
+    def _run(self, stage: nn.Module, *inputs: Tensor) -> Tensor:
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(stage, *inputs, use_reentrant=False)
+        return stage(*inputs)

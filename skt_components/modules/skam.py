@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -71,16 +72,17 @@ class SKAM(nn.Module):
         teacher: Float[Tensor, "b t h w"],
         *,
         mask: Shaped[Tensor, "b l h w"] | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         detach_teacher: bool = True,
     ) -> SKAMOutput:
         """Return the alignment loss and the enhanced feature.
 
         Args:
-            student: the student's feature; its latent is resized bilinearly to the teacher's size.
+            student: the student's feature; a larger one is averaged to the teacher's size, the latent of a smaller one
+                resized bilinearly.
             teacher: the teacher's feature.
             mask: the mask to use instead of a random one, at the latent's shape; bool or 0 and 1.
-            generator: source of the mask's randomness.
+            generator: source of the mask's randomness, or one for each sample of the batch.
             detach_teacher: keep the loss from training the teacher.
 
         Raises:
@@ -94,9 +96,13 @@ class SKAM(nn.Module):
                 f"student and teacher must have one batch size, got {tuple(student.shape)}, {tuple(teacher.shape)}"
             )
         teacher = teacher.detach() if detach_teacher else teacher
+        size = teacher.shape[-2:]
+        if (
+            student.shape[-2] >= size[0] and student.shape[-1] >= size[1]
+        ):  # before the convolutions, which then cost less
+            student = F.adaptive_avg_pool2d(student, size) if student.shape[-2:] != size else student
         latent_student, latent_teacher = self.student_encoder(student), self.teacher_encoder(teacher)
-        if latent_student.shape[-2:] != latent_teacher.shape[-2:]:
-            size = latent_teacher.shape[-2:]
+        if latent_student.shape[-2:] != size:
             latent_student = F.interpolate(latent_student, size=size, mode="bilinear", align_corners=False)
         if mask is None:
             mask, _ = complementary_masks(

@@ -15,7 +15,7 @@ def complementary_masks(
     shape: Sequence[int],
     mask_ratio: float = 0.5,
     *,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
@@ -25,7 +25,8 @@ def complementary_masks(
         shape: shape of the masks, such as ``(B, C, H, W)``; every element is drawn alone.
         mask_ratio: probability of a 1 in the first mask, in [0, 1].
         generator: source of randomness; the default one of ``device`` when None. A generator on another device
-            draws there and the result is copied.
+            draws there and the result is copied. A sequence has one for each sample, so that a sample's mask does not
+            depend on the batch that it is in.
         device: where the masks are wanted; the generator's device when None.
         dtype: floating-point dtype of the masks.
 
@@ -33,7 +34,7 @@ def complementary_masks(
         ``(mask, complement)``: binary, and their sum is 1 everywhere.
 
     Raises:
-        ValueError: ``mask_ratio`` is outside [0, 1].
+        ValueError: ``mask_ratio`` is outside [0, 1], or there are more or fewer generators than samples.
 
     Example:
         >>> import torch
@@ -43,6 +44,15 @@ def complementary_masks(
     """
     if not 0.0 <= mask_ratio <= 1.0:
         raise ValueError(f"mask_ratio must be in [0, 1], got {mask_ratio!r}")
+    if isinstance(generator, Sequence):
+        if len(generator) != shape[0]:
+            raise ValueError(f"generator must have one for each of {shape[0]} samples, got {len(generator)}")
+        drawn = [
+            complementary_masks(shape[1:], mask_ratio, generator=one, device=device, dtype=dtype)[0]
+            for one in generator
+        ]
+        mask = torch.stack(drawn)
+        return mask, 1 - mask
     source = generator.device if generator is not None else torch.device(device or "cpu")
     target = torch.device(device) if device is not None else source
     # generator=None, spelled out, keeps torch.compile from tracing dynamic shapes.

@@ -11,7 +11,8 @@ from skt_components.training.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from skt_components.training.config import LossWeights, TrainConfig, make_run_folder, read_options
+from skt_components.training.config import LossWeights, TrainConfig, read_options
+from skt_components.training.run_folder import make_run_folder
 from skt_components.training.scheme import SemanticKnowledgeTransfer, StepOutput
 from skt_components.training.setup import check_bank_weights, load_network, make_knowledge_bank, pick_device
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,9 @@ class LossWeights:
         return cls(content_weight=0.1, color_weight=0.01, alignment_weight=1.0, perceptual_weight=0.0)
 
 
+_COUNTS = ("steps", "batch_size", "accumulate", "crop", "log_every", "validate_every", "checkpoint_every", "keep")
+_COUNTS += ("regions", "seeds")
+_WEIGHTS = ("warmup_lr", "weight_decay", "spike_factor", "org_perceptual_weight")
 _PUBLISHED = ("kalantari", "tel", "bracketire", "bracketire-plus")
 
 
@@ -76,7 +76,8 @@ class TrainConfig:
     taps: tuple[str, ...] = ()
     """Three layers of the network to align; its own fusion_taps when empty."""
     knowledge_bank: str = "tf_efficientnet_lite0"
-    """Frozen network that knows about pictures: a model of timm by its name, or fastsam (weights under AGPL-3.0)."""
+    """Frozen network that knows about pictures: a model of timm by its name, fastsam (weights under AGPL-3.0), or none:
+    a teacher without semantic features, and the whole picture as the only region."""
     weights: str | None = None
     """The bank's weights: a file; for timm also "pretrained" to download. The default bank's come from a pip package;
     fastsam looks for SKT_FASTSAM_WEIGHTS and in its cache."""
@@ -100,22 +101,58 @@ class TrainConfig:
     """Overrides lambda of eq. 5."""
     perceptual: str | None = None
     """Features of eq. 5's second term: "bank", "pretrained" (VGG19, downloads), or a file of VGG19 weights."""
+    org_perceptual_weight: float = 0.0
+    """Weight of a perceptual term in L_org, of the bare network too, over the features of --perceptual."""
+    transfer_start: int = 0
+    """Steps during which only L_org trains the network, while the teacher learns."""
+    transfer_ramp: int = 0
+    """Steps after these over which the weights of the other terms grow to their full size."""
+    teacher_stride: int | None = None
+    """Side of the picture's blocks that are one pixel of the teacher; 1 is the paper's, at four times the work."""
     steps: int = 300
     """Optimisation steps."""
     batch_size: int = 4
-    """Samples per step."""
+    """Samples per forward pass of each process."""
+    accumulate: int = 1
+    """Forward passes per step, whose gradient is that of one large batch."""
     crop: int = 64
     """Side of the training crops, in pixels; of RAW in blocks of 2 x 2 of them, as the target has them."""
     lr: float = 1e-3
-    """Learning rate of Adam; falls along a cosine to a fiftieth."""
+    """Learning rate."""
+    final_lr: float | None = None
+    """Learning rate at the end; a fiftieth of --lr when not given."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """How the learning rate gets there: along a cosine, at once after four fifths of the steps, or never."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate grows from --warmup-lr."""
+    warmup_lr: float = 0.0
+    """Learning rate of the first of these steps."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Adam, or AdamW with its decoupled weight decay."""
+    weight_decay: float = 0.0
+    """Weight decay."""
+    clip_grad: float | None = None
+    """Largest norm of the gradient; no limit when not given."""
+    ema_decay: float = 0.0
+    """Decay per step of a moving average of the network's weights, which is then validated and saved; 0 is none."""
     seed: int = 0
     """Seeds weights, data and masks."""
+    seeds: int = 1
+    """Train that many times, with --seed, --seed + 1, ..., and report them together."""
     val_crop: int = 128
     """Side of the validation pictures, as that of the crops."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the convolutions and products; losses are float32 always. auto is bf16 on a GPU that has it, else fp32."""
+    channels_last: bool = False
+    """Keep pictures with their channels last in memory: faster convolutions on most GPUs."""
+    compile: bool = False
+    """Compile network and teacher with torch.compile: minutes at the start, faster steps."""
+    checkpointing: bool = False
+    """Compute the large blocks again in the backward pass: less memory, more time, the same gradient."""
     workers: int = 0
-    """Processes that load data."""
+    """Processes that load data, for each process that trains."""
     out: Path | None = None
     """Run folder, must be new; runs/<data>-<orm>-<time> when not given."""
     log_every: int = 25
@@ -124,23 +161,42 @@ class TrainConfig:
     """Steps between validations."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
+    keep: int = 2
+    """How many of the newest checkpoints to keep, beside the best."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Where the numbers go beside metrics.jsonl: tensorboard, wandb, mlflow, ... as Hugging Face Accelerate has them."""
+    spike_factor: float = 10.0
+    """A loss that many times the median of the last hundred is reported, and its batch kept; 0 looks for none."""
     resume: Path | None = None
     """Run folder to continue, with its own configuration; other options given here override it."""
     compare: bool = False
     """Also train the bare network from the same weights on the same data, and print the paired gain."""
     config: Path | None = None
     """TOML file of these options; those on the command line win."""
+    dry_run: bool = False
+    """Train nothing: print parameters, operations, memory and steps, and check that every file is there."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "crop", "log_every", "validate_every", "checkpoint_every", "regions"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be >= 1, got {getattr(self, name)}")
+                raise ValueError(f"--{_flag(name)} must be >= 1, got {getattr(self, name)}")
         if self.val_crop < 16:
             raise ValueError(f"--val-crop must be >= 16, got {self.val_crop}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"--lr must be a finite number > 0, got {self.lr}")
-        if self.workers < 0:
-            raise ValueError(f"--workers must be >= 0, got {self.workers}")
+        for name in ("lr", "final_lr", "clip_grad"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"--{_flag(name)} must be a finite number > 0, got {value}")
+        for name in ("workers", "transfer_start", "transfer_ramp", "warmup_steps", *_WEIGHTS):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--{_flag(name)} must be a finite number >= 0, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"--ema-decay must be in [0, 1), got {self.ema_decay}")
+        if self.teacher_stride is not None and self.teacher_stride < 1:
+            raise ValueError(f"--teacher-stride must be >= 1, got {self.teacher_stride}")
+        if self.org_perceptual_weight > 0 and self.perceptual is None:
+            raise ValueError(
+                f"--org-perceptual-weight {self.org_perceptual_weight:g} needs the features of --perceptual"
+            )
         if self.resume is not None and self.out is not None:
             raise ValueError("--resume continues in its own folder: leave --out away")
         self._check_data()
@@ -177,7 +233,7 @@ class TrainConfig:
         for name in ("crop", "val_crop"):
             if getattr(self, name) % self.scale:
                 raise ValueError(
-                    f"--{name.replace('_', '-')} must be a multiple of 4, the factor between the sizes of bracket and "
+                    f"--{_flag(name)} must be a multiple of 4, the factor between the sizes of bracket and "
                     f"target, got {getattr(self, name)}"
                 )
 
@@ -209,7 +265,7 @@ def read_options(path: str | os.PathLike[str]) -> list[str]:
         raise ValueError(f"{path} is not a TOML file: {error}") from error
     arguments: list[str] = []
     for key, value in options.items():
-        flag = key.replace("_", "-")
+        flag = _flag(key)
         if isinstance(value, dict):
             raise ValueError(f"{path}: {key} is a table, expected a plain option")
         if isinstance(value, bool):
@@ -219,45 +275,5 @@ def read_options(path: str | os.PathLike[str]) -> list[str]:
     return arguments
 
 
-def make_run_folder(config: TrainConfig) -> Path:
-    """Create the run's folder, or return the one to resume, and write the options into its ``config.toml``.
-
-    Raises:
-        FileExistsError: ``config.out`` exists and is not empty.
-        FileNotFoundError: ``config.resume`` does not exist.
-    """
-    if config.resume is not None:
-        if not config.resume.is_dir():
-            raise FileNotFoundError(f"--resume: no run folder at {config.resume}")
-        _write_options(config.resume / "config.toml", asdict(config))
-        return config.resume
-    name = f"{config.data}-{config.orm.replace(':', '.')}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run = config.out if config.out is not None else Path("runs") / name
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        way_out = f", or --resume {run}" if (run / "config.toml").is_file() else ""
-        raise FileExistsError(f"--out {run} exists and is not empty: choose another{way_out}")
-    run.mkdir(parents=True, exist_ok=True)
-    _write_options(run / "config.toml", asdict(config))
-    return run
-
-
-def _write_options(path: Path, options: Mapping[str, Any]) -> None:
-    skipped = ("config", "resume", "out")  # where a run came from, not what it is
-    files = {
-        key: Path(value) for key in ("weights", "perceptual") if (value := options.get(key)) and Path(value).is_file()
-    }
-    kept = {key: value for key, value in {**options, **files}.items() if key not in skipped and value is not None}
-    lines = [f"{key} = {_toml(value)}" for key, value in kept.items()]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return repr(value)
-    # TOML's strings are JSON's, but for surrogate pairs, which must be characters, and DEL, which must not.
-    value = value.resolve() if isinstance(value, Path) else value  # a run may be resumed from elsewhere
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+def _flag(name: str) -> str:
+    return name.replace("_", "-")

@@ -82,6 +82,8 @@ class SemanticKnowledgeTransfer(nn.Module):
             regions and features move while it learns. "target" is the tone-mapped ground truth: the same in every
             epoch, so it can be kept on disk, and right from the first step, but the teacher then gets features of
             the answer along with the student's picture and has less to learn from the picture itself.
+        teacher_stride: the ``stride`` of the :class:`SPGRM` that is made. None is twice the factor between the sizes of
+            target and bracket: a quarter of the work of the paper's stages, which 1 gives.
         sample: a bracket ``(B, N, C, H, W)`` to read the stages' channels from, once; a small random one in the
             shape of the domain when None.
 
@@ -116,6 +118,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         joint: bool = False,
         detach_teacher: bool = True,
         priors_of: Described = "tonemapped",
+        teacher_stride: int | None = None,
         sample: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -131,11 +134,12 @@ class SemanticKnowledgeTransfer(nn.Module):
         self.bank = Frozen(knowledge_bank)  # type: ignore[arg-type]
         default = MuL1Loss(self.transfer.mu, self.transfer.peak)
         self.orm_loss = _frozen(default if orm_loss is None else orm_loss)
-        self.spgrm = spgrm if spgrm is not None else _make_spgrm(orm, knowledge_bank)
-        self.teacher_taps = _find_taps(self.spgrm, None)
         self.color_loss = _frozen(SemanticHistogramLoss() if color_loss is None else color_loss)
         self.joint, self.detach_teacher, self.priors_of = joint, detach_teacher, priors_of
-        student, teacher = self._stage_channels(sample)
+        student, hdr, scale = self._try_network(sample)
+        self.spgrm = spgrm if spgrm is not None else _make_spgrm(orm, knowledge_bank, teacher_stride or 2 * scale)
+        self.teacher_taps = _find_taps(self.spgrm, None)
+        teacher = self._teacher_channels(hdr)
         latent = student if latent_channels is None else [latent_channels] * _STAGES
         self.skams = nn.ModuleList(SKAM(*widths, mask_ratio) for widths in zip(student, teacher, latent, strict=True))
 
@@ -146,7 +150,8 @@ class SemanticKnowledgeTransfer(nn.Module):
         *,
         labels: Integer[Tensor, "b _hs _ws"] | None = None,
         num_regions: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        ramp: float = 1.0,
         metadata: Mapping[str, Tensor] | None = None,
     ) -> StepOutput:
         """Return the losses and pictures of one step.
@@ -157,7 +162,10 @@ class SemanticKnowledgeTransfer(nn.Module):
             labels: regions to use instead of the bank's, ``(B, H, W)`` integers for the tone-mapped picture (twice
                 the target's size for packed raw); outside [0, ``num_regions``) they mean "no region".
             num_regions: how many regions ``labels`` can name.
-            generator: source of the SKAMs' random masks.
+            generator: source of the SKAMs' random masks, or one for each sample, so that a batch and its parts get the
+                same masks.
+            ramp: what the weights of content, color and alignment are multiplied with in ``orm_loss``, from 0 to 1; at
+                0 these terms are computed still, and every parameter has a gradient.
             metadata: of RAW data, such as ``HDRSample.metadata``: ``white_balance`` (B, 3) and ``color_matrix``
                 (B, 3, 3), with which output and target are rendered for the bank, the teacher and all losses but L_org.
                 None, or an empty one, is the paper's: demosaicing and mu-law alone.
@@ -187,7 +195,7 @@ class SemanticKnowledgeTransfer(nn.Module):
             self._check_stages(stages, hdr)
             terms["alignment"] = self._alignment(stages, teacher_stages, generator)
         terms["spgrm"] = (refined - truth).abs().mean()
-        orm_loss = sum((w * terms[name] for name, w in self._active_weights(terms)), terms["org"])
+        orm_loss = sum((ramp * w * terms[name] for name, w in self._active_weights(terms)), terms["org"])
         return StepOutput(orm_loss, terms["spgrm"], orm_loss + terms["spgrm"], terms, hdr, tonemapped, refined, priors)
 
     def gradient_norms(self, output: StepOutput) -> dict[str, float]:
@@ -241,7 +249,12 @@ class SemanticKnowledgeTransfer(nn.Module):
             terms["color"] = self.color_loss(student, teacher, valid=priors.valid, **regions)
         return terms
 
-    def _alignment(self, student: list[Tensor], teacher: list[Tensor], generator: torch.Generator | None) -> Tensor:
+    def _alignment(
+        self,
+        student: list[Tensor],
+        teacher: list[Tensor],
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+    ) -> Tensor:
         losses = [
             skam(s, t, generator=generator, detach_teacher=self.detach_teacher).loss
             for skam, s, t in zip(self.skams, student, teacher, strict=True)
@@ -288,8 +301,8 @@ class SemanticKnowledgeTransfer(nn.Module):
         with torch.autocast(hdr.device.type, enabled=False):
             return self.transfer(_full(hdr), **(metadata or {}))
 
-    def _stage_channels(self, sample: Tensor | None) -> tuple[list[int], list[int]]:
-        """Run both networks once, in eval mode and without gradient, and read the width of their stages."""
+    def _try_network(self, sample: Tensor | None) -> tuple[list[int], Tensor, int]:
+        """Run the network once, in eval mode and without gradient: its stages' widths, its output, its scale."""
         parameter = next(self.orm.parameters(), torch.empty(0))
         if sample is None:
             shape = (1, 5, 4, 64, 64) if self.transfer.domain == "raw" else (1, 3, 6, 64, 64)
@@ -306,7 +319,7 @@ class SemanticKnowledgeTransfer(nn.Module):
             hdr = self._check_output(hdr)
         size = (sample.shape[-2], sample.shape[-1])
         student_channels = [as_feature_map(stage, size).shape[1] for stage in student]
-        return student_channels, self._teacher_channels(hdr)
+        return student_channels, hdr, max(round(hdr.shape[-1] / size[-1]), 1)
 
     def _teacher_channels(self, hdr: Tensor) -> list[int]:
         device = next(self.spgrm.parameters(), hdr).device
@@ -338,11 +351,20 @@ def _find_taps(model: nn.Module, names: Sequence[str] | None) -> FeatureTaps:
     return taps
 
 
-def _make_spgrm(orm: nn.Module, bank: KnowledgeBank) -> SPGRM:
+def _make_spgrm(orm: nn.Module, bank: KnowledgeBank, stride: int) -> SPGRM:
     network = unwrap(orm)
     make_fusion = getattr(network, "make_fusion_module", None)
     features = getattr(network, "features", 64) if make_fusion else 64
-    return SPGRM(bank.channels, features=features, make_fusion=make_fusion, num_heads=math.gcd(4, features))
+    heads = math.gcd(4, features)
+    checkpointing = getattr(network, "checkpointing", False)
+    return SPGRM(
+        bank.channels,
+        features=features,
+        make_fusion=make_fusion,
+        num_heads=heads,
+        stride=stride,
+        checkpointing=checkpointing,
+    )
 
 
 def _frozen(loss: Any) -> Any:

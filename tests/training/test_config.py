@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from skt_components.modules import DomainTransfer
 from skt_components.training import LossWeights, TrainConfig, make_run_folder, read_options
-from skt_components.training.config import _toml
+from skt_components.training.run_folder import _toml
 
 OTHER = TrainConfig(
     download=True,

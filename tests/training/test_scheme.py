@@ -312,7 +312,11 @@ def test_the_bank_can_describe_the_target():
 def test_the_losses_are_eqs_13_and_14_composed_literally(size):
     bank = TinyBank()
     framework = make(
-        knowledge_bank=bank, weights=LossWeights.paper(), perceptual=PerceptualLoss(bank), mask_ratio=0.3
+        knowledge_bank=bank,
+        weights=LossWeights.paper(),
+        perceptual=PerceptualLoss(bank),
+        mask_ratio=0.3,
+        teacher_stride=1,
     ).double()
     bracket, target = make_data(size=size, dtype=torch.float64)
     output = framework(bracket, target, generator=generator(7))
