@@ -97,10 +97,8 @@ class SKAM(nn.Module):
             )
         teacher = teacher.detach() if detach_teacher else teacher
         size = teacher.shape[-2:]
-        if (
-            student.shape[-2] >= size[0] and student.shape[-1] >= size[1]
-        ):  # before the convolutions, which then cost less
-            student = F.adaptive_avg_pool2d(student, size) if student.shape[-2:] != size else student
+        if student.shape[-2:] != size and student.shape[-2] >= size[0] and student.shape[-1] >= size[1]:
+            student = F.adaptive_avg_pool2d(student, size)  # before the convolutions, which then cost less
         latent_student, latent_teacher = self.student_encoder(student), self.teacher_encoder(teacher)
         if latent_student.shape[-2:] != size:
             latent_student = F.interpolate(latent_student, size=size, mode="bilinear", align_corners=False)

@@ -194,9 +194,7 @@ class TrainConfig:
         if self.teacher_stride is not None and self.teacher_stride < 1:
             raise ValueError(f"--teacher-stride must be >= 1, got {self.teacher_stride}")
         if self.org_perceptual_weight > 0 and self.perceptual is None:
-            raise ValueError(
-                f"--org-perceptual-weight {self.org_perceptual_weight:g} needs the features of --perceptual"
-            )
+            raise ValueError("--org-perceptual-weight needs features: give --perceptual")
         if self.resume is not None and self.out is not None:
             raise ValueError("--resume continues in its own folder: leave --out away")
         self._check_data()

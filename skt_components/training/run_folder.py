@@ -35,7 +35,7 @@ def make_run_folder(config: TrainConfig) -> Path:
 
 
 def _write_options(path: Path, options: Mapping[str, Any]) -> None:
-    skipped = ("config", "resume", "out")  # where a run came from, not what it is
+    skipped = ("config", "resume", "out", "dry_run")  # where a run came from, not what it is
     files = {
         key: Path(value) for key in ("weights", "perceptual") if (value := options.get(key)) and Path(value).is_file()
     }
