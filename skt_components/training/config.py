@@ -164,7 +164,7 @@ class TrainConfig:
     keep: int = 2
     """How many of the newest checkpoints to keep, beside the best."""
     trackers: tuple[str, ...] = ("tensorboard",)
-    """Where the numbers go beside metrics.jsonl: tensorboard, wandb, mlflow, ... as Hugging Face Accelerate has them."""
+    """Where the numbers go beside metrics.jsonl: tensorboard, wandb, mlflow, ... of Hugging Face Accelerate."""
     spike_factor: float = 10.0
     """A loss that many times the median of the last hundred is reported, and its batch kept; 0 looks for none."""
     resume: Path | None = None
