@@ -17,8 +17,7 @@ from pathlib import Path
 import banks
 import torch
 import tyro
-from cases import step_methods
-from timing import environment, interleave, ratios, write_result
+from timing import environment, write_result
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +34,8 @@ class Options:
     """Interleaved rounds of each timing."""
     histogram: bool = True
     """Also run benchmarks/test_histogram.py, which writes a file of its own; minutes."""
+    train_step: bool = True
+    """Also run benchmarks/test_train_step.py, which writes a file of its own for each bank; an hour on a CPU."""
     banks: bool = True
     """Also time the knowledge banks; minutes on a CPU."""
     out: Path = ROOT / "benchmarks" / "results"
@@ -44,6 +45,7 @@ class Options:
 def gpu_tests() -> str:
     """Closing line of the tests marked gpu."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests")]
+    command.append(str(ROOT / "benchmarks" / "test_train_step.py"))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout[-2000:])
     return done.stdout.strip().splitlines()[-1]
@@ -58,7 +60,7 @@ def training_comparison(steps: int, seed: int) -> dict[str, float]:
         lines = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
     print(done.stdout)
     final = {line["run"]: line["validation"]["ORM"]["PSNR-mu"] for line in lines if "validation" in line}
-    gain = re.search(r"gain over the bare network: ([+-][\d.]+)", done.stdout)
+    gain = re.search(r"paired gain over 1 seed and \d+ pictures: ([+-][\d.]+)", done.stdout)
     assert gain is not None, done.stdout
     return {"seed": seed, "steps": steps, **final, "paired_gain_db": float(gain[1])}
 
@@ -76,10 +78,10 @@ def main(options: Options) -> None:
         command = [sys.executable, str(ROOT / "benchmarks" / "test_histogram.py"), "--rounds", str(options.rounds)]
         for extra in ([], ["--profile"]) if cuda else ([],):
             subprocess.run([*command, "--out", str(options.out), *extra], check=True)
-    batch, crop = (16, 256) if cuda else (4, 64)
-    step = interleave(step_methods(device, cuda, batch, crop), device, options.rounds)
-    result["training_step"] = {"batch": batch, "crop": crop, "full_size": cuda, **ratios(step, "bare step")}
-    print(json.dumps(result["training_step"], indent=1))
+    if options.train_step:
+        command = [sys.executable, str(ROOT / "benchmarks" / "test_train_step.py"), "--rounds", str(options.rounds)]
+        for bank in ("lite0", "fastsam"):
+            subprocess.run([*command, "--bank", bank, "--out", str(options.out)], check=True)
     if options.banks:
         batches = (1, 4, 16) if cuda else (1, 4)
         result["knowledge_banks"] = banks.measure(banks.Options(batches=batches, rounds=options.rounds), device)

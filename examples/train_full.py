@@ -2,9 +2,10 @@
 
 python examples/train_full.py                                          # procedural scenes, a few minutes on a CPU
 python examples/train_full.py --data hdr-folder --root PHOTOS          # a folder of .hdr / .exr photographs
-python examples/train_full.py --data kalantari --root SIG17            # a data set as published
+python examples/train_full.py --config examples/configs/ahdrnet-tel.toml --root TEL --dry-run  # the paper's, planned
+torchrun --nproc-per-node 4 examples/train_full.py --config ...        # four GPUs, or processes of a CPU
 python examples/train_full.py --camera raw                             # five noisy, blurred RAW exposures
-python examples/train_full.py --compare                                # also the bare network, and the paired gain
+python examples/train_full.py --compare --seeds 3                      # also the bare network, and the paired gain
 python examples/train_full.py --orm my_package.nets:MyNet --taps enc body dec
 """
 
@@ -16,16 +17,18 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import tyro
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Subset, default_collate
 from tqdm import tqdm
 
 import skt_components as skt
@@ -51,6 +54,52 @@ Data: TypeAlias = "skt.SyntheticScenes | skt.HDRFolder | skt.Kalantari17 | skt.B
 Forward = Callable[[nn.Module, Tensor], Tensor]
 Network = Callable[[Tensor], Tensor]
 Scores = dict[str, dict[str, Tensor]]
+FILES = {"framework": "orm", "bare": "bare"}  # names of the weights' files
+METRICS = {"PSNR-mu": skt.psnr_mu, "PSNR-L": skt.psnr_l, "SSIM-mu": skt.ssim_mu}
+
+
+# --- what is trained
+
+
+class OrgLoss(nn.Module):
+    """L_org: L1 after mu-law, and for those who want it a distance of features."""
+
+    def __init__(self, config: skt.TrainConfig, extractor: nn.Module | None) -> None:
+        super().__init__()
+        self.pixels, self.transfer = skt.MuL1Loss(peak=config.peak), skt.DomainTransfer(config.domain)
+        self.weight = config.org_perceptual_weight
+        self.features = skt.Frozen(skt.PerceptualLoss(extractor)) if self.weight and extractor is not None else None
+
+    def forward(self, hdr: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of linear pictures."""
+        loss = self.pixels(hdr, target)
+        if self.features is not None:
+            loss = loss + self.weight * self.features(self.transfer(hdr), self.transfer(target))
+        return loss
+
+
+class BareOutput(NamedTuple):
+    """What a step of the bare network gives, as far as the loop asks."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+class Bare(nn.Module):
+    """The network with L_org alone, called as the framework is."""
+
+    def __init__(self, orm: nn.Module, forward_orm: Forward, orm_loss: OrgLoss) -> None:
+        super().__init__()
+        self.orm, self.forward_orm, self.orm_loss = orm, forward_orm, orm_loss
+
+    def forward(self, bracket: Tensor, target: Tensor, **_: object) -> BareOutput:
+        """Return the loss of one step."""
+        loss = self.orm_loss(self.forward_orm(self.orm, bracket).float(), target)
+        return BareOutput(loss, {"org": loss})
+
+    def reconstruct(self, bracket: Tensor, *, orm: nn.Module | None = None, **_: object) -> tuple[Tensor, None]:
+        """Return the network's picture, and none of a teacher."""
+        return self.forward_orm(self.orm if orm is None else orm, bracket), None
 
 
 def parse(arguments: list[str]) -> skt.TrainConfig:
@@ -62,9 +111,9 @@ def parse(arguments: list[str]) -> skt.TrainConfig:
     return tyro.cli(skt.TrainConfig, args=[*itertools.chain(*map(skt.read_options, found)), *arguments])
 
 
-def build_data(config: skt.TrainConfig) -> tuple[Data, Data]:
+def build_data(config: skt.TrainConfig, processes: int = 1) -> tuple[Data, Data]:
     """Training crops and the fixed validation pictures."""
-    per_epoch = 100 * config.batch_size
+    per_epoch = 100 * config.batch_size * config.accumulate * processes
     camera = skt.RawCamera(scale=config.scale) if config.domain == "raw" else skt.Camera()
     if config.root is None:
         scenes = partial(skt.SyntheticScenes, camera=camera)
@@ -86,18 +135,22 @@ def build_data(config: skt.TrainConfig) -> tuple[Data, Data]:
 def bracket_options(config: skt.TrainConfig) -> dict[str, Any]:
     """What a network must know of the brackets it gets and of the pictures it returns."""
     if config.domain == "srgb":
-        return {"num_frames": 3, "in_channels": 6, "out_channels": 3}
-    raw = {"num_frames": 5, "in_channels": 4, "out_channels": 4, "reference": 0, "peak": config.peak}
-    return raw | {"scale": config.scale}
+        options: dict[str, Any] = {"num_frames": 3, "in_channels": 6, "out_channels": 3}
+    else:
+        options = {"num_frames": 5, "in_channels": 4, "out_channels": 4, "reference": 0, "peak": config.peak}
+        options["scale"] = config.scale
+    return options | ({"checkpointing": True} if config.checkpointing else {})
 
 
-def rendering(config: skt.TrainConfig, sample: skt.HDRSample, device: torch.device) -> dict[str, Tensor]:
+def rendering(config: skt.TrainConfig, sample: skt.HDRSample) -> dict[str, Tensor]:
     """What the domain transfer is told of RAW data: nothing, as in the paper, without --metadata."""
-    return {key: value.to(device) for key, value in sample.metadata.items()} if config.metadata else {}
+    return sample.metadata if config.metadata else {}
 
 
-def build_framework(config: skt.TrainConfig, orm: nn.Module, forward: Forward, sample: Tensor) -> Framework:
-    """Put the network into the framework."""
+def build_modules(config: skt.TrainConfig, sample: Tensor) -> tuple[Framework, Bare]:
+    """Put one network into the framework, and a copy of it beside."""
+    torch.manual_seed(config.seed)
+    orm, forward = skt.load_network(config.orm, ORMS, **bracket_options(config))
     bank = skt.make_knowledge_bank(
         config.knowledge_bank,
         weights=config.weights,
@@ -106,43 +159,74 @@ def build_framework(config: skt.TrainConfig, orm: nn.Module, forward: Forward, s
         taps=config.bank_taps,
         download=config.download,
     )
-    overrides = {f: v for f in asdict(skt.LossWeights.paper()) if (v := getattr(config, f)) is not None}
-    extractor = None
+    extractor: Any = None
     if config.perceptual is not None:
         extractor = bank if config.perceptual == "bank" else skt.VGG19Features(weights=config.perceptual)
-    return Framework(
+    org_loss = OrgLoss(config, extractor)
+    overrides = {f: v for f in asdict(skt.LossWeights.paper()) if (v := getattr(config, f)) is not None}
+    bare = Bare(copy.deepcopy(orm), forward, org_loss)
+    framework = Framework(
         orm,
         bank,
         taps=config.taps or None,
+        orm_loss=org_loss,
         domain=config.domain,
         weights=replace(getattr(skt.LossWeights, config.loss_weights)(), **overrides),
         forward_orm=forward,
         perceptual=None if extractor is None else skt.PerceptualLoss(extractor),
+        teacher_stride=config.teacher_stride,
         sample=sample,
     )
+    return framework, bare
 
 
-def batches(dataset: Data, config: skt.TrainConfig, step: int) -> Iterator[skt.HDRSample]:
-    """Yield the batches of ``step``, ``step`` + 1, ...: the same ones however the run got there."""
-    per_epoch = len(dataset) // config.batch_size
-    for epoch in itertools.count(step // per_epoch):
-        dataset.set_epoch(epoch)
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed + epoch)).tolist()
-        done = (step % per_epoch if epoch == step // per_epoch else 0) * config.batch_size
-        left = Subset(dataset, order[done:])
-        yield from DataLoader(left, config.batch_size, num_workers=config.workers, drop_last=True)
+class Parts(NamedTuple):
+    """What one run needs."""
+
+    data: tuple[Data, Data]
+    framework: Framework
+    bare: Bare
+
+
+def build(config: skt.TrainConfig, processes: int) -> Parts:
+    """Make data and networks of one seed."""
+    data = build_data(config, processes)
+    return Parts(data, *build_modules(config, data[1][0].bracket[None]))
+
+
+def build_optimizer(config: skt.TrainConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """Adam or AdamW, all parameters in one kernel."""
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return kind(parameters, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay, fused=True)
+
+
+# --- what is looked at
 
 
 @torch.no_grad()
-def validate(reconstruct: Callable[[skt.HDRSample], dict[str, Tensor]], data: DataLoader, peak: float) -> Scores:
-    """Metrics of every picture, by the name of what made it."""
-    scores: dict[str, dict[str, list[Tensor]]] = {}
-    for sample in data:
-        for name, picture in reconstruct(sample).items():
-            row = scores.setdefault(name, {"PSNR-mu": [], "PSNR-L": [], "SSIM-mu": []})
-            for metric, function in zip(row, (skt.psnr_mu, skt.psnr_l, skt.ssim_mu), strict=True):
-                row[metric].append(function(picture, sample.target.to(picture.device), peak=peak).cpu())
-    return {name: {metric: torch.cat(values) for metric, values in row.items()} for name, row in scores.items()}
+def validate(
+    config: skt.TrainConfig, engine: skt.Engine, module: Framework | Bare, orm: nn.Module, data: Data
+) -> Scores:
+    """Metrics of every picture, by the name of what made it; each picture is scored by one process."""
+    mine, rows, size = range(engine.rank, len(data), engine.processes), {}, 4
+    module.eval()
+    orm.eval()
+    for start, sample in zip(itertools.count(0, size), DataLoader(Subset(data, mine), size), strict=False):
+        sample = skt.place_sample(sample, engine.device, engine.dtype)
+        hdr, refined = module.reconstruct(sample.bracket, orm=orm, metadata=rendering(config, sample))
+        pictures = {"ORM": hdr} | ({} if refined is None else {"SPGRM": refined})
+        scores = {
+            name: {m: f(picture, sample.target, peak=config.peak).tolist() for m, f in METRICS.items()}
+            for name, picture in pictures.items()
+        }
+        for i, number in enumerate(mine[start : start + size]):
+            rows[number] = {name: {m: values[i] for m, values in row.items()} for name, row in scores.items()}
+    every = engine.gather(rows)
+    return {
+        name: {m: torch.tensor([row[name][m] for row in every], dtype=torch.float64) for m in METRICS}
+        for name in every[0]
+    }
 
 
 def means(scores: Scores) -> dict[str, dict[str, float]]:
@@ -150,125 +234,273 @@ def means(scores: Scores) -> dict[str, dict[str, float]]:
     return {name: {metric: float(values.mean()) for metric, values in row.items()} for name, row in scores.items()}
 
 
-def train(
-    config: skt.TrainConfig,
-    run: Path,
-    name: str,
-    orm: nn.Module,
-    forward: Forward,
-    framework: Framework | None,
-    data: tuple[Data, DataLoader],
-    device: torch.device,
-) -> Scores:
-    """Train the network, in the framework or bare; return its last scores."""
-    module: nn.Module = orm if framework is None else framework
-    module.to(device).train()
-    optimizer = torch.optim.Adam(module.parameters(), lr=config.lr, betas=(0.9, 0.999))
-    checkpoint, start, scores, org_loss = run / f"{name}.ckpt", 0, {}, skt.MuL1Loss(peak=config.peak)
-    if config.resume is not None and checkpoint.exists():
-        start = skt.restore_checkpoint(checkpoint, module=module, optimizer=optimizer)
-        if start > config.steps:
-            raise ValueError(f"--steps {config.steps}, but {checkpoint} is already at step {start}")
-    skt.rewind_metrics(run / "metrics.jsonl", name, start)
-
-    def log(step: int, **entry: object) -> None:
-        with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"run": name, "step": step, **entry}) + "\n")
-
-    def reconstruct(sample: skt.HDRSample) -> dict[str, Tensor]:
-        if framework is None:
-            return {"ORM": forward(orm, sample.bracket.to(device))}
-        metadata = rendering(config, sample, device)
-        output = framework(sample.bracket.to(device), sample.target.to(device), metadata=metadata)
-        return {"ORM": output.hdr, "SPGRM": framework.transfer.inverse(output.refined, **metadata)}
-
-    def score() -> Scores:
-        module.eval()
-        found = validate(reconstruct, data[1], config.peak)
-        module.train()
-        return found
-
-    if start == 0:
-        log(0, validation=means(score()))
-    stream, bar = batches(data[0], config, start), tqdm(range(start, config.steps), name, config.steps, initial=start)
-    with skt.deferred_interrupt() as interrupted:
-        for step in bar:
-            sample = next(stream)
-            torch.manual_seed((config.seed << 32) + step)  # masks and dropout: the same after a resume
-            bracket, target = sample.bracket.to(device), sample.target.to(device)
-            for group in optimizer.param_groups:
-                group["lr"] = config.lr * (0.02 + 0.49 * (1 + math.cos(math.pi * step / config.steps)))
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                if framework is None:
-                    loss = org_loss(forward(orm, bracket).float(), target)
-                    terms = {"org": loss}
-                else:
-                    output = framework(bracket, target, metadata=rendering(config, sample, device))
-                    loss, terms = output.total, output.terms
-            skt.check_finite({"the bracket": bracket, "the target": target, **terms}, step)
-            if step % config.log_every == 0 or step == config.steps - 1:
-                values = {term: value.item() for term, value in terms.items()}
-                norms = {} if framework is None else framework.gradient_norms(output)
-                log(step, lr=group["lr"], terms=values, gradient_norms=norms)
-                bar.set_postfix({term: f"{value:.4f}" for term, value in values.items()})
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            skt.check_finite({"the gradient": nn.utils.clip_grad_norm_(module.parameters(), math.inf)}, step)
-            optimizer.step()
-            last = step + 1 == config.steps
-            if last or interrupted() or (step + 1) % config.checkpoint_every == 0:
-                state = {"step": step + 1, "module": module.state_dict(), "optimizer": optimizer.state_dict()}
-                skt.save_checkpoint(checkpoint, state)
-            if interrupted():
-                raise KeyboardInterrupt(f"interrupted after step {step}; continue with --resume {run}")
-            if last or (step + 1) % config.validate_every == 0:
-                scores = score()
-                log(step + 1, validation=means(scores))
-    return scores or score()
-
-
 def draw_samples(
     path: Path, config: skt.TrainConfig, networks: Mapping[str, Network], framework: Framework, data: Data
 ) -> None:
     """Draw three validation scenes: exposures, regions, results, target and errors."""
-    rows, device = [], next(framework.parameters()).device
+    rows, where = [], next(framework.parameters())
+    path.parent.mkdir(exist_ok=True)
     for index in range(0, len(data), max(len(data) // 3, 1))[:3]:
         sample = data[index]
+        placed = skt.place_sample(sample, where.device, where.dtype)
         with torch.no_grad():
-            results = {name: network(sample.bracket[None].to(device)) for name, network in networks.items()}
-            labels = framework.bank(framework.transfer(results["ours"], **rendering(config, sample, device))).labels
+            results = {name: network(placed.bracket[None]) for name, network in networks.items()}
+            first = next(iter(results.values()))
+            labels = framework.bank(framework.transfer(first, **rendering(config, placed))).labels
         pictures = {name: hdr[0] for name, hdr in results.items()}
         rows.append(skt.SampleRow.from_sample(sample, pictures, None if labels is None else labels[0]))
     skt.save_samples(path, rows)
 
 
+class RunLog:
+    """Lines of metrics.jsonl, trackers and the progress bar, from the main process alone."""
+
+    def __init__(self, engine: skt.Engine, run: Path, name: str) -> None:
+        self.engine, self.file, self.name = engine, run / "metrics.jsonl", name
+        self.title = f"{run.name}/{name}" if run.name.startswith("seed-") else name
+
+    def write(self, step: int, **entry: Any) -> None:
+        """Write one line, and its numbers to the trackers."""
+        if not self.engine.is_main:
+            return
+        with open(self.file, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"run": self.name, "step": step, **entry}) + "\n")
+        self.engine.accelerator.log(dict(flatten(self.title, entry)), step=step)
+
+    def notice(self, step: int, text: str) -> None:
+        """Write a line that people should read."""
+        self.engine.accelerator.print(f"{self.name}, step {step}: {text}", file=sys.stderr)
+        self.write(step, notice=text)
+
+
+def flatten(title: str, entry: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Nested names as paths."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in entry.items():
+        rows += flatten(f"{title}/{key}", value) if isinstance(value, Mapping) else [(f"{title}/{key}", value)]
+    return rows
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the run after a whole step; ``number`` is the signal's."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+# --- the loop
+
+
+def train(
+    config: skt.TrainConfig,
+    engine: skt.Engine,
+    run: Path,
+    name: str,
+    module: Framework | Bare,
+    data: tuple[Data, Data],
+    draw: Callable[[Path, nn.Module], None],
+) -> tuple[Scores, nn.Module]:
+    """Train the network, in the framework or bare; return its last scores, and the network to keep."""
+    accelerator, device = engine.accelerator, engine.device
+    checkpoints = skt.CheckpointFolder(run / "checkpoints", name, config.keep)
+    watch = skt.StepWatch(run / "inspect", name, config.spike_factor)
+    log, label = RunLog(engine, run, name), FILES[name]
+    per_step = config.batch_size * config.accumulate * engine.processes  # samples
+    if config.channels_last:
+        module.to(memory_format=torch.channels_last)
+    if config.compile:
+        for part in (module.orm, *([module.spgrm] if isinstance(module, Framework) else [])):
+            part.compile()
+    module.to(dtype=engine.dtype)
+    example = skt.place_sample(default_collate([data[1][0]]), "cpu", engine.dtype)
+    model, optimizer = engine.prepare(module, build_optimizer(config, module), example)
+    ema = None
+    if config.ema_decay:
+        ema = AveragedModel(module.orm, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+    kept = module.orm if ema is None else ema.module  # what is validated and saved
+    stateful = {"module": module, "optimizer": optimizer, "ema": ema, "scaler": accelerator.scaler}
+    stateful = {key: value for key, value in stateful.items() if value is not None}
+
+    start, best, scores = 0, -math.inf, {}
+    if config.resume is not None and (state := checkpoints.load_newest()) is not None:
+        start, best = skt.restore_state(state, stateful, per_step=per_step, steps=config.steps)
+    if engine.is_main:
+        checkpoints.clear_leftovers()
+        skt.rewind_metrics(run / "metrics.jsonl", name, start)
+    for text in checkpoints.notices:
+        log.notice(start, text)
+
+    def state_now() -> dict[str, Any]:
+        parts = {key: value.state_dict() for key, value in stateful.items()}
+        return {**parts, "best": best, "samples_per_step": per_step}
+
+    if start == 0:
+        log.write(0, validation=means(validate(config, engine, module, kept, data[1])))
+    positions = skt.SamplePositions(
+        len(data[0]),
+        config.batch_size,
+        seed=config.seed,
+        start=start * config.accumulate,
+        rank=engine.rank,
+        world=engine.processes,
+    )
+    stream = skt.training_batches(data[0], positions, workers=config.workers, device=device, dtype=engine.dtype)
+    steps = range(start, config.steps)
+    bar = tqdm(steps, log.title, config.steps, initial=start, disable=not engine.is_main)
+    clock, logged = time.perf_counter(), start
+    module.train()
+    with skt.deferred_interrupt() as interrupted:
+        for step in bar:
+            last = step + 1 == config.steps
+            look = last or step % config.log_every == 0
+            lr, ramp, norms = skt.learning_rate(config, step), skt.transfer_ramp(config, step), {}
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            samples, outputs = [], []
+            for batch in range(step * config.accumulate, (step + 1) * config.accumulate):
+                sample = next(stream)
+                skt.seed_everything(config.seed, batch, engine.rank)  # so that a resumed run draws what this one draws
+                masks = skt.sample_generators(config.seed, positions.first(batch), config.batch_size, device)
+                with accelerator.accumulate(model):
+                    output = model(
+                        sample.bracket,
+                        sample.target,
+                        ramp=ramp,
+                        generator=masks,
+                        metadata=rendering(config, sample),
+                    )
+                    if look and isinstance(module, Framework):
+                        norms = module.gradient_norms(output, ramp)
+                    accelerator.backward(output.total)
+                samples.append({"the bracket": sample.bracket, "the target": sample.target})
+                outputs.append({**output.terms, "total": output.total.detach()})
+            numbers = {term: torch.stack([o[term].detach() for o in outputs]).mean() for term in outputs[0]}
+            norm = accelerator.clip_grad_norm_(module.parameters(), config.clip_grad or math.inf)
+            if accelerator.scaler is None:  # which expects an infinity now and then, and steps over it
+                numbers["the gradient"] = norm
+            watch.look(step, numbers, samples)
+            optimizer.step()
+            optimizer.zero_grad()
+            if ema is not None:
+                ema.update_parameters(module.orm)
+
+            if look:
+                watch.flush()
+                numbers.pop("the gradient", None)
+                terms = engine.mean(numbers)
+                now = time.perf_counter()
+                speed = (step + 1 - logged) * per_step / (now - clock)
+                terms.pop("total")
+                log.write(step, lr=lr, terms=terms, gradient_norms=norms, samples_per_second=round(speed, 2))
+                shown = {term: f"{value:.4f}" for term, value in terms.items()}
+                bar.set_postfix({"samples/s": f"{speed:.1f}", **shown}, refresh=False)
+                clock, logged = now, step + 1
+            while watch.notices:
+                log.notice(*watch.notices.pop(0))
+            stop = engine.largest(interrupted())
+            paused = time.perf_counter()
+            if last or (not stop and (step + 1) % config.validate_every == 0):
+                watch.flush()
+                scores = validate(config, engine, module, kept, data[1])
+                log.write(step + 1, validation=means(scores))
+                score = float(scores["ORM"]["PSNR-mu"].mean())
+                if engine.is_main and not last:  # the last ones are drawn beside those of the bare network
+                    draw(run / "samples" / f"{label}-{step + 1:08d}.png", kept)
+                if score > best:
+                    best = score
+                    if engine.is_main:
+                        checkpoints.save_best(step + 1, state_now())
+                        skt.save_weights(run / f"{label}-best.safetensors", kept)
+                module.train()
+            if last or stop or (step + 1) % config.checkpoint_every == 0:
+                watch.flush()
+                if engine.is_main:
+                    checkpoints.save(step + 1, state_now())
+            clock += time.perf_counter() - paused  # what is reported is the speed of training
+            if stop:
+                raise Stopped(stop, f"stopped after step {step}; continue with --resume {run}")
+    scores = scores or validate(config, engine, module, kept, data[1])
+    if engine.is_main:
+        skt.save_weights(run / f"{label}.safetensors", kept)
+    accelerator.free_memory()
+    return scores, kept.eval()
+
+
+# --- runs and what they leave
+
+
+def run_seed(config: skt.TrainConfig, engine: skt.Engine, run: Path, parts: Parts) -> dict[str, Scores]:
+    """Train with one seed, in the framework and, with --compare, bare; leave pictures and scores."""
+    data, framework, bare = parts
+    run.mkdir(exist_ok=True)
+
+    def draw(path: Path, network: nn.Module) -> None:
+        draw_samples(path, config, {"output": partial(bare.forward_orm, network)}, framework, data[1])
+
+    found, networks = {}, {}
+    modules: dict[str, Framework | Bare] = {"framework": framework}
+    for name, module in (modules | ({"bare": bare} if config.compare else {})).items():
+        found[name], networks[name] = train(config, engine, run, name, module, data, draw)
+    if engine.is_main:
+        shown = {"ours": "framework", "bare": "bare"}
+        drawn = {title: partial(bare.forward_orm, networks[name]) for title, name in shown.items() if name in networks}
+        framework.eval()
+        draw_samples(run / "samples.png", config, drawn, framework, data[1])
+        skt.save_curves(run / "metrics.jsonl", run / "curves.png")
+        listed = {k: {n: {m: v.tolist() for m, v in row.items()} for n, row in s.items()} for k, s in found.items()}
+        (run / "scores.json").write_text(json.dumps(listed) + "\n", encoding="utf-8")
+    engine.accelerator.wait_for_everyone()
+    return found
+
+
+def make_table(config: skt.TrainConfig, folders: list[Path], results: list[dict[str, Scores]]) -> str:
+    """Means over pictures and seeds before and after, and what is gained over the bare network."""
+    lines = [skt.read_metrics(folder / "metrics.jsonl") for folder in folders]
+    before = [next(line["validation"]["ORM"] for line in of if "validation" in line) for of in lines]
+    rows = {"ORM before": before, "ORM after": [means(r["framework"])["ORM"] for r in results]}
+    rows["SPGRM (teacher)"] = [means(r["framework"])["SPGRM"] for r in results]
+    if config.compare:
+        rows["bare ORM after"] = [means(r["bare"])["ORM"] for r in results]
+    averages = {
+        title: {metric: sum(seed[metric] for seed in seeds) / len(seeds) for metric in METRICS}
+        for title, seeds in rows.items()
+    }
+    text = skt.format_table(averages)
+    if config.compare:
+        pairs = [[r[name]["ORM"]["PSNR-mu"] for r in results] for name in ("framework", "bare")]
+        text += f"\n{skt.paired_summary(*pairs)}"
+    return text
+
+
 def main(arguments: list[str]) -> None:
     """Build, train, report."""
     config = parse(arguments)
-    device = skt.pick_device(config.device)
     skt.check_bank_weights(config.knowledge_bank, config.weights, download=config.download)  # before any other work
-    train_data, validation_data = build_data(config)
-    torch.manual_seed(config.seed)
-    orm, forward = skt.load_network(config.orm, ORMS, **bracket_options(config))
-    bare = copy.deepcopy(orm)
-    framework = build_framework(config, orm, forward, validation_data[0].bracket[None])
-    run, data = skt.make_run_folder(config), (train_data, DataLoader(validation_data, 4))
-    print(f"{config.orm} with {config.knowledge_bank} on {config.data}, {device}, {config.steps} steps -> {run}")
-    ours = train(config, run, "framework", orm, forward, framework, data, device)
-    skt.save_weights(run / "orm.safetensors", orm)
-    before = next(line["validation"] for line in skt.read_metrics(run / "metrics.jsonl") if "validation" in line)
-    rows = {"ORM before": before["ORM"], "ORM after": means(ours)["ORM"], "SPGRM (teacher)": means(ours)["SPGRM"]}
-    networks, gain = {"ours": partial(forward, orm)}, ""
-    if config.compare:
-        theirs = train(config, run, "bare", bare, forward, None, data, device)
-        rows["bare ORM after"], networks["bare"] = means(theirs)["ORM"], partial(forward, bare.eval())
-        mean, error = skt.paired_gain(ours["ORM"]["PSNR-mu"], theirs["ORM"]["PSNR-mu"])
-        gain = f"\npaired gain over the bare network: {mean:+.3f} dB PSNR-mu (standard error {error:.3f})"
-    skt.save_curves(run / "metrics.jsonl", run / "curves.png")
-    draw_samples(run / "samples.png", config, networks, framework.eval(), validation_data)
-    table = skt.format_table(rows) + gain
-    (run / "table.txt").write_text(table + "\n", encoding="utf-8")
-    print(table)
+    engine = skt.Engine(config)
+    parts = build(config, engine.processes)  # before the folder is made: a mistake leaves nothing behind
+    if config.dry_run:
+        if engine.is_main:
+            print(skt.describe_plan(config, parts.framework, parts.data[0][0], processes=engine.processes))
+        return
+    run = engine.on_main(skt.make_run_folder, config)
+    engine.start_trackers(run)
+    if engine.is_main:
+        skt.write_environment(run)
+        where = f"{engine.processes} x {engine.device.type}" if engine.processes > 1 else engine.device
+        print(f"{config.orm} with {config.knowledge_bank} on {config.data}, {where}, {config.steps} steps -> {run}")
+    results, folders = [], []
+    for seed in range(config.seed, config.seed + config.seeds):
+        seeded = replace(config, seed=seed)
+        parts = parts if seed == config.seed else build(seeded, engine.processes)
+        folders.append(run / f"seed-{seed}" if config.seeds > 1 else run)
+        results.append(run_seed(seeded, engine, folders[-1], parts))
+    if engine.is_main:
+        table = make_table(config, folders, results)
+        (run / "table.txt").write_text(table + "\n", encoding="utf-8")
+        skt.write_run_summary(run)
+        print(table)
+    engine.accelerator.end_training()
 
 
 if __name__ == "__main__":
@@ -278,4 +510,4 @@ if __name__ == "__main__":
         sys.exit(f"train_full.py: {error}")
     except KeyboardInterrupt as stop:
         print(f"train_full.py: {stop}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + getattr(stop, "number", 2))

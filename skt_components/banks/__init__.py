@@ -6,6 +6,7 @@ from skt_components.banks.fastsam_weights import convert_checkpoint, find_fastsa
 from skt_components.banks.feature_regions import FeatureKMeans
 from skt_components.banks.frozen import Frozen
 from skt_components.banks.label_maps import read_label_map
+from skt_components.banks.no_knowledge import NoKnowledge
 from skt_components.banks.priors import (
     KnowledgeBank,
     RegionSource,
@@ -26,6 +27,7 @@ __all__ = [
     "Frozen",
     "GridRegions",
     "KnowledgeBank",
+    "NoKnowledge",
     "RegionSource",
     "SemanticPriors",
     "TimmFeatureExtractor",

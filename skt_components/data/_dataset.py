@@ -28,11 +28,17 @@ class SampleDataset(Dataset[HDRSample]):
         """Choose the training samples of an epoch, in persistent workers too; call it before iterating."""
         self._epoch.set(epoch)
 
-    def __getitem__(self, index: int) -> HDRSample:
-        """Return one sample, see :class:`HDRSample`."""
+    def __getitem__(self, index: int | tuple[int, int]) -> HDRSample:
+        """Return one sample, see :class:`HDRSample`.
+
+        ``(epoch, index)`` draws from that epoch whatever was set, so that one loader can run on through the epochs.
+        """
+        epoch = self._epoch.get()
+        if isinstance(index, tuple):
+            epoch, index = index
         if not -self._length <= index < self._length:
             raise IndexError(f"index {index} is outside a data set of {self._length} samples")
-        return self._draw(index % self._length, self._epoch.get() if self._trains else 0)
+        return self._draw(index % self._length, epoch if self._trains else 0)
 
     def _draw(self, index: int, epoch: int) -> HDRSample:
         """Return sample ``index`` of ``epoch``."""

@@ -2,12 +2,12 @@
 
 from skt_components.evaluation.html_report import ReportScene, render_scene, save_report, scene_anchor
 from skt_components.evaluation.inference import official_tiles, tiled_inference
+from skt_components.evaluation.paired import PairedSummary, paired_summary
 from skt_components.evaluation.priors import PriorsRow, save_priors
 from skt_components.evaluation.protocols import Protocol
 from skt_components.evaluation.report import (
     SampleRow,
     format_table,
-    paired_gain,
     read_metrics,
     rewind_metrics,
     save_curves,
@@ -24,6 +24,7 @@ from skt_components.evaluation.results import (
 
 __all__ = [
     "EvaluationResults",
+    "PairedSummary",
     "PriorsRow",
     "Protocol",
     "ReportScene",
@@ -35,7 +36,7 @@ __all__ = [
     "format_table",
     "library_versions",
     "official_tiles",
-    "paired_gain",
+    "paired_summary",
     "read_metrics",
     "render_scene",
     "rewind_metrics",

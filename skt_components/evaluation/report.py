@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -109,11 +110,15 @@ def rewind_metrics(path: str | os.PathLike[str], run: str, step: int) -> None:
 
 
 def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Draw a run's ``metrics.jsonl``: loss terms, gradient norms of the weighted terms, validation PSNR-mu.
+    """Draw a run's ``metrics.jsonl``: loss terms, shares of the gradient, validation PSNR-mu, and how fast it went.
+
+    A colour is a term, a line style a run. The share is the norm of a weighted term's gradient divided by that of
+    L_org in the same step: below 1, L_org leads. Black ticks at the bottom are notices.
 
     Args:
-        metrics: JSON lines; a line with "terms" and "gradient_norms" is a training step, with "validation" (name
-            -> metric -> value) a validation. Lines may name a "run" other than the first.
+        metrics: JSON lines, each with its "step"; one with "terms" and "gradient_norms" is a training step, which may
+            have "lr" and "samples_per_second", for which there is a fourth panel; with "validation" (name -> metric
+            -> value) a validation; with "notice" something odd. Lines may name a "run" other than the first.
         path: picture to write.
 
     Raises:
@@ -122,21 +127,23 @@ def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -
     """
     plt = load_pyplot()
     lines = read_metrics(metrics)
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
     steps = [line for line in lines if "terms" in line]
-    _draw(axes[0], steps, "terms", "loss terms (unweighted)")
-    _draw(axes[1], steps, "gradient_norms", "gradient norm of each weighted term")
-    validations = [line for line in lines if "validation" in line]
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for line in validations:
-        for name, values in line["validation"].items():
-            curves.setdefault(f"{line.get('run', '')} {name}".strip(), []).append((line["step"], values["PSNR-mu"]))
-    for name, points in curves.items():
-        axes[2].plot(*zip(*points, strict=True), marker="o", label=name)
-    axes[2].set(title="validation PSNR-mu [dB]", xlabel="step")
-    for axis in axes:
-        if axis.lines:
-            axis.legend(fontsize=8)
+    speeds = any("lr" in step or "samples_per_second" in step for step in steps)
+    rows, columns, size = (2, 2, (13, 8)) if speeds else (1, 3, (15, 4))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    terms, shares, validation, *others = axes.flat
+    _draw_terms(terms, steps, lambda step: step["terms"], "loss terms (unweighted)")
+    _draw_terms(shares, steps, _gradient_shares, "gradient of each weighted term, as a share of L_org's")
+    _draw_validation(validation, [line for line in lines if "validation" in line])
+    for axis in others:
+        _draw_speeds(axis, steps)
+    notices = [line["step"] for line in lines if "notice" in line]
+    for axis in axes.flat:
+        if notices:
+            axis.vlines(notices, 0, 0.05, "black", transform=axis.get_xaxis_transform(), label="notice")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8, loc="lower left" if axis in others else "best")  # no line of a right side there
+        axis.set_xlabel("step")
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -192,39 +199,57 @@ def _panels(row: SampleRow) -> list[tuple[str, object, dict]]:
     return panels
 
 
-def _draw(axis, steps: list[dict], key: str, title: str) -> None:  # type: ignore[no-untyped-def]
-    several = len({step.get("run") for step in steps}) > 1
-    curves: dict[str, list[tuple[int, float]]] = {}
+_STYLES = ("-", "--", ":", "-.")  # of the runs
+
+
+def _gradient_shares(step: Mapping[str, Any]) -> dict[str, float]:
+    """Return each term's gradient as a share of L_org's; nothing where there is no gradient to compare with."""
+    norms = step.get("gradient_norms", {})
+    return {name: norm / norms["org"] for name, norm in norms.items()} if norms.get("org") else {}
+
+
+def _draw_terms(axis: Any, steps: list[dict], values: Callable[[dict], Mapping[str, float]], title: str) -> None:
+    runs = list(dict.fromkeys(step.get("run") for step in steps))
+    names = list(dict.fromkeys(name for step in steps for name in step["terms"]))  # of all: one colour in all panels
+    curves: dict[tuple[Any, str], list[tuple[int, float]]] = {}
     for step in steps:
-        for name, value in step.get(key, {}).items():
-            curves.setdefault(f"{step.get('run')} {name}" if several else name, []).append((step["step"], value))
-    for name, points in curves.items():
-        axis.plot(*zip(*points, strict=True), label=name)
-    highest = max((value for line in axis.lines for value in line.get_ydata()), default=0.0)
-    if highest > 0:
+        for name, value in values(step).items():
+            curves.setdefault((step.get("run"), name), []).append((step["step"], value))
+    for (run, name), points in curves.items():
+        color = f"C{names.index(name) % 10}" if name in names else "grey"
+        label = f"{run} {name}" if len(runs) > 1 else name
+        axis.plot(*zip(*points, strict=True), _STYLES[runs.index(run) % 4], color=color, label=label)
+    found = [value for points in curves.values() for _, value in points if 0 < value < math.inf]
+    if found:
         axis.set_yscale("log")
-        axis.set_ylim(bottom=highest * 1e-6)  # a term that starts at zero would squeeze all others
-    axis.set(title=title, xlabel="step")
+        # A term that starts at almost nothing would squeeze all others.
+        axis.set_ylim(bottom=max(0.7 * min(found), max(found) * 1e-6))
+    axis.set(title=title)
 
 
-def paired_gain(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
-    """Return the mean difference of paired per-picture values and its standard error.
+def _draw_validation(axis: Any, lines: list[dict]) -> None:
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for name, values in line["validation"].items():
+            curves.setdefault(f"{line.get('run', '')} {name}".strip(), []).append((line["step"], values["PSNR-mu"]))
+    for name, points in curves.items():
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+    axis.set(title="validation PSNR-mu [dB]")
 
-    Args:
-        ours: one value per picture, ``(P,)``.
-        theirs: values of the other method on the same pictures, in the same order.
 
-    Raises:
-        ValueError: the shapes differ or hold fewer than two pictures.
-
-    Example:
-        >>> import torch
-        >>> paired_gain(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 3.0]))
-        (1.0, 0.0)
-    """
-    if ours.shape != theirs.shape or ours.numel() < 2:
-        shapes = f"{tuple(ours.shape)} and {tuple(theirs.shape)}"
-        raise ValueError(f"ours and theirs must have one shape of >= 2 pictures, got {shapes}")
-    difference = ours.double() - theirs.double()
-    error = difference.std(unbiased=True) / difference.numel() ** 0.5
-    return float(difference.mean()), float(error)
+def _draw_speeds(axis: Any, steps: list[dict]) -> None:
+    """Draw the learning rate at the left, samples per second at the right."""
+    runs = list(dict.fromkeys(step.get("run") for step in steps))
+    sides = ((axis, "lr", "learning rate", "C0"), (axis.twinx(), "samples_per_second", "samples per second", "C1"))
+    for side, key, title, color in sides:
+        for index, run in enumerate(runs):
+            points = [(step["step"], step[key]) for step in steps if step.get("run") == run and key in step]
+            label, style = f"{run} {title}" if len(runs) > 1 else title, _STYLES[index % 4]
+            if points:
+                side.plot(*zip(*points, strict=True), style, color=color, label=label)
+            if points and side is not axis:
+                axis.plot([], [], style, color=color, label=label)  # one legend for both sides
+        side.set_ylabel(title, color=color)
+        side.set_ylim(bottom=0)
+    axis.set(title="learning rate and speed", zorder=2)  # the legend over the lines of the right side,
+    axis.patch.set_visible(False)  # which are seen through it

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from skt_components.modules.fusion import SemanticGuidedFusion
+from skt_components.modules.fusion import DilatedResidualDenseBlock, SemanticGuidedFusion
 from skt_components.modules.pyramid import FeaturePyramid
 from skt_components.ops._checks import check_count, check_tensor
 
@@ -24,7 +24,8 @@ class SPGRM(nn.Module):
     the stages then cost 1/s^2, and nothing of the picture is lost.
 
     Args:
-        prior_channels: channels of the semantic features, coarse to fine (a bank's ``channels``).
+        prior_channels: channels of the semantic features, coarse to fine (a bank's ``channels``). Without any the
+            stages are the fusion modules alone, and ``num_heads`` and ``levels`` say nothing.
         channels: channels of the picture.
         features: width of the network and of its feature pyramid.
         make_fusion: makes the inner fusion module of a stage, ``(B, features, H, W)`` in and out; a dilated
@@ -63,16 +64,12 @@ class SPGRM(nn.Module):
     ) -> None:
         super().__init__()
         self.stride, self.checkpointing = check_count("stride", stride, 1), checkpointing
-        count = len(prior_channels)
-        if len(levels) != 3 or not all(-count <= level < count for level in levels):
-            raise ValueError(f"levels must be three indices into {count} pyramid levels, got {tuple(levels)}")
-        self.features, self.levels = features, tuple(level % count for level in levels)
-        self.pyramid = FeaturePyramid(prior_channels, features, levels=sorted(set(self.levels)))
-        self.channels = channels
+        self.features, self.channels, self.levels = features, channels, _check_levels(levels, len(prior_channels))
+        self.pyramid: FeaturePyramid | None = None
+        if prior_channels:
+            self.pyramid = FeaturePyramid(prior_channels, features, levels=sorted(set(self.levels)))
         self.head = nn.Conv2d(channels * stride**2, features, 3, padding=1)
-        self.stages = nn.ModuleList(
-            SemanticGuidedFusion(features, features, make_fusion() if make_fusion else None, num_heads) for _ in levels
-        )
+        self.stages = nn.ModuleList(self._make_stage(make_fusion, num_heads) for _ in range(3))
         self.tail = nn.Conv2d(features, channels * stride**2, 3, padding=1)
         for parameter in self.tail.parameters():
             nn.init.zeros_(parameter)
@@ -82,15 +79,38 @@ class SPGRM(nn.Module):
     ) -> Float[Tensor, "b c h w"]:
         """Return the refined picture, same shape and domain as ``tonemapped``; ``features`` run coarse to fine."""
         check_tensor("tonemapped", tonemapped, ndim=4, layout="(B, C, H, W)", channels=self.channels)
-        guides = dict(zip(self.pyramid.levels, self.pyramid(features), strict=True))
+        guides = self._guide(features)
         height, width = tonemapped.shape[-2:]
         whole = F.pad(tonemapped, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
         x = self.head(F.pixel_unshuffle(whole, self.stride))
-        for stage, level in zip(self.stages, self.levels, strict=True):
-            x = self._run(stage, x, guides[level])
+        for stage, guide in zip(self.stages, guides, strict=True):
+            x = self._run(stage, x, *guide)
         return tonemapped + F.pixel_shuffle(self.tail(x), self.stride)[..., :height, :width]
+
+    def _make_stage(self, make_fusion: Callable[[], nn.Module] | None, num_heads: int) -> nn.Module:
+        fusion = make_fusion() if make_fusion else DilatedResidualDenseBlock(self.features)
+        if self.pyramid is None:
+            return fusion
+        return SemanticGuidedFusion(self.features, self.features, fusion, num_heads)
+
+    def _guide(self, features: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+        """What each stage gets beside the picture: its level of the pyramid, or nothing."""
+        if self.pyramid is None:
+            if len(features) > 0:
+                raise ValueError(f"features must be none, for the model has no prior_channels, got {len(features)}")
+            return [()] * len(self.stages)
+        guides = dict(zip(self.pyramid.levels, self.pyramid(features), strict=True))
+        return [(guides[level],) for level in self.levels]
 
     def _run(self, stage: nn.Module, *inputs: Tensor) -> Tensor:
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(stage, *inputs, use_reentrant=False)
         return stage(*inputs)
+
+
+def _check_levels(levels: Sequence[int], count: int) -> tuple[int, ...]:
+    if count == 0:
+        return ()
+    if len(levels) != 3 or not all(-count <= level < count for level in levels):
+        raise ValueError(f"levels must be three indices into {count} pyramid levels, got {tuple(levels)}")
+    return tuple(level % count for level in levels)

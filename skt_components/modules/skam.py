@@ -96,11 +96,11 @@ class SKAM(nn.Module):
                 f"student and teacher must have one batch size, got {tuple(student.shape)}, {tuple(teacher.shape)}"
             )
         teacher = teacher.detach() if detach_teacher else teacher
-        size = teacher.shape[-2:]
-        if student.shape[-2:] != size and student.shape[-2] >= size[0] and student.shape[-1] >= size[1]:
+        size = (teacher.shape[-2], teacher.shape[-1])
+        if tuple(student.shape[-2:]) != size and student.shape[-2] >= size[0] and student.shape[-1] >= size[1]:
             student = F.adaptive_avg_pool2d(student, size)  # before the convolutions, which then cost less
         latent_student, latent_teacher = self.student_encoder(student), self.teacher_encoder(teacher)
-        if latent_student.shape[-2:] != size:
+        if tuple(latent_student.shape[-2:]) != size:
             latent_student = F.interpolate(latent_student, size=size, mode="bilinear", align_corners=False)
         if mask is None:
             mask, _ = complementary_masks(

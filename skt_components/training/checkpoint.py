@@ -51,25 +51,33 @@ def check_finite(tensors: Mapping[str, Tensor], step: int | None = None) -> None
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Within the block Ctrl-C only sets a flag, so that a training step is never cut in two; the flag can be asked.
+def deferred_interrupt() -> Iterator[Callable[[], int]]:
+    """Within the block SIGINT (Ctrl-C) and SIGTERM are only noted, so that a training step is never cut in two.
 
-    In a thread other than the main one, where Python has no signals, the flag stays unset.
+    What the block gets returns the signal's number, or 0. A second Ctrl-C ends at once. In a thread other than the main
+    one, where Python has no signals, nothing is noted.
 
     Example:
         >>> with deferred_interrupt() as interrupted:
         ...     interrupted()
-        False
+        0
     """
     seen: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: 0
         return
-    previous = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+
+    def note(number: int, _: object) -> None:
+        if number == signal.SIGINT and signal.SIGINT in seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(seen)
+        yield lambda: seen[0] if seen else 0
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
@@ -104,23 +112,6 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError(f"{path} must hold a dict, got {type(state).__name__}")
     return state
-
-
-def restore_checkpoint(path: str | os.PathLike[str], *, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put a checkpoint with "step", "module" and "optimizer" back into a run, and return its step.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is broken, or was made with other options.
-    """
-    state = load_checkpoint(path)
-    try:
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
-    except (RuntimeError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path} does not fit: it was made with other options ({reason})") from error
 
 
 def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:

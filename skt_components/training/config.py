@@ -51,8 +51,10 @@ class LossWeights:
         return cls(content_weight=0.1, color_weight=0.01, alignment_weight=1.0, perceptual_weight=0.0)
 
 
-_COUNTS = ("steps", "batch_size", "accumulate", "crop", "log_every", "validate_every", "checkpoint_every", "keep")
-_COUNTS += ("regions", "seeds")
+_COUNTS = (
+    *("steps", "batch_size", "accumulate", "crop", "log_every", "validate_every", "checkpoint_every", "keep"),
+    *("regions", "seeds"),
+)
 _WEIGHTS = ("warmup_lr", "weight_decay", "spike_factor", "org_perceptual_weight")
 _PUBLISHED = ("kalantari", "tel", "bracketire", "bracketire-plus")
 
@@ -143,8 +145,9 @@ class TrainConfig:
     """Side of the validation pictures, as that of the crops."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of the convolutions and products; losses are float32 always. auto is bf16 on a GPU that has it, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
+    """Of the convolutions and products; losses are float32 always. auto is bf16 on a GPU that has it, else fp32; fp64,
+    of everything, is for comparisons."""
     channels_last: bool = False
     """Keep pictures with their channels last in memory: faster convolutions on most GPUs."""
     compile: bool = False

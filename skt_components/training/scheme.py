@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -16,17 +15,16 @@ from skt_components.banks.priors import KnowledgeBank, SemanticPriors, priors_fr
 from skt_components.losses.content import content_loss
 from skt_components.losses.histogram import SemanticHistogramLoss
 from skt_components.losses.reconstruction import MuL1Loss
-from skt_components.models.spgrm import SPGRM
 from skt_components.modules.domain_transfer import DomainTransfer
 from skt_components.modules.skam import SKAM
-from skt_components.modules.taps import FeatureTaps, as_feature_map, eval_mode, unwrap
-from skt_components.ops._checks import check_choice, check_same_shape, check_tensor, float_dtype
+from skt_components.modules.taps import as_feature_map, eval_mode
+from skt_components.ops._checks import check_choice, check_same_shape, check_tensor
+from skt_components.training._parts import STAGES, check_arguments, find_taps, frozen, full, make_spgrm
 from skt_components.training.config import LossWeights
 from skt_components.training.setup import ForwardORM, call_network
 
 PairLoss = Callable[[Tensor, Tensor], Tensor]
 Described = Literal["tonemapped", "target"]
-_STAGES = 3
 _METADATA = ("white_balance", "color_matrix")
 
 
@@ -123,24 +121,24 @@ class SemanticKnowledgeTransfer(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("priors_of", priors_of, get_args(Described))
-        _check_arguments(orm, knowledge_bank, weights, sample)
+        check_arguments(orm, knowledge_bank, weights, sample)
         self.weights = weights if weights is not None else LossWeights.recommended()
-        self.perceptual = _frozen(perceptual)
+        self.perceptual = frozen(perceptual)
         self._check_weights()
         self.orm = orm
         self.forward_orm = call_network if forward_orm is None else forward_orm
-        self.taps = _find_taps(orm, taps)
+        self.taps = find_taps(orm, taps)
         self.transfer = domain if isinstance(domain, DomainTransfer) else DomainTransfer(domain)
         self.bank = Frozen(knowledge_bank)  # type: ignore[arg-type]
         default = MuL1Loss(self.transfer.mu, self.transfer.peak)
-        self.orm_loss = _frozen(default if orm_loss is None else orm_loss)
-        self.color_loss = _frozen(SemanticHistogramLoss() if color_loss is None else color_loss)
+        self.orm_loss = frozen(default if orm_loss is None else orm_loss)
+        self.color_loss = frozen(SemanticHistogramLoss() if color_loss is None else color_loss)
         self.joint, self.detach_teacher, self.priors_of = joint, detach_teacher, priors_of
         student, hdr, scale = self._try_network(sample)
-        self.spgrm = spgrm if spgrm is not None else _make_spgrm(orm, knowledge_bank, teacher_stride or 2 * scale)
-        self.teacher_taps = _find_taps(self.spgrm, None)
+        self.spgrm = spgrm if spgrm is not None else make_spgrm(orm, knowledge_bank, teacher_stride or 2 * scale)
+        self.teacher_taps = find_taps(self.spgrm, None)
         teacher = self._teacher_channels(hdr)
-        latent = student if latent_channels is None else [latent_channels] * _STAGES
+        latent = student if latent_channels is None else [latent_channels] * STAGES
         self.skams = nn.ModuleList(SKAM(*widths, mask_ratio) for widths in zip(student, teacher, latent, strict=True))
 
     def forward(
@@ -186,8 +184,8 @@ class SemanticKnowledgeTransfer(nn.Module):
         truth = self._tonemap(target, metadata)
         priors = self._describe(truth if self.priors_of == "target" else tonemapped, labels, num_regions)
         with self.teacher_taps.capture(self.spgrm) as teacher_stages:
-            refined = _full(self.spgrm(tonemapped if self.joint else tonemapped.detach(), priors.features))
-        terms = {"org": _full(self.orm_loss(hdr, target))}
+            refined = full(self.spgrm(tonemapped if self.joint else tonemapped.detach(), priors.features))
+        terms = {"org": full(self.orm_loss(hdr, target))}
         terms |= self._transfer_terms(tonemapped, refined, priors)
         if self.weights.alignment_weight > 0:
             size = (bracket.shape[-2], bracket.shape[-1])
@@ -198,19 +196,39 @@ class SemanticKnowledgeTransfer(nn.Module):
         orm_loss = sum((ramp * w * terms[name] for name, w in self._active_weights(terms)), terms["org"])
         return StepOutput(orm_loss, terms["spgrm"], orm_loss + terms["spgrm"], terms, hdr, tonemapped, refined, priors)
 
-    def gradient_norms(self, output: StepOutput) -> dict[str, float]:
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        bracket: Float[Tensor, "b n c h w"],
+        *,
+        orm: nn.Module | None = None,
+        metadata: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the network's picture and the teacher's, both linear, without any loss or gradient.
+
+        Args:
+            bracket: input exposures.
+            orm: what to run in the network's place, such as a moving average of it.
+            metadata: of RAW data, as ``forward`` takes it.
+        """
+        hdr = self._check_output(self.forward_orm(self.orm if orm is None else orm, bracket))
+        tonemapped = self._tonemap(hdr, metadata)
+        refined = full(self.spgrm(tonemapped, self.bank(tonemapped).features))
+        return hdr, self.transfer.inverse(refined, **(metadata or {}))
+
+    def gradient_norms(self, output: StepOutput, ramp: float = 1.0) -> dict[str, float]:
         """Return the norm of each weighted term's gradient with respect to the network's parameters.
 
         Call it before ``backward``; it costs one backward pass per term. A healthy run has the transfer terms well
-        below ``org``. Empty when the network is frozen; a network with reentrant activation checkpointing needs
-        ``checkpoint(..., use_reentrant=False)`` for it.
+        below ``org``. ``ramp`` is that of the step. Empty when the network is frozen; a network with reentrant
+        activation checkpointing needs ``checkpoint(..., use_reentrant=False)`` for it.
         """
         parameters = [p for p in self.orm.parameters() if p.requires_grad]
         norms: dict[str, float] = {}
         if not parameters:
             return norms
         for name, weight in [("org", 1.0), *self._active_weights(output.terms)]:
-            term = weight * output.terms[name]
+            term = (weight if name == "org" else ramp * weight) * output.terms[name]
             gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
             squares = [g.float().square().sum() for g in gradients if g is not None]
             norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
@@ -294,12 +312,12 @@ class SemanticKnowledgeTransfer(nn.Module):
                 "forward_orm=lambda orm, bracket: orm(bracket)[...]"
             )
         check_tensor("the network's output", hdr, ndim=4, layout="(B, C, H, W)")
-        return _full(hdr)
+        return full(hdr)
 
     def _tonemap(self, hdr: Tensor, metadata: Mapping[str, Tensor] | None = None) -> Tensor:
         # The mu-law's slope of 587 at 0 leaves half precision nothing to say about dark pixels.
         with torch.autocast(hdr.device.type, enabled=False):
-            return self.transfer(_full(hdr), **(metadata or {}))
+            return self.transfer(full(hdr), **(metadata or {}))
 
     def _try_network(self, sample: Tensor | None) -> tuple[list[int], Tensor, int]:
         """Run the network once, in eval mode and without gradient: its stages' widths, its output, its scale."""
@@ -333,55 +351,3 @@ class SemanticKnowledgeTransfer(nn.Module):
         with torch.no_grad(), eval_mode(self.spgrm), self.teacher_taps.capture(self.spgrm) as teacher:
             self.spgrm(tonemapped[:1], features)
         return [stage.shape[1] for stage in teacher]
-
-
-def _find_taps(model: nn.Module, names: Sequence[str] | None) -> FeatureTaps:
-    if names is None:
-        names = getattr(unwrap(model), "fusion_taps", None)
-    if names is None:
-        raise ValueError(
-            f"{type(model).__name__} does not say its stages in fusion_taps: pass taps=[three layer names]; "
-            "suggest_taps(model, bracket) lists candidates. (A teacher of your own must have the attribute.)"
-        )
-    taps = FeatureTaps(names)
-    if len(set(taps.layers)) != _STAGES:
-        raise ValueError(
-            f"taps must name {_STAGES} different stages, one for each stage of the SPGRM, got {list(names)}"
-        )
-    return taps
-
-
-def _make_spgrm(orm: nn.Module, bank: KnowledgeBank, stride: int) -> SPGRM:
-    network = unwrap(orm)
-    make_fusion = getattr(network, "make_fusion_module", None)
-    features = getattr(network, "features", 64) if make_fusion else 64
-    heads = math.gcd(4, features)
-    checkpointing = getattr(network, "checkpointing", False)
-    return SPGRM(
-        bank.channels,
-        features=features,
-        make_fusion=make_fusion,
-        num_heads=heads,
-        stride=stride,
-        checkpointing=checkpointing,
-    )
-
-
-def _frozen(loss: Any) -> Any:
-    """A loss with weights of its own (a VGG inside L_org, say) is neither trained nor saved."""
-    return Frozen(loss) if isinstance(loss, nn.Module) and loss.state_dict() else loss
-
-
-def _check_arguments(orm: object, bank: object, weights: object, sample: object) -> None:
-    if not isinstance(orm, nn.Module):
-        raise TypeError(f"orm must be an nn.Module, got {type(orm).__name__}")
-    if not isinstance(bank, nn.Module) or not (hasattr(bank, "channels") and hasattr(bank, "reduction")):
-        raise TypeError(f"knowledge_bank must be an nn.Module with channels and reduction, got {type(bank).__name__}")
-    if weights is not None and not isinstance(weights, LossWeights):
-        raise TypeError(f"weights must be LossWeights, got {type(weights).__name__}")
-    if sample is not None:
-        check_tensor("sample", sample, ndim=5, layout="(B, N, C, H, W)")
-
-
-def _full(x: Tensor) -> Tensor:
-    return x.to(float_dtype(x))

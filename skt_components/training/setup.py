@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from skt_components.banks.fastsam import RANDOM_WEIGHTS, FastSAMFeatureExtractor
 from skt_components.banks.fastsam_weights import find_fastsam_weights
 from skt_components.banks.feature_regions import FeatureKMeans
+from skt_components.banks.no_knowledge import NoKnowledge
 from skt_components.banks.priors import RegionSource
 from skt_components.banks.regions import ColorPositionKMeans
 from skt_components.banks.timm import TimmFeatureExtractor
@@ -98,11 +99,12 @@ def make_knowledge_bank(
     num_regions: int = 8,
     taps: str = "paper",
     download: bool = False,
-) -> FastSAMFeatureExtractor | TimmFeatureExtractor:
+) -> FastSAMFeatureExtractor | TimmFeatureExtractor | NoKnowledge:
     """Make a knowledge bank by name.
 
     Args:
-        name: "fastsam", or a model of timm.
+        name: "fastsam", a model of timm, or "none": no features, the whole picture as one region, and so neither
+            weights nor regions to choose.
         weights: as the bank takes them.
         regions: "own" (FastSAM's masks; colour regions for the others, which have none), "color" or "features".
         num_regions: how many per picture; FastSAM's own masks have the background beside them.
@@ -110,7 +112,7 @@ def make_knowledge_bank(
         download: let FastSAM fetch missing weights.
 
     Raises:
-        ValueError: there is no such name.
+        ValueError: there is no such name, or weights or regions are chosen for "none".
         FileNotFoundError: there are no weights.
 
     Example:
@@ -119,6 +121,12 @@ def make_knowledge_bank(
     """
     _check_bank_name(name)
     check_choice("regions", regions, ("own", "color", "features"))
+    if name == "none":
+        if weights is not None or regions != "own":
+            raise ValueError(
+                f"the knowledge bank none has neither weights nor regions, got weights={weights}, regions={regions!r}"
+            )
+        return NoKnowledge()
     own = None if name == "fastsam" else ColorPositionKMeans(num_regions)
     made: dict[str, RegionSource | None] = {
         "own": own,

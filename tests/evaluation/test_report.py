@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skt_components.data import HDRSample
-from skt_components.evaluation import SampleRow, format_table, paired_gain, save_curves, save_samples
+from skt_components.evaluation import SampleRow, format_table, save_curves, save_samples
 
 
 def read_picture(path) -> torch.Tensor:
@@ -81,42 +81,6 @@ def test_columns_line_up_and_every_number_is_there(rows):
         assert len(line) == len(lines[0]) or not columns
 
 
-# paired_gain
-
-
-def test_paired_gain_of_a_worked_example():
-    # Differences 1, 2, 3: mean 2, standard deviation 1, standard error 1 / sqrt(3).
-    gain, error = paired_gain(torch.tensor([11.0, 22.0, 33.0]), torch.tensor([10.0, 20.0, 30.0]))
-    assert gain == pytest.approx(2.0)
-    assert error == pytest.approx(3**-0.5)
-
-
-def test_what_two_methods_share_cancels():
-    difficulty = torch.randn(50, dtype=torch.float64) * 10
-    gain, error = paired_gain(difficulty + 0.25, difficulty)
-    assert gain == pytest.approx(0.25)
-    assert error == pytest.approx(0, abs=1e-12)
-    assert paired_gain(difficulty, difficulty + 0.25)[0] == pytest.approx(-0.25)
-
-
-def test_small_differences_of_large_float32_numbers_are_exact():
-    theirs = torch.tensor([40.0, 41.0, 42.0])
-    ours = theirs + 2**-18
-    assert paired_gain(ours, theirs) == (2**-18, 0.0)
-
-
-def test_an_infinite_value_is_not_hidden():
-    gain, error = paired_gain(torch.tensor([math.inf, 40.0]), torch.tensor([math.inf, 39.0]))
-    assert math.isnan(gain)
-    assert math.isnan(error)
-
-
-@pytest.mark.parametrize(("ours", "theirs"), [((3,), (2,)), ((1,), (1,)), ((0,), (0,)), ((2, 1), (2,))])
-def test_paired_gain_rejects_bad_shapes(ours, theirs):
-    with pytest.raises(ValueError, match=r"ours and theirs must have one shape of >= 2 pictures, got \("):
-        paired_gain(torch.rand(ours), torch.rand(theirs))
-
-
 # save_curves
 
 
@@ -145,7 +109,7 @@ def drawn_lines(monkeypatch, tmp_path, lines) -> list[dict[str, list[list[float]
 def test_the_curves_are_the_numbers_of_the_file(monkeypatch, tmp_path):
     terms, norms, validation = drawn_lines(monkeypatch, tmp_path, training_lines())
     assert terms == {"org": [[s, 0.5 / (s + 1)] for s in (0, 10, 20)], "color": [[s, 1e-3] for s in (0, 10, 20)]}
-    assert norms == {"org": [[s, 0.1] for s in (0, 10, 20)], "color": [[s, 0.0] for s in (0, 10, 20)]}
+    assert norms == {"org": [[s, 1.0] for s in (0, 10, 20)], "color": [[s, 0.0] for s in (0, 10, 20)]}
     assert validation == {"framework ORM": [[s, 30.0 + s] for s in (0, 10, 20)]}
 
 
@@ -157,6 +121,63 @@ def test_two_runs_are_two_lines_that_never_run_backwards(monkeypatch, tmp_path):
     for points in (*terms.values(), *validation.values()):
         steps = [step for step, _ in points]
         assert steps == sorted(set(steps))
+
+
+def test_a_gradient_is_drawn_as_its_share_of_that_of_the_reconstruction_loss(monkeypatch, tmp_path):
+    norms = [{"org": 0.5, "color": 0.05}, {"org": 0.2, "color": 0.1}, {"org": 0.0, "color": 0.1}, {}]
+    lines = [{"step": step, "terms": {"org": 1.0}, "gradient_norms": found} for step, found in enumerate(norms)]
+    _, shares, _ = drawn_lines(monkeypatch, tmp_path, lines)
+    assert shares == {"org": [[0, 1.0], [1, 1.0]], "color": [[0, 0.1], [1, 0.5]]}  # of nothing there is no share
+
+
+def test_learning_rate_and_speed_have_a_panel_where_they_are_known(monkeypatch, tmp_path):
+    lines = [{**line, "lr": 1e-3 / (1 + line["step"])} for line in training_lines()]
+    lines += [{**line, "lr": 1e-3, "samples_per_second": 12.5} for line in training_lines("bare", (0, 5))]
+    _, _, _, rates, speeds = drawn_lines(monkeypatch, tmp_path, lines)
+    assert rates["framework learning rate"] == [[s, 1e-3 / (1 + s)] for s in (0, 10, 20)]
+    assert rates["bare learning rate"] == [[0, 1e-3], [5, 1e-3]]
+    assert speeds == {"bare samples per second": [[0, 12.5], [5, 12.5]]}
+    assert set(speeds) < set(rates)  # empty lines, so that one legend names both sides
+    picture = read_picture(tmp_path / "curves.png")
+    assert picture.shape == (800, 1300, 3)
+    assert all(part.var() > 1e-3 for half in picture.chunk(2) for part in half.chunk(2, dim=1))
+
+
+def test_notices_are_ticks_in_every_panel(monkeypatch, tmp_path):
+    import matplotlib.pyplot as plt
+
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    notices = [{"run": "framework", "step": step, "notice": "a spike"} for step in (3, 11)]
+    write_lines(tmp_path / "metrics.jsonl", training_lines() + notices)
+    save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    monkeypatch.undo()
+    for axis in figures[0].axes:
+        (ticks,) = axis.collections
+        assert [segment[:, 0].tolist() for segment in ticks.get_segments()] == [[3, 3], [11, 11]]
+        assert "notice" in axis.get_legend_handles_labels()[1]
+    plt.close(figures[0])
+
+
+def test_a_term_has_one_colour_and_a_run_one_style(monkeypatch, tmp_path):
+    import matplotlib.pyplot as plt
+
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    write_lines(tmp_path / "metrics.jsonl", training_lines() + training_lines("bare"))
+    save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    monkeypatch.undo()
+    lines = {(axis, line.get_label()): line for axis, panel in enumerate(figures[0].axes[:2]) for line in panel.lines}
+    for term in ("org", "color"):
+        assert len({line.get_color() for (_, label), line in lines.items() if label.endswith(term)}) == 1
+    for run in ("framework", "bare"):
+        assert len({line.get_linestyle() for (_, label), line in lines.items() if label.startswith(run)}) == 1
+    assert (
+        len({line.get_color() for line in lines.values()})
+        == len({line.get_linestyle() for line in lines.values()})
+        == 2
+    )
+    plt.close(figures[0])
 
 
 @pytest.mark.parametrize("lines", [[], [{"run": "a", "step": 0, "terms": {"org": 0.0}, "gradient_norms": {}}]])

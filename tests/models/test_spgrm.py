@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from skt_components.models import SPGRM, AHDRNet
-from skt_components.modules import FeatureTaps
+from skt_components.modules import DilatedResidualDenseBlock, FeatureTaps
 
 CHANNELS = (7, 6, 5, 4)
 
 
 def small(awake: bool = True, **options) -> SPGRM:
     """A small teacher; ``awake`` gives its last convolution, which starts at zero, weights."""
-    model = SPGRM(CHANNELS, **{"features": 8, **options})
+    model = SPGRM(**{"prior_channels": CHANNELS, "features": 8, **options})
     if awake:
         nn.init.normal_(model.tail.weight, std=0.1)
         nn.init.normal_(model.tail.bias, std=0.1)
@@ -179,6 +179,24 @@ def test_other_channels_than_rgb():
     model = SPGRM(CHANNELS, channels=4, features=8)
     _, features = inputs()
     assert model(torch.rand(2, 4, 32, 24), features).shape == (2, 4, 32, 24)
+
+
+def test_without_prior_channels_its_stages_are_the_fusion_modules_alone():
+    made = [nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)]
+    model = small(make_fusion=iter(made).__next__, prior_channels=())
+    assert list(model.stages) == made
+    assert model.pyramid is None
+    assert {name.split(".")[0] for name in model.state_dict()} == {"head", "stages", "tail"}
+    picture, features = inputs()
+    with FeatureTaps(model.fusion_taps).capture(model) as stages:
+        out = model(picture, [])
+    assert all(torch.equal(ours, fusion(x)) for ours, fusion, x in zip(stages[1:], made[1:], stages, strict=False))
+    torch.testing.assert_close(out, picture + model.tail(made[2](made[1](made[0](model.head(picture))))))
+    out.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+    assert isinstance(SPGRM(()).stages[0], DilatedResidualDenseBlock)
+    with pytest.raises(ValueError, match="features must be none, for the model has no prior_channels, got 4"):
+        model(picture, features)
 
 
 # gradcheck

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from skt_components.banks import GridRegions, TimmFeatureExtractor, priors_from_labels
+from skt_components.banks import GridRegions, NoKnowledge, TimmFeatureExtractor, priors_from_labels
 from skt_components.banks.priors import priors_from_masks
 from skt_components.losses import PerceptualLoss, semantic_histogram_loss
 from skt_components.models import SPGRM, AHDRNet
@@ -1126,3 +1126,20 @@ def test_a_wrapped_network_gets_its_own_kind_of_teacher():
     orm = make_orm()
     framework = make(Wrapper(orm))
     assert framework.spgrm.features == orm.features
+
+
+@pytest.mark.parametrize("domain", ["srgb", "raw"])
+def test_it_trains_without_any_knowledge(domain):
+    options = {} if domain == "srgb" else {"num_frames": 5, "in_channels": 4, "out_channels": 4, "reference": 0}
+    framework = make(make_orm(**options), knowledge_bank=NoKnowledge(), domain=domain)
+    bracket, target = make_data()
+    if domain == "raw":
+        bracket, target = torch.rand(2, 5, 4, 16, 16), torch.rand(2, 4, 16, 16)
+    output = framework(bracket, target, generator=generator())
+    assert set(output.terms) == {"org", "content", "color", "alignment", "spgrm"}
+    assert all(term.isfinite() and term > 0 for term in output.terms.values())
+    assert output.priors.features == []
+    assert output.priors.masks.shape == (2, 1, *output.tonemapped.shape[-2:])
+    output.total.backward()
+    assert [name for name, p in framework.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
+    assert not any("pyramid" in name or "prior_fusion" in name for name in framework.state_dict())

@@ -1,0 +1,175 @@
+"""The batches of a run: the same samples whatever number of processes, batches and interruptions it is cut into."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from skt_components.data.sample import HDRSample
+from skt_components.ops._checks import check_count
+
+
+class SamplePositions(Sampler[list[tuple[int, int]]]):
+    """Where the samples of each batch lie, as ``(epoch, index)``: without end, and from any batch on.
+
+    The samples of a run are one sequence: a permutation of the data set for every epoch, one behind the other. Batch
+    ``b`` of process ``rank`` takes the ``rank``-th part of the ``b``-th piece of it, so that two processes, or two
+    batches whose gradients are added, get what one process gets in one batch of twice the size. A sequence does not
+    change when a run is resumed. A batch may lie on the border of two epochs.
+
+    Args:
+        length: samples of the data set.
+        batch_size: samples per batch and process.
+        seed: of the permutations.
+        start: the first batch.
+        rank: number of this process.
+        world: how many processes there are.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Example:
+        >>> stream = iter(SamplePositions(4, 2, seed=0, start=1))
+        >>> [epoch for epoch, _ in next(stream)], [epoch for epoch, _ in next(stream)]
+        ([0, 0], [1, 1])
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, *, seed: int, start: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        self.length, self.batch_size = check_count("length", length, 1), check_count("batch_size", batch_size, 1)
+        self.seed, self.start, self.world = seed, check_count("start", start, 0), check_count("world", world, 1)
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must be in [0, {world}), got {rank}")
+        self.rank = rank
+
+    def first(self, batch: int) -> int:
+        """Return the place in the run's sequence of the first sample of a batch of this process."""
+        return (batch * self.world + self.rank) * self.batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield batch after batch."""
+        batch, drawn, order = self.start, -1, []
+        while True:
+            positions = []
+            for place in range(self.first(batch), self.first(batch) + self.batch_size):
+                epoch, index = divmod(place, self.length)
+                if epoch != drawn:
+                    generator = torch.Generator().manual_seed(_number("order", self.seed, epoch))
+                    drawn, order = epoch, torch.randperm(self.length, generator=generator).tolist()
+                positions.append((epoch, order[index]))
+            yield positions
+            batch += 1
+
+
+def training_batches(
+    dataset: Dataset[HDRSample],
+    positions: SamplePositions,
+    *,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Iterator[HDRSample]:
+    """Yield batches on a device, without end; on a GPU the next one is on its way while the last one is used.
+
+    Args:
+        dataset: takes ``(epoch, index)``, as the data sets of this library do.
+        positions: which samples.
+        workers: processes that load.
+        device: where the batches are wanted.
+        dtype: that they are wanted in; their own when None.
+    """
+    device = torch.device(device)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=positions,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator().manual_seed(_number("workers", positions.seed)),
+    )
+    if device.type != "cuda":
+        yield from (place_sample(sample, device, dtype) for sample in loader)
+        return
+    side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    batches, ahead = iter(loader), cast("HDRSample | None", None)
+    while True:
+        main.wait_stream(side)
+        sample = ahead
+        for tensor in [] if sample is None else _tensors(sample):
+            tensor.record_stream(main)
+        with torch.cuda.stream(side):  # the copy runs beside the kernels of the step before
+            ahead = place_sample(next(batches), device, dtype)
+        if sample is not None:
+            yield sample
+
+
+def place_sample(sample: HDRSample, device: torch.device | str, dtype: torch.dtype | None = None) -> HDRSample:
+    """Return a sample with its tensors on a device, without waiting for it.
+
+    Args:
+        sample: one, or a batch.
+        device: where they are wanted.
+        dtype: that they are wanted in; their own when None.
+
+    Example:
+        >>> from skt_components import SyntheticScenes
+        >>> place_sample(SyntheticScenes(1, 16)[0], "cpu", torch.float64).bracket.dtype
+        torch.float64
+    """
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, dtype, non_blocking=True)
+
+    return sample._replace(
+        bracket=move(sample.bracket),
+        exposure_times=move(sample.exposure_times),
+        target=move(sample.target),
+        metadata={key: move(value) for key, value in sample.metadata.items()},
+    )
+
+
+def seed_everything(*key: int | str) -> None:
+    """Seed Python, NumPy and PyTorch, on every device, by a key, such as (seed, batch, rank).
+
+    Called before every batch it makes what a batch draws depend on its number alone, not on what ran before: no state
+    of a generator has to be saved to resume.
+    """
+    import numpy as np
+
+    number = _number(*key)
+    random.seed(number)
+    np.random.seed(number)  # noqa: NPY002  (what is seeded is what somebody else's code may draw from)
+    torch.manual_seed(number)
+
+
+def sample_generators(seed: int, first: int, count: int, device: torch.device | str = "cpu") -> list[torch.Generator]:
+    """Return a generator for each sample of a batch, seeded by its place in the run's sequence.
+
+    Args:
+        seed: the run's.
+        first: place of the first sample, see :meth:`SamplePositions.first`.
+        count: samples in the batch.
+        device: where the generators draw.
+
+    Example:
+        >>> one, other = sample_generators(0, 7, 2)
+        >>> again = sample_generators(0, 8, 1)[0]
+        >>> bool((torch.rand(3, generator=other) == torch.rand(3, generator=again)).all())
+        True
+    """
+    return [torch.Generator(device).manual_seed(_number("sample", seed, first + i)) for i in range(count)]
+
+
+def _number(*key: int | str) -> int:
+    text = "/".join(map(str, key))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
+
+
+def _tensors(sample: HDRSample) -> list[Tensor]:
+    return [sample.bracket, sample.exposure_times, sample.target, *sample.metadata.values()]

@@ -1,0 +1,185 @@
+"""What one loop needs to run on one device or many: Hugging Face Accelerate, set up for this framework."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from skt_components.data.sample import HDRSample
+from skt_components.modules.taps import eval_mode
+from skt_components.training.config import TrainConfig
+from skt_components.training.setup import pick_device
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+
+
+class Engine:
+    """One process of a run: alone, or one of several that torchrun or accelerate started.
+
+    Args:
+        config: its ``device``, ``precision``, ``accumulate`` and ``trackers``.
+
+    Attributes:
+        accelerator: Hugging Face's ``Accelerator``, for the loop: ``accumulate``, ``backward``, ``clip_grad_norm_``.
+        device: of this process.
+        rank: number of this process.
+        processes: how many there are.
+        is_main: whether this one writes files.
+        dtype: of pictures and weights.
+
+    Raises:
+        ImportError: accelerate, or the package of a tracker, is not installed.
+        ValueError: there is no such device or tracker, or the device does not have the precision.
+
+    Example:
+        >>> engine = Engine(TrainConfig(device="cpu", trackers=()))
+        >>> engine.rank, engine.processes, engine.largest(2)
+        (0, 1, 2)
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        try:
+            from accelerate import Accelerator
+            from accelerate.utils import ProjectConfiguration
+        except ImportError as error:
+            raise ImportError('training needs accelerate: pip install "skt-components[train]"') from error
+        device = pick_device(config.device)
+        if device.index and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError(f"--device {config.device}: each of several processes has a GPU of its own, leave it away")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        _check_trackers(config.trackers)
+        self.accelerator: Accelerator = Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision=_precision(config.precision, device),
+            gradient_accumulation_steps=config.accumulate,
+            log_with=list(config.trackers) or None,
+            project_config=ProjectConfiguration(project_dir=".", logging_dir="."),  # until there is a run folder
+        )
+        self.device: torch.device = self.accelerator.device
+        self.rank: int = self.accelerator.process_index
+        self.processes: int = self.accelerator.num_processes
+        self.is_main: bool = self.accelerator.is_main_process
+        self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        # A group of the processors: the GPUs' own would make the host wait for the device.
+        self._group: Any = torch.distributed.new_group(backend="gloo") if self.processes > 1 else None
+
+    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, sample: HDRSample) -> tuple[nn.Module, Any]:
+        """Put a module on this process's device and, if there are several, into DistributedDataParallel.
+
+        Gradients are synchronised once a step; buffers only where there are statistics of batches. Parameters that a
+        step leaves without gradient are looked for in every step only if there are any.
+
+        Args:
+            module: called as ``module(bracket, target)``, returns something with a ``total`` to differentiate.
+            optimizer: of its parameters.
+            sample: a small batch, on the CPU; the module runs on it once if there are several processes.
+        """
+        if self.processes > 1:
+            from accelerate.utils import DistributedDataParallelKwargs
+
+            self.accelerator.ddp_handler = DistributedDataParallelKwargs(
+                find_unused_parameters=bool(unused_parameters(module, sample.bracket, sample.target)),
+                broadcast_buffers=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()),
+                gradient_as_bucket_view=True,
+            )
+        prepared, optimizer = self.accelerator.prepare(module, optimizer)
+        return prepared, optimizer
+
+    def start_trackers(self, folder: str | os.PathLike[str]) -> None:
+        """Let the trackers that write files write below ``folder``/logs."""
+        self.accelerator.project_configuration.logging_dir = os.fspath(folder)
+        self.accelerator.init_trackers("logs")
+
+    def on_main(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in the main process alone, and return or raise in every process what it returned or raised.
+
+        Args:
+            function: what to call; its result must be picklable.
+            *arguments: for it.
+        """
+        from accelerate.utils import broadcast_object_list
+
+        result: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                result[0] = function(*arguments)
+            except (OSError, ValueError, ImportError) as error:
+                if self.processes == 1:
+                    raise
+                result[1] = error
+        broadcast_object_list(result)
+        if result[1] is not None:
+            raise result[1]
+        return result[0]
+
+    def largest(self, number: int) -> int:
+        """Return the largest number that any process calls this with, without waiting for a device.
+
+        Every process must call it. So a signal that one of them got ends all at the same step.
+        """
+        if self._group is None:
+            return number
+        held = torch.tensor(number)
+        torch.distributed.all_reduce(held, torch.distributed.ReduceOp.MAX, group=self._group)
+        return int(held)
+
+    def gather(self, rows: Mapping[int, T]) -> list[T]:
+        """Return the rows of all processes in the order of their numbers, each once.
+
+        Args:
+            rows: what this process has, by number; picklable.
+        """
+        from accelerate.utils import gather_object
+
+        found = dict(gather_object(list(rows.items())))
+        return [found[number] for number in sorted(found)]
+
+    def mean(self, numbers: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return scalars averaged over the processes; this waits for the device."""
+        together = torch.stack([number.detach().float().reshape(()) for number in numbers.values()])
+        values = self.accelerator.reduce(together, reduction="mean").tolist()
+        return dict(zip(numbers, values, strict=True))
+
+
+def unused_parameters(module: nn.Module, *inputs: Any) -> list[str]:
+    """Return the names of the parameters to train that one step leaves without gradient.
+
+    Runs the module once, forwards and backwards, and leaves no gradient behind.
+
+    Args:
+        module: returns something with a ``total`` to differentiate.
+        *inputs: of the module.
+    """
+    module.zero_grad(set_to_none=True)
+    with eval_mode(module):  # statistics of batches stay as they are
+        module(*inputs).total.backward()
+    found = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+    module.zero_grad(set_to_none=True)
+    return found
+
+
+def _check_trackers(trackers: tuple[str, ...]) -> None:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    available = {str(tracker) for tracker in get_available_trackers()}
+    for tracker in trackers:
+        if tracker not in LOGGER_TYPE_TO_CLASS:
+            raise ValueError(f"--trackers must be among {', '.join(LOGGER_TYPE_TO_CLASS)}, got {tracker!r}")
+        if tracker not in available:
+            raise ImportError(f"--trackers {tracker} needs its package: pip install {tracker}, or --trackers for none")
+
+
+def _precision(wanted: str, device: torch.device) -> str:
+    if wanted == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
+    if wanted == "fp16" and device.type != "cuda":
+        raise ValueError(f"--precision fp16 needs a GPU, whose gradients are then scaled; on {device.type} take bf16")
+    return "no" if wanted in ("fp32", "fp64") else wanted

@@ -1,0 +1,48 @@
+"""What changes in the course of a run: the learning rate, and how strongly the teacher pulls."""
+
+from __future__ import annotations
+
+import math
+
+from skt_components.training.config import TrainConfig
+
+_LAST_PART = 0.8  # of the steps, after which the schedule "step" falls
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Return the learning rate of a step, a function of the step alone, so that nothing has to be saved to resume.
+
+    Args:
+        config: its ``lr``, ``final_lr``, ``schedule``, ``warmup_steps``, ``warmup_lr`` and ``steps``.
+        step: from 0.
+
+    Example:
+        >>> config = TrainConfig(lr=1.0, final_lr=0.5, steps=100, warmup_steps=10)
+        >>> [round(learning_rate(config, step), 3) for step in (0, 5, 10, 55, 100)]
+        [0.0, 0.5, 1.0, 0.75, 0.5]
+    """
+    if step < config.warmup_steps:
+        return config.warmup_lr + (config.lr - config.warmup_lr) * step / config.warmup_steps
+    final = config.lr / 50 if config.final_lr is None else config.final_lr
+    if config.schedule == "constant":
+        return config.lr
+    if config.schedule == "step":
+        return config.lr if step < _LAST_PART * config.steps else final
+    done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    return final + (config.lr - final) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def transfer_ramp(config: TrainConfig, step: int) -> float:
+    """Return what the weights of all terms but L_org are multiplied with at a step, from 0 to 1.
+
+    Args:
+        config: its ``transfer_start`` and ``transfer_ramp``.
+        step: from 0.
+
+    Example:
+        >>> config = TrainConfig(transfer_start=10, transfer_ramp=4)
+        >>> [transfer_ramp(config, step) for step in (0, 9, 10, 12, 14, 20)]
+        [0.0, 0.0, 0.2, 0.6, 1.0, 1.0]
+    """
+    after = step - config.transfer_start
+    return 0.0 if after < 0 else min((after + 1) / (config.transfer_ramp + 1), 1.0)

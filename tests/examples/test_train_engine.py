@@ -1,0 +1,521 @@
+"""The reference loop on several processes, killed, interrupted, continued, and with its other options."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import skt_components as skt
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TINY = ["--crop", "16", "--val-crop", "16", "--log-every", "5", "--validate-every", "100", "--trackers"]
+STEPS = 50  # of the run that is killed
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run_script(*arguments: str, processes: int = 1, cwd: Path) -> subprocess.CompletedProcess:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(launch if processes > 1 else []), str(EXAMPLES / "train_full.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, env=ALONE, capture_output=True, text=True, timeout=300, check=False)
+
+
+def checkpoint(run: Path, name: str = "framework") -> dict:
+    state = skt.CheckpointFolder(run / "checkpoints", name).load_newest()
+    assert state is not None
+    return state
+
+
+def metrics(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in lines]
+
+
+def equal(one: object, other: object) -> bool:
+    """Bit by bit."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(equal(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))  # type: ignore[arg-type]
+    return one == other
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[key].double() - other[key].double()).abs().max()) for key in one)
+
+
+# --- several processes
+
+
+@pytest.fixture(scope="module", params=["fp64", "fp32"])
+def one_batch_in_three_ways(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp(request.param)
+    options = [*TINY, "--crop", "32", "--steps", "10", "--lr", "2e-4", "--compare", "--precision", request.param]
+    runs = {
+        "one": (1, ["--batch-size", "4"]),
+        "two": (2, ["--batch-size", "2"]),
+        "passes": (1, ["--batch-size", "2", "--accumulate", "2"]),
+    }
+    if request.param == "fp32":
+        del runs["passes"]
+    for name, (processes, more) in runs.items():
+        done = run_script(*options, *more, "--out", str(folder / name), processes=processes, cwd=folder)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return request.param, [folder / name for name in runs]
+
+
+@pytest.mark.slow
+def test_two_processes_and_two_passes_are_one_large_batch(one_batch_in_three_ways) -> None:
+    precision, runs = one_batch_in_three_ways
+    # In float32 sums of another order move weights whose gradient is almost 0, which Adam makes as large as any: a few
+    # of the SKAMs by 5e-6. The network, which is what is kept, agrees to 1e-6 in both.
+    tolerance = {"fp64": 1e-9, "fp32": 1e-5}[precision]
+    for name in ("framework", "bare"):
+        one, two, *passes = (checkpoint(run, name)["module"] for run in runs)
+        assert all(equal(two, other) for other in passes)  # the same passes, added by another hand
+        assert distance(one, two) <= tolerance
+        networks = [{key: value for key, value in state.items() if key.startswith("orm.")} for state in (one, two)]
+        assert len(networks[0]) == 50
+        assert distance(*networks) <= min(tolerance, 1e-6)
+
+
+@pytest.mark.slow
+def test_metrics_are_of_all_pictures_once_and_in_order_whoever_scored_them(one_batch_in_three_ways) -> None:
+    _, (one, two, *_) = one_batch_in_three_ways
+    scores = [json.loads((run / "scores.json").read_text()) for run in (one, two)]
+    for ours, theirs in zip(*[s["framework"]["ORM"].values() for s in scores], strict=True):
+        assert len(ours) == len(theirs) == 16
+        assert len(set(ours)) == 16
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    logs = [metrics(run) for run in (one, two)]
+    assert [(line["run"], line["step"]) for line in logs[0]] == [(line["run"], line["step"]) for line in logs[1]]
+    for ours, theirs in zip(*logs, strict=True):
+        assert ours.get("terms", {}) == pytest.approx(theirs.get("terms", {}), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_all_processes_with_its_message(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("precious")
+    done = run_script(*TINY, "--steps", "2", "--out", str(tmp_path / "run"), processes=2, cwd=tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.count("train_full.py: --out") == 2
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
+
+
+# --- killed, stopped, continued
+
+SERVER = """
+import json, os, sys
+sys.path.insert(0, sys.argv[1])
+import torch, tyro, tqdm, accelerate, timm, safetensors.torch
+import train_full  # imported once; every run is a fork of this process
+import skt_components as skt
+torch.set_num_threads(1)
+skt.save_samples = lambda path, rows: open(path, "wb").close()
+skt.save_curves = lambda metrics, path: open(path, "wb").close()
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            train_full.main(json.loads(line))
+            code = 0
+        finally:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(code)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Server:
+    """Starts runs in milliseconds, as processes of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, "-c", SERVER, str(EXAMPLES)]
+        log = open(folder / "server.log", "w")  # noqa: SIM115  (closed with the process)
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=ALONE, cwd=folder)
+
+    def run(self, arguments: list[str], wait: Callable[[], None] | None = None) -> int:
+        """Run to the end, or kill when the wait is over; returns the exit code."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(arguments) + "\n")
+        self.process.stdin.flush()
+        child = int(self.process.stdout.readline())
+        if wait is not None:
+            wait()
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        while not (line := self.process.stdout.readline()).strip().lstrip("-").isdigit():
+            pass  # the run's own words
+        return int(line)
+
+
+@pytest.fixture
+def server(tmp_path: Path):
+    started = Server(tmp_path)
+    yield started
+    assert started.process.stdin is not None
+    started.process.stdin.close()
+    started.process.wait(timeout=60)
+
+
+def done_steps(run: Path) -> int:
+    """How far both networks are, together."""
+    folders = [skt.CheckpointFolder(run / "checkpoints", name) for name in ("framework", "bare")]
+    return sum(max(folder.steps(), default=0) for folder in folders)
+
+
+def wait_for(run: Path, further: int, seconds: float) -> None:
+    """Until there are so many more checkpoints, or there is no hope of it, and then a moment."""
+    start, deadline = done_steps(run), time.monotonic() + 20
+    while done_steps(run) < start + further and time.monotonic() < deadline and start < 2 * STEPS - further:
+        time.sleep(0.01)
+    time.sleep(seconds)
+
+
+def check_whole(run: Path) -> None:
+    """Every file that has its name is whole."""
+    for path in run.rglob("*.ckpt"):
+        if not path.name.startswith("."):
+            assert {"module", "optimizer", "step", "best"} <= skt.load_checkpoint(path).keys()
+    for path in run.rglob("*.safetensors"):
+        assert load_file(path)
+    assert skt.read_options(run / "config.toml")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks")
+def test_twenty_kills_change_nothing(tmp_path: Path, server: Server) -> None:
+    options = [*TINY, "--steps", str(STEPS), "--batch-size", "1", "--checkpoint-every", "1", "--validate-every", "7"]
+    options += ["--ema-decay", "0.9", "--compare", "--warmup-steps", "5", "--transfer-ramp", "20"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert server.run([*options, "--out", str(whole)]) == 0
+    rng, kills, steps = random.Random(0), 0, []
+    first = [*options, "--out", str(killed)]
+    while kills < 20:
+        if not (killed / "config.toml").is_file() and killed.exists():
+            killed.rmdir()  # killed between making the folder and writing its first file
+        arguments = ["--resume", str(killed)] if (killed / "config.toml").is_file() else first
+        further = rng.randint(0, 9)  # checkpoints; 0: while it starts
+        code = server.run(arguments, partial(wait_for, killed, further, rng.uniform(0.02, 0.3)))
+        if code != -signal.SIGKILL:
+            break  # it came to its end
+        kills += 1
+        if (killed / "config.toml").is_file():
+            check_whole(killed)
+            steps.append(done_steps(killed))
+    assert kills == 20, f"only {kills} kills"
+    assert len(set(steps)) > 3, steps  # they met the run in different places
+    assert server.run(["--resume", str(killed)]) == 0
+    check_whole(killed)
+    for name in ("framework", "bare"):
+        assert equal(checkpoint(killed, name), checkpoint(whole, name))
+    for name in ("orm.safetensors", "bare.safetensors", "orm-best.safetensors"):
+        assert equal(load_file(killed / name), load_file(whole / name)), name
+    for name in ("config.toml", "scores.json"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert metrics(killed) == metrics(whole)
+    leftovers = [path for path in (killed / "checkpoints").iterdir() if path.name.startswith(".")]
+    assert leftovers == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_a_whole_step(tmp_path: Path, number: int) -> None:
+    options = [*TINY, "--steps", "100000", "--batch-size", "1", "--checkpoint-every", "100000"]
+    command = [
+        sys.executable,
+        str(EXAMPLES / "train_full.py"),
+        *options,
+        "--workers",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    with subprocess.Popen(command, env=ALONE, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        log = tmp_path / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not (log.is_file() and '"terms"' in log.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in errors
+    assert errors.strip().splitlines()[-1].startswith("train_full.py: stopped after step ")
+    assert f"continue with --resume {tmp_path / 'run'}" in errors
+    assert checkpoint(tmp_path / "run")["step"] >= 1
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path: Path) -> None:
+    script = tmp_path / "one_of_two.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        f"sys.path.insert(0, {str(EXAMPLES)!r})\n"
+        "import train_full, skt_components as skt\n"
+        "look = skt.StepWatch.look\n"
+        "def watched(self, step, *args):\n"
+        "    if step == 3 and os.environ['RANK'] == '1':\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "    look(self, step, *args)\n"
+        "skt.StepWatch.look = watched\n"
+        "try:\n"
+        "    train_full.main(sys.argv[1:])\n"
+        "except KeyboardInterrupt as stop:\n"
+        "    print(f'rank {os.environ[\"RANK\"]}: {stop}', flush=True)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    options = [*TINY, "--steps", "50", "--batch-size", "1", "--checkpoint-every", "100", "--out", str(tmp_path / "run")]
+    done = subprocess.run([*command, *options], env=ALONE, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(line.split(";")[0] for line in done.stdout.splitlines() if line.startswith("rank")) == [
+        "rank 0: stopped after step 3",
+        "rank 1: stopped after step 3",
+    ]
+    assert checkpoint(tmp_path / "run")["step"] == 4
+
+
+# --- options of the engine, in this process
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import train_full
+    from accelerate.state import AcceleratorState
+
+    # Pictures take longer than these runs; the tests of the main job look at them.
+    monkeypatch.setattr(skt, "save_samples", lambda path, rows: Path(path).write_bytes(b"picture"))
+    monkeypatch.setattr(skt, "save_curves", lambda metrics, path: Path(path).write_bytes(b"picture"))
+    yield train_full
+    AcceleratorState._reset_state(reset_partial_state=True)  # the next run may want another precision
+
+
+SHORT = [*TINY, "--batch-size", "2", "--log-every", "1"]
+
+
+def test_n_steps_and_n_more_are_two_n(loop, tmp_path: Path) -> None:
+    more = ["--ema-decay", "0.5", "--accumulate", "2", "--optimizer", "adamw", "--weight-decay", "0.1"]
+    more += ["--schedule", "constant", "--checkpoint-every", "3", "--clip-grad", "0.01", "--validate-every", "3"]
+    loop.main([*SHORT, *more, "--steps", "6", "--out", str(tmp_path / "whole")])
+    loop.main([*SHORT, *more, "--steps", "3", "--out", str(tmp_path / "half")])
+    loop.main(["--resume", str(tmp_path / "half"), "--steps", "6"])
+    assert equal(checkpoint(tmp_path / "half"), checkpoint(tmp_path / "whole"))
+    assert equal(*(load_file(tmp_path / run / "orm.safetensors") for run in ("half", "whole")))
+
+
+def test_everything_that_changes_is_in_the_checkpoint(loop, tmp_path: Path) -> None:
+    loop.main([*SHORT, "--steps", "2", "--ema-decay", "0.5", "--out", str(tmp_path / "run")])
+    state = checkpoint(tmp_path / "run")
+    assert state.keys() == {"module", "optimizer", "ema", "best", "samples_per_step", "step"}
+    assert {key.split(".")[0] for key in state["module"]} == {"orm", "spgrm", "skams"}
+    assert state["samples_per_step"] == 2
+
+
+def test_the_average_of_the_weights_is_what_is_kept(loop, tmp_path: Path) -> None:
+    loop.main([*SHORT, "--steps", "3", "--ema-decay", "0.5", "--out", str(tmp_path / "run")])
+    state, kept = checkpoint(tmp_path / "run"), load_file(tmp_path / "run" / "orm.safetensors")
+    for key, value in kept.items():
+        assert torch.equal(value, state["ema"][f"module.{key}"])
+    assert any(not torch.equal(value, state["module"][f"orm.{key}"]) for key, value in kept.items())
+    loop.main(["--resume", str(tmp_path / "run")])
+    with pytest.raises(ValueError, match="does not fit, other options: ema"):
+        loop.main(["--resume", str(tmp_path / "run"), "--ema-decay", "0", "--steps", "4"])
+
+
+def test_a_ramp_keeps_the_teacher_away_at_first(loop, tmp_path: Path) -> None:
+    options = [*SHORT, "--compare", "--transfer-start", "2"]
+    loop.main([*options, "--steps", "2", "--out", str(tmp_path / "run")])
+    ours, bare = checkpoint(tmp_path / "run")["module"], checkpoint(tmp_path / "run", "bare")["module"]
+    assert all(torch.equal(value, ours[key]) for key, value in bare.items())
+    lines = [line for line in metrics(tmp_path / "run") if line.get("gradient_norms")]
+    assert all(line["gradient_norms"]["alignment"] == 0 for line in lines)
+    loop.main(["--resume", str(tmp_path / "run"), "--steps", "4"])
+    ours, bare = checkpoint(tmp_path / "run")["module"], checkpoint(tmp_path / "run", "bare")["module"]
+    assert any(not torch.equal(value, ours[key]) for key, value in bare.items())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--channels-last"],
+        ["--checkpointing"],
+        ["--precision", "bf16"],
+        ["--optimizer", "adamw", "--weight-decay", "0.01"],
+        ["--knowledge-bank", "none"],
+        ["--perceptual", "bank", "--org-perceptual-weight", "0.01"],
+        ["--teacher-stride", "1"],
+        ["--alignment-weight", "0"],
+        ["--workers", "1"],
+    ],
+    ids=lambda options: options[0][2:],
+)
+def test_every_option_trains(loop, tmp_path: Path, options: list[str]) -> None:
+    loop.main([*SHORT, *options, "--steps", "2", "--out", str(tmp_path / "run")])
+    lines = [line["terms"] for line in metrics(tmp_path / "run") if "terms" in line]
+    assert all(np.isfinite(list(terms.values())).all() for terms in lines)
+    assert lines[0] != lines[1]
+
+
+@pytest.mark.parametrize("options", [["--channels-last"], ["--checkpointing"]], ids=lambda options: options[0][2:])
+def test_options_of_speed_and_memory_change_no_result(loop, tmp_path: Path, options: list[str]) -> None:
+    loop.main([*SHORT, "--steps", "3", "--lr", "1e-4", "--out", str(tmp_path / "plain")])
+    loop.main([*SHORT, *options, "--steps", "3", "--lr", "1e-4", "--out", str(tmp_path / "other")])
+    plain, other = (checkpoint(tmp_path / run)["module"] for run in ("plain", "other"))
+    assert distance(plain, other) <= 2e-6
+
+
+def test_compile_is_asked_for_network_and_teacher(loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def compile_(self: torch.nn.Module, *args: object, **kwargs: object) -> None:
+        compiled.append(type(self).__name__)
+        self._compiled_call_impl = torch.compile(self._call_impl, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
+    loop.main([*SHORT, "--steps", "2", "--compile", "--out", str(tmp_path / "compiled")])
+    loop.main([*SHORT, "--steps", "2", "--out", str(tmp_path / "plain")])
+    assert compiled == ["AHDRNet", "SPGRM"]
+    plain, other = (checkpoint(tmp_path / run)["module"] for run in ("plain", "compiled"))
+    assert distance(plain, other) <= 1e-6
+
+
+def test_several_seeds_are_reported_together(loop, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tmp_path / "run"
+    loop.main([*SHORT, "--steps", "2", "--compare", "--seeds", "2", "--seed", "5", "--out", str(run)])
+    assert {path.name for path in run.iterdir() if path.is_dir()} == {"seed-5", "seed-6"}
+    shown = capsys.readouterr().out
+    assert "paired gain over 2 seeds and 16 pictures" in shown
+    assert shown.strip().endswith((run / "table.txt").read_text().strip())
+    scores = [json.loads((run / f"seed-{seed}" / "scores.json").read_text()) for seed in (5, 6)]
+    mean = np.mean([np.mean(s["framework"]["ORM"]["PSNR-mu"]) for s in scores])
+    assert f"{mean:.3f}" in next(line for line in shown.splitlines() if line.startswith("ORM after"))
+    assert scores[0] != scores[1]
+    loop.main([*SHORT, "--steps", "2", "--compare", "--seed", "6", "--out", str(tmp_path / "alone")])
+    alone, within = (checkpoint(folder)["module"] for folder in (tmp_path / "alone", run / "seed-6"))
+    assert equal(alone, within)
+    before = (run / "table.txt").read_text()
+    loop.main(["--resume", str(run)])  # finished: only reports again
+    assert (run / "table.txt").read_text() == before
+
+
+def test_tensorboard_has_the_numbers_and_none_writes_nothing(loop, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    loop.main([*SHORT, "--trackers", "tensorboard", "--steps", "2", "--out", str(tmp_path / "run")])
+    events = EventAccumulator(str(tmp_path / "run" / "logs"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"framework/terms/org", "framework/gradient_norms/alignment", "framework/lr"} <= tags
+    assert "framework/validation/ORM/PSNR-mu" in tags
+    logged = [event.value for event in events.Scalars("framework/terms/org")]
+    wanted = [line["terms"]["org"] for line in metrics(tmp_path / "run") if "terms" in line]
+    assert logged == pytest.approx(wanted, rel=1e-6)
+    loop.main([*SHORT, "--steps", "1", "--out", str(tmp_path / "quiet")])
+    assert not (tmp_path / "quiet" / "logs").exists()
+
+
+def test_a_full_disk_ends_the_run_with_the_checkpoint_before(
+    loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, calls = torch.save, []
+
+    def full(state: dict, path: Path) -> None:
+        calls.append(state["step"])
+        save(state, "/dev/full" if len(calls) > 1 else path)
+
+    monkeypatch.setattr(torch, "save", full)
+    options = [*SHORT, "--steps", "8", "--checkpoint-every", "2", "--out", str(tmp_path / "run")]
+    with pytest.raises(OSError, match=r"checkpoint of step 4 could not be written .*; the newest is of step 2"):
+        loop.main(options)
+    monkeypatch.undo()
+    assert checkpoint(tmp_path / "run")["step"] == 2
+
+
+def test_a_broken_newest_checkpoint_is_told_and_nothing_is_lost(
+    loop, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = [*SHORT, "--checkpoint-every", "2", "--validate-every", "2"]
+    loop.main([*options, "--steps", "6", "--out", str(tmp_path / "whole")])
+    loop.main([*options, "--steps", "6", "--out", str(tmp_path / "run")])
+    newest = tmp_path / "run" / "checkpoints" / "framework-00000006.ckpt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    loop.main(["--resume", str(tmp_path / "run")])
+    assert "framework-00000006.ckpt is not a readable checkpoint" in capsys.readouterr().err
+    assert equal(checkpoint(tmp_path / "run"), checkpoint(tmp_path / "whole"))
+    notices = [line for line in metrics(tmp_path / "run") if "notice" in line]
+    assert [line["step"] for line in notices] == [4]
+
+
+def test_a_spike_is_reported_and_its_batch_kept(loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = skt.SyntheticScenes._draw
+
+    def brighter(self: skt.SyntheticScenes, index: int, epoch: int) -> skt.HDRSample:
+        sample = draw(self, index, epoch)
+        broken = self.split == "train" and (epoch * len(self) + index) % 50 == 49
+        return sample._replace(target=sample.target * 0 + 1e6) if broken else sample
+
+    monkeypatch.setattr(skt.SyntheticScenes, "_draw", brighter)
+    options = [*SHORT, "--steps", "60", "--batch-size", "1", "--spike-factor", "5", "--log-every", "50"]
+    loop.main([*options, "--out", str(tmp_path / "run")])
+    notices = [line for line in metrics(tmp_path / "run") if "notice" in line]
+    kept = sorted((tmp_path / "run" / "inspect").iterdir())
+    assert len(notices) == len(kept) > 0
+    assert all("the loss jumped to" in line["notice"] for line in notices)
+    assert all((load_file(path)["target"] == 1e6).all() for path in kept)
+
+
+def test_another_batch_size_does_not_resume(loop, tmp_path: Path) -> None:
+    loop.main([*SHORT, "--steps", "1", "--out", str(tmp_path / "run")])
+    with pytest.raises(ValueError, match="made with 2 samples per step, now there are 3"):
+        loop.main(["--resume", str(tmp_path / "run"), "--batch-size", "3", "--steps", "2"])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (["--trackers", "fax"], ValueError, r"--trackers must be among .*tensorboard, .* got 'fax'"),
+        (["--trackers", "comet_ml"], ImportError, "--trackers comet_ml needs its package: pip install comet_ml"),
+        (["--precision", "fp16", "--device", "cpu"], ValueError, "--precision fp16 needs a GPU"),
+    ],
+)
+def test_what_the_engine_cannot_do_is_explained(loop, tmp_path: Path, options, error, message) -> None:
+    with pytest.raises(error, match=message):
+        loop.main([*SHORT, *options, "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_trains_nothing_and_leaves_nothing(loop, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    loop.main([*SHORT, "--dry-run", "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+    shown = capsys.readouterr().out
+    for word in ("parameters", "steps", "memory"):
+        assert word in shown
+    with pytest.raises((ValueError, OSError), match="missing"):
+        loop.main([*SHORT, "--dry-run", "--data", "tel", "--root", str(tmp_path / "missing")])
+
+
+def test_the_options_of_two_configurations_do_not_mix(loop) -> None:
+    config = loop.parse(["--steps", "3", "--trackers"])
+    assert dataclasses.asdict(config)["trackers"] == ()
