@@ -9,7 +9,6 @@ from skt_components.training.batches import (
 )
 from skt_components.training.checkpoint import (
     NonFiniteError,
-    check_finite,
     deferred_interrupt,
     load_checkpoint,
     load_model,
@@ -40,7 +39,6 @@ __all__ = [
     "StepWatch",
     "TrainConfig",
     "check_bank_weights",
-    "check_finite",
     "deferred_interrupt",
     "describe_environment",
     "describe_plan",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from skt_components.models.ahdrnet import AHDRNet
 from skt_components.models.hdr_transformer import HDRTransformer
@@ -26,28 +26,6 @@ _NETWORKS = (AHDRNet, HDRTransformer, SCTNet, TMRNet, TMRNetPlus)
 
 class NonFiniteError(FloatingPointError):
     """A tensor of the training step is NaN or infinite; the message names it."""
-
-
-def check_finite(tensors: Mapping[str, Tensor], step: int | None = None) -> None:
-    """Raise :class:`NonFiniteError` with the names of the tensors that hold NaN or infinity.
-
-    One look at the device for all tensors together.
-
-    Args:
-        tensors: inputs or loss terms by name.
-        step: shown in the message.
-
-    Example:
-        >>> import torch
-        >>> check_finite({"org": torch.tensor(1.0)})
-    """
-    if not tensors:
-        return
-    finite = torch.stack([tensor.detach().isfinite().all() for tensor in tensors.values()]).tolist()
-    broken = [name for name, good in zip(tensors, finite, strict=True) if not good]
-    if broken:
-        where = "" if step is None else f" at step {step}"
-        raise NonFiniteError(f"NaN or infinity in {', '.join(broken)}{where}")
 
 
 @contextmanager

@@ -120,6 +120,32 @@ def test_a_mistake_ends_all_processes_with_its_message(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
+STRANGER = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(18, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 3, 1)
+        self.forgotten = nn.Linear(3, 3)
+
+    def forward(self, bracket):
+        return torch.sigmoid(self.last(self.norm(self.first(bracket.flatten(1, 2)))))
+"""
+
+
+@pytest.mark.slow
+def test_unused_layers_batch_statistics_and_idle_skams_are_no_trouble_for_two_processes(tmp_path: Path) -> None:
+    (tmp_path / "stranger.py").write_text(STRANGER)
+    options = [*TINY, "--steps", "3", "--batch-size", "2", "--alignment-weight", "0", "--out", str(tmp_path / "run")]
+    options += ["--orm", "stranger:Net", "--taps", "first", "norm", "last"]
+    done = run_script(*options, processes=2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    state = checkpoint(tmp_path / "run")["module"]
+    assert state["orm.norm.num_batches_tracked"] == 3
+
+
 # --- killed, stopped, continued
 
 SERVER = """

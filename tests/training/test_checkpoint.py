@@ -14,8 +14,6 @@ from torch import nn
 
 from skt_components.models import AHDRNet
 from skt_components.training import (
-    NonFiniteError,
-    check_finite,
     load_checkpoint,
     load_model,
     load_weights,
@@ -299,40 +297,6 @@ def test_a_missing_safetensors_package_names_the_extra(tmp_path, monkeypatch):
     for call in (save_weights, load_weights):
         with pytest.raises(ImportError, match=r'safetensors.*: pip install "skt-components\[fastsam\]"'):
             call(tmp_path / "m.safetensors", make_model())
-
-
-# check_finite
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_non_finite_tensors_are_named_and_the_others_are_not(value):
-    tensors = {"bracket": torch.rand(2, 3), "org": torch.tensor(value), "color": torch.ones(()), "spgrm": torch.ones(4)}
-    tensors["spgrm"][2] = value
-    with pytest.raises(NonFiniteError, match=r"^NaN or infinity in org, spgrm at step 7$"):
-        check_finite(tensors, 7)
-    with pytest.raises(FloatingPointError, match=r"^NaN or infinity in org, spgrm$"):
-        check_finite(tensors)
-
-
-def test_finite_tensors_of_any_kind_pass():
-    check_finite({})
-    check_finite(
-        {
-            "float": torch.rand(3, requires_grad=True),
-            "half": torch.ones(2, dtype=torch.bfloat16),
-            "int": torch.ones(2, dtype=torch.int64),
-            "empty": torch.ones(0),
-        }
-    )
-
-
-def test_the_host_looks_at_the_device_once(monkeypatch):
-    looks = []
-    for name in ("tolist", "item", "__bool__", "__float__", "cpu", "numpy"):
-        original = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda self, _o=original, _n=name: (looks.append(_n), _o(self))[1])
-    check_finite({str(i): torch.rand(5) for i in range(10)}, 3)
-    assert looks == ["tolist"]
 
 
 # models made from their file
