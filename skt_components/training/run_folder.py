@@ -40,13 +40,14 @@ def _write_options(path: Path, options: Mapping[str, Any]) -> None:
         key: Path(value) for key in ("weights", "perceptual") if (value := options.get(key)) and Path(value).is_file()
     }
     kept = {key: value for key, value in {**options, **files}.items() if key not in skipped and value is not None}
-    lines = [f"{key} = {_toml(value)}" for key, value in kept.items()]
+    lines = [f"{key} = {to_toml(value)}" for key, value in kept.items()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _toml(value: Any) -> str:
+def to_toml(value: Any) -> str:
+    """Return a value as TOML has it."""
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_toml, value))}]"
+        return f"[{', '.join(map(to_toml, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (int, float)):

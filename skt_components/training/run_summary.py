@@ -15,6 +15,7 @@ from urllib.parse import quote
 from skt_components.modules.weights import replacing
 from skt_components.training.config import TrainConfig
 from skt_components.training.environment import read_environments
+from skt_components.training.run_folder import to_toml
 
 _FILES = {  # pattern of what may lie in a run's folder -> what it is
     "config.toml": "the options; `--config config.toml` starts another run with them",
@@ -88,7 +89,7 @@ def _trained(folder: Path, config: dict[str, Any]) -> list[str]:
     bank = value["knowledge_bank"]
     knowledge = "without semantic knowledge" if bank == "none" else f"with the knowledge of `{bank}`"
     changed = [
-        f"`{name} = {value[name]!r}`"
+        f"`{name} = {to_toml(value[name])}`"
         for name, default in ((field.name, field.default) for field in fields(TrainConfig))
         if name in config and (tuple(value[name]) if isinstance(default, tuple) else value[name]) != default
     ]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from skt_components.modules import DomainTransfer
 from skt_components.training import LossWeights, TrainConfig, make_run_folder, read_options
-from skt_components.training.run_folder import _toml
+from skt_components.training.run_folder import to_toml
 
 OTHER = TrainConfig(
     download=True,
@@ -228,7 +228,7 @@ def test_any_value_survives_toml(value):
         import tomllib
     except ImportError:
         import tomli as tomllib
-    back = tomllib.loads(f"key = {_toml(value)}")["key"]
+    back = tomllib.loads(f"key = {to_toml(value)}")["key"]
     assert back == value
     assert type(back) is type(value)
 

@@ -79,7 +79,7 @@ def test_every_link_leads_somewhere_and_every_file_is_listed(tmp_path):
 def test_only_options_that_differ_from_the_defaults_are_named(tmp_path):
     page = write_run_summary(make_run_folder(TrainConfig(out=tmp_path, knowledge_bank="none"))).read_text()
     assert "without semantic knowledge" in page
-    assert re.findall(r"`\w+ = [^`]*`", page) == ["`knowledge_bank = 'none'`"]
+    assert re.findall(r"`\w+ = [^`]*`", page) == ['`knowledge_bank = "none"`']
     assert (
         "All options are the defaults."
         in write_run_summary(make_run_folder(TrainConfig(out=tmp_path / "b"))).read_text()
