@@ -19,6 +19,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,7 @@ Forward = Callable[[nn.Module, Tensor], Tensor]
 Network = Callable[[Tensor], Tensor]
 Scores = dict[str, dict[str, Tensor]]
 FILES = {"framework": "orm", "bare": "bare"}  # names of the weights' files
+BROKEN = 1000  # above all signals
 METRICS = {"PSNR-mu": skt.psnr_mu, "PSNR-L": skt.psnr_l, "SSIM-mu": skt.ssim_mu}
 
 
@@ -300,43 +302,77 @@ def train(
     module: Framework | Bare,
     data: tuple[Data, Data],
     draw: Callable[[Path, nn.Module], None],
+    restored: Callable[[], None],
 ) -> tuple[Scores, nn.Module]:
-    """Train the network, in the framework or bare; return its last scores, and the network to keep."""
+    """Train the network, in the framework or bare; return its last scores, and the network to keep.
+
+    ``draw`` draws what a network makes of the validation scenes; ``restored`` is called when a run that is resumed has
+    its state back.
+    """
     accelerator, device = engine.accelerator, engine.device
     checkpoints = skt.CheckpointFolder(run / "checkpoints", name, config.keep)
-    watch = skt.StepWatch(run / "inspect", name, config.spike_factor)
+    process = f"-process{engine.rank}" if engine.processes > 1 else ""
+    watch = skt.StepWatch(run / "inspect", name + process, config.spike_factor)
     log, label = RunLog(engine, run, name), FILES[name]
     per_step = config.batch_size * config.accumulate * engine.processes  # samples
     if config.channels_last:
         module.to(memory_format=torch.channels_last)
+    module.to(dtype=engine.dtype)
+    example = skt.place_sample(default_collate([data[0][0]]), "cpu", engine.dtype)
+    model, optimizer = engine.prepare(module, build_optimizer(config, module), example)
     if config.compile:
         for part in (module.orm, *([module.spgrm] if isinstance(module, Framework) else [])):
             part.compile()
-    module.to(dtype=engine.dtype)
-    example = skt.place_sample(default_collate([data[1][0]]), "cpu", engine.dtype)
-    model, optimizer = engine.prepare(module, build_optimizer(config, module), example)
     ema = None
-    if config.ema_decay:
-        ema = AveragedModel(module.orm, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+    if config.ema_decay:  # of parameters: the buffers, some of which are indices, are copied
+        ema = AveragedModel(module.orm, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     kept = module.orm if ema is None else ema.module  # what is validated and saved
     stateful = {"module": module, "optimizer": optimizer, "ema": ema, "scaler": accelerator.scaler}
     stateful = {key: value for key, value in stateful.items() if value is not None}
 
-    start, best, scores = 0, -math.inf, {}
-    if config.resume is not None and (state := checkpoints.load_newest()) is not None:
+    start, best, checked, scores = 0, -math.inf, 0, {}
+    state = checkpoints.load_newest() if config.resume is not None and engine.is_main else None
+    accelerator.wait_for_everyone()  # a damaged checkpoint has been put aside
+    if config.resume is not None and not engine.is_main:
+        state = checkpoints.load_newest()
+    if state is not None:
         start, best = skt.restore_state(state, stateful, per_step=per_step, steps=config.steps)
+        checked = state["checked"]
+        del state
     if engine.is_main:
+        restored()
         checkpoints.clear_leftovers()
         skt.rewind_metrics(run / "metrics.jsonl", name, start)
     for text in checkpoints.notices:
         log.notice(start, text)
 
+    def scale() -> float:
+        return 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
+
     def state_now() -> dict[str, Any]:
         parts = {key: value.state_dict() for key, value in stateful.items()}
-        return {**parts, "best": best, "samples_per_step": per_step}
+        return {**parts, "best": best, "checked": checked, "samples_per_step": per_step}
+
+    def check(step: int) -> Scores:
+        """Validate, and keep what is the best so far."""
+        nonlocal best, checked
+        watch.flush()
+        found = validate(config, engine, module, kept, data[1])
+        log.write(step, validation=means(found))
+        score, checked = float(found["ORM"]["PSNR-mu"].mean()), step
+        improved, best = score > best, max(score, best)
+        if engine.is_main and step < config.steps:  # the last ones are drawn beside those of the bare network
+            draw(run / "samples" / f"{label}-{step:08d}.png", kept)
+        if engine.is_main and improved:
+            checkpoints.save_best(step, state_now())
+            skt.save_weights(run / f"{label}-best.safetensors", kept)
+        module.train()
+        return found
 
     if start == 0:
         log.write(0, validation=means(validate(config, engine, module, kept, data[1])))
+    elif start % config.validate_every == 0 and checked < start:  # a signal came before it
+        scores = check(start)
     positions = skt.SamplePositions(
         len(data[0]),
         config.batch_size,
@@ -357,7 +393,7 @@ def train(
             lr, ramp, norms = skt.learning_rate(config, step), skt.transfer_ramp(config, step), {}
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            samples, outputs = [], []
+            samples, passes = [], []
             for batch in range(step * config.accumulate, (step + 1) * config.accumulate):
                 sample = next(stream)
                 skt.seed_everything(config.seed, batch, engine.rank)  # so that a resumed run draws what this one draws
@@ -370,16 +406,26 @@ def train(
                         generator=masks,
                         metadata=rendering(config, sample),
                     )
-                    if look and isinstance(module, Framework):
-                        norms = module.gradient_norms(output, ramp)
+                    if look and isinstance(module, Framework) and (batch + 1) % config.accumulate == 0:
+                        norms = module.gradient_norms(output, ramp, scale())
                     accelerator.backward(output.total)
                 samples.append({"the bracket": sample.bracket, "the target": sample.target})
-                outputs.append({**output.terms, "total": output.total.detach()})
-            numbers = {term: torch.stack([o[term].detach() for o in outputs]).mean() for term in outputs[0]}
+                passes.append(
+                    {term: value.detach() for term, value in [*output.terms.items(), ("total", output.total)]}
+                )
+                del output  # its pictures and features make room for the next pass
+            numbers = {term: torch.stack([each[term] for each in passes]).mean() for term in passes[0]}
             norm = accelerator.clip_grad_norm_(module.parameters(), config.clip_grad or math.inf)
             if accelerator.scaler is None:  # which expects an infinity now and then, and steps over it
                 numbers["the gradient"] = norm
-            watch.look(step, numbers, samples)
+            broken = None
+            try:
+                watch.look(step, numbers, samples)
+            except skt.NonFiniteError as error:
+                broken = error
+            stop = engine.largest(BROKEN if broken else interrupted())  # all processes end at the same step
+            if stop == BROKEN:
+                raise broken or skt.NonFiniteError(f"another process met NaN or infinity at step {step}")
             optimizer.step()
             optimizer.zero_grad()
             if ema is not None:
@@ -388,31 +434,22 @@ def train(
             if look:
                 watch.flush()
                 numbers.pop("the gradient", None)
-                terms = engine.mean(numbers)
+                terms, norms = engine.mean(numbers), engine.mean(norms)
+                if accelerator.scaler is not None and scale() < 1:
+                    raise skt.NonFiniteError(f"gradients of fp16 are infinite at any scale at step {step}: take bf16")
                 now = time.perf_counter()
                 speed = (step + 1 - logged) * per_step / (now - clock)
                 terms.pop("total")
                 log.write(step, lr=lr, terms=terms, gradient_norms=norms, samples_per_second=round(speed, 2))
                 shown = {term: f"{value:.4f}" for term, value in terms.items()}
                 bar.set_postfix({"samples/s": f"{speed:.1f}", **shown}, refresh=False)
+                for notice in itertools.chain(*engine.gather({engine.rank: watch.notices})):
+                    log.notice(*notice)
+                watch.notices.clear()
                 clock, logged = now, step + 1
-            while watch.notices:
-                log.notice(*watch.notices.pop(0))
-            stop = engine.largest(interrupted())
             paused = time.perf_counter()
             if last or (not stop and (step + 1) % config.validate_every == 0):
-                watch.flush()
-                scores = validate(config, engine, module, kept, data[1])
-                log.write(step + 1, validation=means(scores))
-                score = float(scores["ORM"]["PSNR-mu"].mean())
-                if engine.is_main and not last:  # the last ones are drawn beside those of the bare network
-                    draw(run / "samples" / f"{label}-{step + 1:08d}.png", kept)
-                if score > best:
-                    best = score
-                    if engine.is_main:
-                        checkpoints.save_best(step + 1, state_now())
-                        skt.save_weights(run / f"{label}-best.safetensors", kept)
-                module.train()
+                scores = check(step + 1)
             if last or stop or (step + 1) % config.checkpoint_every == 0:
                 watch.flush()
                 if engine.is_main:
@@ -430,7 +467,9 @@ def train(
 # --- runs and what they leave
 
 
-def run_seed(config: skt.TrainConfig, engine: skt.Engine, run: Path, parts: Parts) -> dict[str, Scores]:
+def run_seed(
+    config: skt.TrainConfig, engine: skt.Engine, run: Path, parts: Parts, restored: Callable[[], None]
+) -> dict[str, Scores]:
     """Train with one seed, in the framework and, with --compare, bare; leave pictures and scores."""
     data, framework, bare = parts
     run.mkdir(exist_ok=True)
@@ -441,7 +480,7 @@ def run_seed(config: skt.TrainConfig, engine: skt.Engine, run: Path, parts: Part
     found, networks = {}, {}
     modules: dict[str, Framework | Bare] = {"framework": framework}
     for name, module in (modules | ({"bare": bare} if config.compare else {})).items():
-        found[name], networks[name] = train(config, engine, run, name, module, data, draw)
+        found[name], networks[name] = train(config, engine, run, name, module, data, draw, restored)
     if engine.is_main:
         shown = {"ours": "framework", "bare": "bare"}
         drawn = {title: partial(bare.forward_orm, networks[name]) for title, name in shown.items() if name in networks}
@@ -450,6 +489,7 @@ def run_seed(config: skt.TrainConfig, engine: skt.Engine, run: Path, parts: Part
         skt.save_curves(run / "metrics.jsonl", run / "curves.png")
         listed = {k: {n: {m: v.tolist() for m, v in row.items()} for n, row in s.items()} for k, s in found.items()}
         (run / "scores.json").write_text(json.dumps(listed) + "\n", encoding="utf-8")
+        skt.write_run_summary(run)
     engine.accelerator.wait_for_everyone()
     return found
 
@@ -473,28 +513,47 @@ def make_table(config: skt.TrainConfig, folders: list[Path], results: list[dict[
     return text
 
 
+def leave_word(run: Path, folder: Path, error: BaseException) -> None:
+    """Let the folder of a run that did not come to its end say so, as far as that can be done."""
+    with suppress(OSError, ValueError):
+        if not isinstance(error, KeyboardInterrupt):  # which is no news once the run goes on
+            steps = [line["step"] for line in skt.read_metrics(folder / "metrics.jsonl")]
+            line = {"run": "end", "step": max(steps, default=0), "notice": str(error)}
+            with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        skt.save_curves(folder / "metrics.jsonl", folder / "curves.png")
+        skt.write_run_summary(run)
+
+
 def main(arguments: list[str]) -> None:
     """Build, train, report."""
     config = parse(arguments)
     skt.check_bank_weights(config.knowledge_bank, config.weights, download=config.download)  # before any other work
     engine = skt.Engine(config)
-    parts = build(config, engine.processes)  # before the folder is made: a mistake leaves nothing behind
+    downloads = config.download or "pretrained" in (config.weights, config.perceptual)
+    with engine.accelerator.local_main_process_first() if downloads else nullcontext():
+        parts = build(config, engine.processes)  # before the folder is made: a mistake leaves nothing behind
     if config.dry_run:
         if engine.is_main:
             print(skt.describe_plan(config, parts.framework, parts.data[0][0], processes=engine.processes))
         return
     run = engine.on_main(skt.make_run_folder, config)
-    engine.start_trackers(run)
+    engine.start_trackers(run, asdict(config))
     if engine.is_main:
         skt.write_environment(run)
         where = f"{engine.processes} x {engine.device.type}" if engine.processes > 1 else engine.device
         print(f"{config.orm} with {config.knowledge_bank} on {config.data}, {where}, {config.steps} steps -> {run}")
-    results, folders = [], []
-    for seed in range(config.seed, config.seed + config.seeds):
-        seeded = replace(config, seed=seed)
-        parts = parts if seed == config.seed else build(seeded, engine.processes)
-        folders.append(run / f"seed-{seed}" if config.seeds > 1 else run)
-        results.append(run_seed(seeded, engine, folders[-1], parts))
+    results, folders, restored = [], [], partial(skt.write_options, run, config)
+    try:
+        for seed in range(config.seed, config.seed + config.seeds):
+            seeded = replace(config, seed=seed)
+            parts = parts if seed == config.seed else build(seeded, engine.processes)
+            folders.append(run / f"seed-{seed}" if config.seeds > 1 else run)
+            results.append(run_seed(seeded, engine, folders[-1], parts, restored))
+    except (skt.NonFiniteError, OSError, KeyboardInterrupt) as error:
+        if engine.is_main:
+            leave_word(run, folders[-1], error)
+        raise
     if engine.is_main:
         table = make_table(config, folders, results)
         (run / "table.txt").write_text(table + "\n", encoding="utf-8")

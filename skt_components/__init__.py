@@ -177,6 +177,7 @@ from skt_components.training import (
     transfer_ramp,
     unused_parameters,
     write_environment,
+    write_options,
     write_run_summary,
 )
 
@@ -343,5 +344,6 @@ __all__ = [
     "write_environment",
     "write_image",
     "write_kalantari_scene",
+    "write_options",
     "write_run_summary",
 ]

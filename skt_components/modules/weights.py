@@ -150,6 +150,24 @@ def import_safetensors(purpose: str) -> ModuleType:
     return safetensors
 
 
+def write_safetensors(
+    path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors, whole or not at all.
+
+    Raises:
+        ImportError: if safetensors is not installed.
+        FileNotFoundError: if the folder does not exist.
+        OSError: if the disk is full or not writable.
+    """
+    safetensors = import_safetensors("writing tensors")
+    with replacing(path) as temporary:
+        try:
+            safetensors.torch.save_file(tensors, temporary, metadata)
+        except safetensors.SafetensorError as error:  # which is no OSError, whatever happened
+            raise OSError(f"{Path(path)} could not be written: {error}") from error
+
+
 def check_state_dict(source: str | os.PathLike[str], found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """Raise ValueError, listing names and shapes, unless ``found`` has exactly the keys and shapes ``wanted``.
 

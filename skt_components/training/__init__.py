@@ -21,7 +21,7 @@ from skt_components.training.config import LossWeights, TrainConfig, read_option
 from skt_components.training.engine import Engine, unused_parameters
 from skt_components.training.environment import describe_environment, write_environment
 from skt_components.training.plan import describe_plan
-from skt_components.training.run_folder import make_run_folder
+from skt_components.training.run_folder import make_run_folder, write_options
 from skt_components.training.run_summary import write_run_summary
 from skt_components.training.schedule import learning_rate, transfer_ramp
 from skt_components.training.scheme import SemanticKnowledgeTransfer, StepOutput
@@ -61,5 +61,6 @@ __all__ = [
     "transfer_ramp",
     "unused_parameters",
     "write_environment",
+    "write_options",
     "write_run_summary",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import signal
 from collections.abc import Iterator
 from typing import cast
 
@@ -92,6 +93,7 @@ def training_batches(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator().manual_seed(_number("workers", positions.seed)),
+        worker_init_fn=_ignore_signals,
     )
     if device.type != "cuda":
         yield from (place_sample(sample, device, dtype) for sample in loader)
@@ -169,6 +171,12 @@ def sample_generators(seed: int, first: int, count: int, device: torch.device | 
 def _number(*key: int | str) -> int:
     text = "/".join(map(str, key))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
+
+
+def _ignore_signals(_worker: int) -> None:
+    """Leave Ctrl-C and a scheduler's SIGTERM, which reach the whole group, to the process that trains."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _tensors(sample: HDRSample) -> list[Tensor]:

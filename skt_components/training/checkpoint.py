@@ -19,7 +19,13 @@ from skt_components.models.hdr_transformer import HDRTransformer
 from skt_components.models.network import ReconstructionNetwork
 from skt_components.models.sctnet import SCTNet
 from skt_components.models.tmrnet import TMRNet, TMRNetPlus
-from skt_components.modules.weights import check_state_dict, import_safetensors, read_state_dict, replacing
+from skt_components.modules.weights import (
+    check_state_dict,
+    import_safetensors,
+    read_state_dict,
+    replacing,
+    write_safetensors,
+)
 
 _NETWORKS = (AHDRNet, HDRTransformer, SCTNet, TMRNet, TMRNetPlus)
 
@@ -103,8 +109,8 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
     Raises:
         ImportError: safetensors is not installed.
         FileNotFoundError: the folder does not exist.
+        OSError: the disk is full or not writable; the old file is untouched.
     """
-    safetensors = import_safetensors("writing weights")
     # Clones, because safetensors refuses tensors that share memory, such as tied weights.
     state = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -113,8 +119,7 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
     metadata = None
     if isinstance(model, ReconstructionNetwork):
         metadata = {"network": type(model).__name__, "config": json.dumps(model.config)}
-    with replacing(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata)
+    write_safetensors(path, state, metadata)
 
 
 def load_model(path: str | os.PathLike[str]) -> ReconstructionNetwork:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,10 @@ class TrainConfig:
             raise ValueError(f"--teacher-stride must be >= 1, got {self.teacher_stride}")
         if self.org_perceptual_weight > 0 and self.perceptual is None:
             raise ValueError("--org-perceptual-weight needs features: give --perceptual")
+        if self.final_lr is not None and self.schedule == "constant":
+            raise ValueError("--final-lr is where a schedule ends: --schedule constant has none")
+        if self.warmup_lr and not self.warmup_steps:
+            raise ValueError("--warmup-lr is where a warm-up begins: give --warmup-steps")
         if self.resume is not None and self.out is not None:
             raise ValueError("--resume continues in its own folder: leave --out away")
         self._check_data()
@@ -247,12 +252,26 @@ def read_options(path: str | os.PathLike[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not TOML, or holds a table.
+        ValueError: the file is not TOML, or holds a table or a name that is no option.
 
     Example:
         >>> read_options("run/config.toml")  # doctest: +SKIP
         ['--steps', '300', '--no-compare']
     """
+    path, arguments = Path(path), []
+    for key, value in read_toml(path).items():
+        flag = _flag(key)
+        if isinstance(value, dict):
+            raise ValueError(f"{path}: {key} is a table, expected a plain option")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            arguments += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+    return arguments
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a TOML file of options; it raises what :func:`read_options` raises."""
     try:
         import tomllib
     except ImportError:  # Python 3.10
@@ -264,16 +283,12 @@ def read_options(path: str | os.PathLike[str]) -> list[str]:
         options = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a TOML file: {error}") from error
-    arguments: list[str] = []
-    for key, value in options.items():
-        flag = _flag(key)
-        if isinstance(value, dict):
-            raise ValueError(f"{path}: {key} is a table, expected a plain option")
-        if isinstance(value, bool):
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            arguments += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
-    return arguments
+    known = [field.name for field in fields(TrainConfig)]
+    for key in options:
+        if key.replace("-", "_") not in known:
+            similar = difflib.get_close_matches(key, known, n=1)
+            raise ValueError(f"{path}: no option {key!r}{f', is {similar[0]} meant?' if similar else ''}")
+    return dict(options)
 
 
 def _flag(name: str) -> str:

@@ -50,9 +50,7 @@ class Engine:
             from accelerate.utils import ProjectConfiguration
         except ImportError as error:
             raise ImportError('training needs accelerate: pip install "skt-components[train]"') from error
-        device = pick_device(config.device)
-        if device.index and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise ValueError(f"--device {config.device}: each of several processes has a GPU of its own, leave it away")
+        device = _choose_device(config.device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         _check_trackers(config.trackers)
@@ -68,6 +66,8 @@ class Engine:
         self.processes: int = self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        scaler = self.accelerator.scaler
+        self._scaler_state = None if scaler is None else scaler.state_dict()
         # A group of the processors: the GPUs' own would make the host wait for the device.
         self._group: Any = torch.distributed.new_group(backend="gloo") if self.processes > 1 else None
 
@@ -90,13 +90,23 @@ class Engine:
                 broadcast_buffers=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()),
                 gradient_as_bucket_view=True,
             )
+        if self.accelerator.scaler is not None:  # shared by all modules; each begins with the first scale
+            self.accelerator.scaler.load_state_dict(self._scaler_state)
         prepared, optimizer = self.accelerator.prepare(module, optimizer)
         return prepared, optimizer
 
-    def start_trackers(self, folder: str | os.PathLike[str]) -> None:
-        """Let the trackers that write files write below ``folder``/logs."""
-        self.accelerator.project_configuration.logging_dir = os.fspath(folder)
-        self.accelerator.init_trackers("logs")
+    def start_trackers(self, folder: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> None:
+        """Start the trackers; those that write files do so below ``folder``/logs.
+
+        Args:
+            folder: of the run.
+            options: of the run, which services show beside its curves.
+        """
+        self.accelerator.project_configuration.logging_dir = os.path.join(folder, "logs")
+        self.accelerator.init_trackers("skt_components")
+        for tracker in self.accelerator.trackers:
+            if tracker.name != "tensorboard":  # which would make a run of its own of them
+                tracker.store_init_configuration({key: str(value) for key, value in (options or {}).items()})
 
     def on_main(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in the main process alone, and return or raise in every process what it returned or raised.
@@ -142,9 +152,12 @@ class Engine:
         found = dict(gather_object(list(rows.items())))
         return [found[number] for number in sorted(found)]
 
-    def mean(self, numbers: Mapping[str, Tensor]) -> dict[str, float]:
+    def mean(self, numbers: Mapping[str, Tensor | float]) -> dict[str, float]:
         """Return scalars averaged over the processes; this waits for the device."""
-        together = torch.stack([number.detach().float().reshape(()) for number in numbers.values()])
+        if not numbers:
+            return {}
+        scalars = [torch.as_tensor(n, dtype=torch.float64, device=self.device) for n in numbers.values()]
+        together = torch.stack([scalar.detach().reshape(()) for scalar in scalars])
         values = self.accelerator.reduce(together, reduction="mean").tolist()
         return dict(zip(numbers, values, strict=True))
 
@@ -177,9 +190,18 @@ def _check_trackers(trackers: tuple[str, ...]) -> None:
             raise ImportError(f"--trackers {tracker} needs its package: pip install {tracker}, or --trackers for none")
 
 
+def _choose_device(name: str) -> torch.device:
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or name == "cpu" or not torch.cuda.is_available():
+        return pick_device(name)
+    if name not in ("auto", "cuda"):
+        raise ValueError(f"--device {name}: each of several processes has a GPU of its own, leave it away")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+
+
 def _precision(wanted: str, device: torch.device) -> str:
     if wanted == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
+        real = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if real else "no"
     if wanted == "fp16" and device.type != "cuda":
         raise ValueError(f"--precision fp16 needs a GPU, whose gradients are then scaled; on {device.type} take bf16")
     return "no" if wanted in ("fp32", "fp64") else wanted

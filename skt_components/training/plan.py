@@ -198,7 +198,9 @@ def _describe_operations(config: TrainConfig, cost: _Cost) -> str:
 def _describe_memory(config: TrainConfig, framework: SemanticKnowledgeTransfer, cost: _Cost) -> str:
     weights, state = _state_bytes(config, framework)
     cpu = pick_device(config.device).type == "cpu"
-    half = config.precision in ("bf16", "fp16") or (config.precision == "auto" and not cpu)
+    half = config.precision in ("bf16", "fp16") or (
+        config.precision == "auto" and not cpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
     factor = (_HALF_PRECISION if half else 1) * (_CPU_ALLOCATOR if cpu else 1)
     activations = cost.activation_bytes * config.batch_size * factor
     return (
@@ -231,10 +233,12 @@ def _describe_files(config: TrainConfig, framework: SemanticKnowledgeTransfer) -
     validations = -(-config.steps // config.validate_every) + 1
     network, trained = 4 * _count(framework.orm, frozen=True), 4 * sum(_trained(framework).values())
     size = 3 * trained + (network if config.ema_decay > 0 else 0)
-    kept = min(checkpoints, config.keep + 1)  # the newest, and the best
+    kept = min(checkpoints, config.keep) + 1  # the newest, and the best
+    runs = config.seeds * (1 + config.compare)
+    each = f"for each of {runs} runs " * (runs > 1)
     return (
-        f"{checkpoints:,} checkpoints of {_size(size)}, of which {kept} stay: {_size(kept * size)}; "
-        f"{validations:,} validations; {_size(network)} weights of the network at the end"
+        f"{each}{checkpoints:,} checkpoints of {_size(size)}, of which {kept} stay: {_size(kept * size)}; "
+        f"{validations:,} validations; {_size(network)} weights of the network at the end, as much of the best"
     )
 
 

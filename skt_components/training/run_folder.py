@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from skt_components.training.config import TrainConfig
+from skt_components.modules.weights import replacing
+from skt_components.training.config import TrainConfig, read_toml
+
+# What makes a run the run that it is; the rest may change when it goes on.
+_FIXED = (
+    *("data", "camera", "metadata", "orm", "taps", "knowledge_bank", "bank_taps", "region_source", "regions"),
+    *("perceptual", "org_perceptual_weight", "teacher_stride", "optimizer", "crop", "val_crop", "seed", "seeds"),
+)
 
 
 def make_run_folder(config: TrainConfig) -> Path:
-    """Create the run's folder, or return the one to resume, and write the options into its ``config.toml``.
+    """Create the run's folder with the options in its ``config.toml``, or return the one to resume as it is.
 
     Raises:
         FileExistsError: ``config.out`` exists and is not empty.
         FileNotFoundError: ``config.resume`` does not exist.
+        ValueError: the run to resume was another: other data, networks or seeds.
     """
     if config.resume is not None:
         if not config.resume.is_dir():
             raise FileNotFoundError(f"--resume: no run folder at {config.resume}")
-        _write_options(config.resume / "config.toml", asdict(config))
+        _check_same_run(config, config.resume / "config.toml")
         return config.resume
     name = f"{config.data}-{config.orm.replace(':', '.')}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = config.out if config.out is not None else Path("runs") / name
@@ -30,18 +38,38 @@ def make_run_folder(config: TrainConfig) -> Path:
         way_out = f", or --resume {run}" if (run / "config.toml").is_file() else ""
         raise FileExistsError(f"--out {run} exists and is not empty: choose another{way_out}")
     run.mkdir(parents=True, exist_ok=True)
-    _write_options(run / "config.toml", asdict(config))
+    write_options(run, config)
     return run
 
 
-def _write_options(path: Path, options: Mapping[str, Any]) -> None:
-    skipped = ("config", "resume", "out", "dry_run")  # where a run came from, not what it is
-    files = {
-        key: Path(value) for key in ("weights", "perceptual") if (value := options.get(key)) and Path(value).is_file()
-    }
-    kept = {key: value for key, value in {**options, **files}.items() if key not in skipped and value is not None}
-    lines = [f"{key} = {to_toml(value)}" for key, value in kept.items()]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def write_options(folder: str | os.PathLike[str], config: TrainConfig) -> None:
+    """Write the options into ``config.toml``, whole or not at all; call it when a resumed run has found its state."""
+    lines = [f"{key} = {value}" for key, value in _options(config).items()]
+    with replacing(Path(folder) / "config.toml") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _options(config: TrainConfig) -> dict[str, str]:
+    """Options as TOML has them, without where the run came from, which is not what it is."""
+    options = {key: value for key, value in asdict(config).items() if value is not None}
+    for key in ("weights", "perceptual"):
+        if key in options and Path(options[key]).is_file():
+            options[key] = Path(options[key])
+    skipped = ("config", "resume", "out", "dry_run")
+    return {key: to_toml(value) for key, value in options.items() if key not in skipped}
+
+
+def _check_same_run(config: TrainConfig, path: Path) -> None:
+    before, now = read_toml(path), _options(config)
+    if not before:
+        raise ValueError(f"--resume: {path} has no options, it is not the file of a run")
+    for key in _FIXED:
+        was = to_toml(before[key]) if key in before else None
+        if was is not None and was != now.get(key):
+            raise ValueError(
+                f"--resume: {key} was {was} and is {now.get(key)} now, which is another run: start one with "
+                f"--config {path} and the options that shall differ"
+            )
 
 
 def to_toml(value: Any) -> str:

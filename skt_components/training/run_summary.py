@@ -23,7 +23,7 @@ _FILES = {  # pattern of what may lie in a run's folder -> what it is
     "git*.diff": "what the code had beside the commit",
     "metrics.jsonl": "losses, gradients, speed, validations and notices, one JSON object a line",
     "scores.json": "the last validation, picture by picture",
-    "curves.png": "the same as curves",
+    "curves.png": "the same numbers as pictures",
     "samples.png": "validation scenes at the end",
     "samples": "validation scenes while it trained",
     "table.txt": "the result",
@@ -32,7 +32,7 @@ _FILES = {  # pattern of what may lie in a run's folder -> what it is
     "*-best.safetensors": "the network as it was at its best validation",
     "*.ckpt": "a state to continue from",
     "checkpoints": "the states to continue from",
-    "tensorboard": "the same numbers: `tensorboard --logdir tensorboard`",
+    "logs": "the same numbers for TensorBoard: `tensorboard --logdir logs`",
     "inspect": "batches that the guards found odd",
     "evaluation": "an evaluation of the network",
     "seed-*": "the run of one seed",
@@ -93,9 +93,10 @@ def _trained(folder: Path, config: dict[str, Any]) -> list[str]:
         for name, default in ((field.name, field.default) for field in fields(TrainConfig))
         if name in config and (tuple(value[name]) if isinstance(default, tuple) else value[name]) != default
     ]
+    processes = max((entry.get("processes") or 1 for entry in read_environments(folder)), default=1)
     text = (
         f"`{value['orm']}` on `{value['data']}`, {knowledge}: "
-        f"{value['steps']} steps, batches of {value['batch_size'] * value['accumulate']}, "
+        f"{value['steps']} steps, batches of {value['batch_size'] * value['accumulate'] * processes}, "
         f"crops of {value['crop']} pixels."
     )
     others = f"Options that are not the defaults: {', '.join(changed)}." if changed else "All options are the defaults."

@@ -216,11 +216,12 @@ class SemanticKnowledgeTransfer(nn.Module):
         refined = full(self.spgrm(tonemapped, self.bank(tonemapped).features))
         return hdr, self.transfer.inverse(refined, **(metadata or {}))
 
-    def gradient_norms(self, output: StepOutput, ramp: float = 1.0) -> dict[str, float]:
+    def gradient_norms(self, output: StepOutput, ramp: float = 1.0, scale: float = 1.0) -> dict[str, float]:
         """Return the norm of each weighted term's gradient with respect to the network's parameters.
 
         Call it before ``backward``; it costs one backward pass per term. A healthy run has the transfer terms well
-        below ``org``. ``ramp`` is that of the step. Empty when the network is frozen; a network with reentrant
+        below ``org``. ``ramp`` is that of the step, ``scale`` that of a gradient scaler, which keeps
+        small gradients of fp16 from becoming 0. Empty when the network is frozen; a network with reentrant
         activation checkpointing needs ``checkpoint(..., use_reentrant=False)`` for it.
         """
         parameters = [p for p in self.orm.parameters() if p.requires_grad]
@@ -228,10 +229,10 @@ class SemanticKnowledgeTransfer(nn.Module):
         if not parameters:
             return norms
         for name, weight in [("org", 1.0), *self._active_weights(output.terms)]:
-            term = (weight if name == "org" else ramp * weight) * output.terms[name]
+            term = scale * (weight if name == "org" else ramp * weight) * output.terms[name]
             gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
             squares = [g.float().square().sum() for g in gradients if g is not None]
-            norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+            norms[name] = float(torch.stack(squares).sum().sqrt()) / scale if squares else 0.0
         return norms
 
     def _describe(self, picture: Tensor, labels: Tensor | None, num_regions: int | None) -> SemanticPriors:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from skt_components.modules.weights import import_safetensors, replacing
+from skt_components.modules.weights import write_safetensors
 from skt_components.training.checkpoint import NonFiniteError
 
 _WINDOW = 100  # losses that a spike is measured against
@@ -133,10 +133,8 @@ class StepWatch:
             return ""
         path = self.folder / f"{self.name}-{step.step:08d}.safetensors"
         try:
-            safetensors = import_safetensors("keeping a batch")
             self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
-                safetensors.torch.save_file(tensors, temporary)
+            write_safetensors(path, tensors)
         except (OSError, ImportError) as error:
             return f"; its batch could not be kept: {error}"
         return f"; its batch is in {path}"

@@ -279,12 +279,13 @@ def test_a_signal_ends_the_run_after_a_whole_step(tmp_path: Path, number: int) -
         "--out",
         str(tmp_path / "run"),
     ]
-    with subprocess.Popen(command, env=ALONE, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=ALONE, stderr=pipe, stdout=pipe, text=True, start_new_session=True) as process:
         log = tmp_path / "run" / "metrics.jsonl"
         deadline = time.monotonic() + 120
         while not (log.is_file() and '"terms"' in log.read_text()) and time.monotonic() < deadline:
             time.sleep(0.1)
-        process.send_signal(number)
+        os.killpg(process.pid, number)  # as schedulers and terminals do: the workers get it too
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "Traceback" not in errors
@@ -354,7 +355,7 @@ def test_n_steps_and_n_more_are_two_n(loop, tmp_path: Path) -> None:
 def test_everything_that_changes_is_in_the_checkpoint(loop, tmp_path: Path) -> None:
     loop.main([*SHORT, "--steps", "2", "--ema-decay", "0.5", "--out", str(tmp_path / "run")])
     state = checkpoint(tmp_path / "run")
-    assert state.keys() == {"module", "optimizer", "ema", "best", "samples_per_step", "step"}
+    assert state.keys() == {"module", "optimizer", "ema", "best", "checked", "samples_per_step", "step"}
     assert {key.split(".")[0] for key in state["module"]} == {"orm", "spgrm", "skams"}
     assert state["samples_per_step"] == 2
 
@@ -477,6 +478,7 @@ def test_a_full_disk_ends_the_run_with_the_checkpoint_before(
         loop.main(options)
     monkeypatch.undo()
     assert checkpoint(tmp_path / "run")["step"] == 2
+    assert "the newest is of step 2" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_a_broken_newest_checkpoint_is_told_and_nothing_is_lost(
@@ -512,10 +514,71 @@ def test_a_spike_is_reported_and_its_batch_kept(loop, tmp_path: Path, monkeypatc
     assert all((load_file(path)["target"] == 1e6).all() for path in kept)
 
 
-def test_another_batch_size_does_not_resume(loop, tmp_path: Path) -> None:
-    loop.main([*SHORT, "--steps", "1", "--out", str(tmp_path / "run")])
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(loop, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    loop.main([*SHORT, "--steps", "1", "--out", str(run)])
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match="made with 2 samples per step, now there are 3"):
-        loop.main(["--resume", str(tmp_path / "run"), "--batch-size", "3", "--steps", "2"])
+        loop.main(["--resume", str(run), "--batch-size", "3", "--steps", "2"])
+    for option, value, was in (("seed", "5", "0"), ("seeds", "2", "1"), ("crop", "32", "16")):
+        with pytest.raises(ValueError, match=f"--resume: {option} was {was} and is {value} now, which is another run"):
+            loop.main(["--resume", str(run), f"--{option}", value])
+    changing = ("metrics.jsonl", "environment.json", "git.diff", "README.md", "curves.png")
+    assert all(path.read_bytes() == content for path, content in before.items() if path.name not in changing)
+    loop.main(["--resume", str(run), "--steps", "2"])
+    assert checkpoint(run)["step"] == 2
+
+
+def test_a_run_whose_options_are_lost_does_not_become_another(loop, tmp_path: Path) -> None:
+    loop.main([*SHORT, "--steps", "1", "--out", str(tmp_path / "run")])
+    (tmp_path / "run" / "config.toml").write_text("")
+    with pytest.raises(ValueError, match=r"config\.toml has no options, it is not the file of a run"):
+        loop.main(["--resume", str(tmp_path / "run")])
+
+
+def test_a_stop_before_a_validation_does_not_lose_it(loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = [*SHORT, "--steps", "6", "--validate-every", "2", "--checkpoint-every", "100"]
+    loop.main([*options, "--out", str(tmp_path / "whole")])
+    look = skt.StepWatch.look
+
+    def stopped(self: skt.StepWatch, step: int, *args: object) -> None:
+        look(self, step, *args)
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(skt.StepWatch, "look", stopped)
+        with pytest.raises(KeyboardInterrupt, match="stopped after step 3"):
+            loop.main([*options, "--out", str(tmp_path / "run")])
+    assert (tmp_path / "run" / "README.md").is_file()  # a run that was stopped explains itself too
+    loop.main(["--resume", str(tmp_path / "run")])
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    assert equal(checkpoint(tmp_path / "run"), checkpoint(tmp_path / "whole"))
+    drawn = [sorted(path.name for path in (tmp_path / run / "samples").iterdir()) for run in ("run", "whole")]
+    assert drawn[0] == drawn[1] == ["orm-00000002.png", "orm-00000004.png"]
+
+
+@pytest.mark.parametrize("name", ["ahdrnet-small", "hdr-transformer-small", "sctnet-small", "tmrnet-small"])
+@pytest.mark.parametrize("decay", ["0.9", "0.9999"])
+def test_an_average_has_the_buffers_of_its_network(loop, name: str, decay: str) -> None:
+    orm = loop.ORMS[name]()
+    average = torch.optim.swa_utils.AveragedModel(
+        orm, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(float(decay))
+    )
+    for _ in range(5):
+        average.update_parameters(orm)
+    assert all(torch.equal(a, b) for a, b in zip(average.module.buffers(), orm.buffers(), strict=True))
+
+
+def test_what_is_validated_is_what_is_saved(loop, tmp_path: Path) -> None:
+    options = [*SHORT, "--orm", "hdr-transformer-small", "--steps", "3", "--ema-decay", "0.9"]
+    loop.main([*options, "--out", str(tmp_path / "run")])
+    network = skt.load_model(tmp_path / "run" / "orm.safetensors")
+    pictures = skt.SyntheticScenes(16, 16, split="val")
+    with torch.no_grad():
+        scores = [float(skt.psnr_mu(network(p.bracket[None]), p.target[None], peak=1.0)) for p in pictures]
+    wanted = json.loads((tmp_path / "run" / "scores.json").read_text())["framework"]["ORM"]["PSNR-mu"]
+    assert scores == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize(

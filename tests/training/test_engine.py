@@ -50,6 +50,7 @@ def test_one_process_is_the_main_one() -> None:
     assert engine.largest(15) == 15
     assert engine.gather({2: "c", 0: "a", 1: "b"}) == ["a", "b", "c"]
     assert engine.mean({"org": torch.tensor(0.5), "color": torch.tensor([2.0])}) == {"org": 0.5, "color": 2.0}
+    assert engine.mean({}) == {}
     assert engine.on_main(lambda a, b: a + b, 1, 2) == 3
     with pytest.raises(FileExistsError, match="mine"):
         engine.on_main(fail)
@@ -111,12 +112,22 @@ def test_bf16_is_autocast_and_losses_are_float32() -> None:
 
 
 def test_several_processes_and_a_certain_gpu_do_not_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    from skt_components.training import engine
-
-    monkeypatch.setattr(engine, "pick_device", lambda name: torch.device("cuda:1"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="--device cuda:1: each of several processes has a GPU of its own"):
-        Engine(TrainConfig(device="cuda:1", trackers=()))
+    for device in ("cuda:0", "cuda:1"):
+        with pytest.raises(ValueError, match=f"--device {device}: each of several processes has a GPU of its own"):
+            Engine(TrainConfig(device=device, trackers=()))
+
+
+def test_each_process_takes_the_gpu_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    from skt_components.training.engine import _choose_device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert _choose_device("auto") == torch.device("cuda:3")
+    assert _choose_device("cpu") == torch.device("cpu")
 
 
 def test_a_missing_accelerate_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
