@@ -93,7 +93,9 @@ def _trained(folder: Path, config: dict[str, Any]) -> list[str]:
         for name, default in ((field.name, field.default) for field in fields(TrainConfig))
         if name in config and (tuple(value[name]) if isinstance(default, tuple) else value[name]) != default
     ]
-    processes = max((entry.get("processes") or 1 for entry in read_environments(folder)), default=1)
+    processes = 1
+    with suppress(OSError, ValueError):
+        processes = max((entry.get("processes") or 1 for entry in read_environments(folder)), default=1)
     text = (
         f"`{value['orm']}` on `{value['data']}`, {knowledge}: "
         f"{value['steps']} steps, batches of {value['batch_size'] * value['accumulate'] * processes}, "

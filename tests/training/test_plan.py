@@ -118,7 +118,7 @@ def test_what_is_written_is_counted() -> None:
     assert number("KiB, of which", text) == pytest.approx(12 * trained / 1024, rel=0.001)
     assert "of which 2 stay" in text
     assert number("validations", text) == 6  # one before the first step
-    assert "of which 1 stay" in plan(framework, steps=10)
+    assert "of which 2 stay" in plan(framework, steps=10)
 
 
 def test_the_framework_and_the_random_state_stay_as_they_were() -> None:
