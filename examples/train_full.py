@@ -19,7 +19,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -386,7 +386,7 @@ def train(
     bar = tqdm(steps, log.title, config.steps, initial=start, disable=not engine.is_main)
     clock, logged = time.perf_counter(), start
     module.train()
-    with skt.deferred_interrupt() as interrupted:
+    with closing(stream), skt.deferred_interrupt() as interrupted:  # closed, the loaders end too
         for step in bar:
             last = step + 1 == config.steps
             look = last or step % config.log_every == 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator, Iterator
 from typing import cast
 
 import torch
@@ -76,8 +78,11 @@ def training_batches(
     workers: int = 0,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-) -> Iterator[HDRSample]:
+) -> Generator[HDRSample, None, None]:
     """Yield batches on a device, without end; on a GPU the next one is on its way while the last one is used.
+
+    Loading processes leave the signals of a terminal and of a scheduler to the process that trains. Close the stream
+    (``contextlib.closing``) to end them.
 
     Args:
         dataset: takes ``(epoch, index)``, as the data sets of this library do.
@@ -93,7 +98,7 @@ def training_batches(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator().manual_seed(_number("workers", positions.seed)),
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_leave_signals,
     )
     if device.type != "cuda":
         yield from (place_sample(sample, device, dtype) for sample in loader)
@@ -173,10 +178,19 @@ def _number(*key: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
 
 
-def _ignore_signals(_worker: int) -> None:
+def _leave_signals(_worker: int) -> None:
     """Leave Ctrl-C and a scheduler's SIGTERM, which reach the whole group, to the process that trains."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)  # asked by the process that started this one
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _tensors(sample: HDRSample) -> list[Tensor]:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -69,6 +74,36 @@ def test_batches_do_not_depend_on_where_a_run_starts_or_who_loads(workers: int) 
         resumed = training_batches(data, SamplePositions(6, 2, seed=0, start=start), workers=workers)
         assert torch.equal(next(resumed).bracket, straight[start])
     assert not torch.equal(straight[0], straight[3])  # the next epoch
+
+
+SCRIPT = """
+import os, signal, sys, time
+import skt_components as skt
+stream = skt.training_batches(skt.SyntheticScenes(8, 16), skt.SamplePositions(8, 2, seed=0), workers=2)
+signal.signal(signal.SIGTERM, lambda *_: None)
+signal.signal(signal.SIGINT, lambda *_: None)
+next(stream)
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(40):
+    next(stream)
+print("went on", flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups are POSIX's")
+def test_signals_to_the_whole_group_leave_the_loaders_alone_and_an_open_stream_ends_with_its_process() -> None:
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", SCRIPT]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.killpg(process.pid, number)
+            time.sleep(0.2)
+        output, errors = process.communicate("\n", timeout=60)
+    assert (output, process.returncode) == ("went on\n", 0), errors
 
 
 def test_a_data_set_draws_from_the_epoch_that_is_asked_for() -> None:
