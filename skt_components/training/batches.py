@@ -100,11 +100,12 @@ def training_batches(
         generator=torch.Generator().manual_seed(_number("workers", positions.seed)),
         worker_init_fn=_leave_signals,
     )
+    batches = _start(loader)
     if device.type != "cuda":
-        yield from (place_sample(sample, device, dtype) for sample in loader)
+        yield from (place_sample(sample, device, dtype) for sample in batches)
         return
     side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-    batches, ahead = iter(loader), cast("HDRSample | None", None)
+    ahead = cast("HDRSample | None", None)
     while True:
         main.wait_stream(side)
         sample = ahead
@@ -178,6 +179,17 @@ def _number(*key: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
 
 
+def _start(loader: DataLoader[HDRSample]) -> Iterator[HDRSample]:
+    """Start loading, in processes that are deaf to signals from their first moment."""
+    if not hasattr(signal, "sigwaitinfo"):
+        return iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # which a new process takes over
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _leave_signals(_worker: int) -> None:
     """Leave Ctrl-C and a scheduler's SIGTERM, which reach the whole group, to the process that trains."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -189,7 +201,6 @@ def _leave_signals(_worker: int) -> None:
             pass
         os._exit(0)  # asked by the process that started this one
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=wait, daemon=True).start()
 
 

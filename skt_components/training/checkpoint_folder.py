@@ -35,7 +35,7 @@ class CheckpointFolder:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     checkpoints = CheckpointFolder(folder, "run", keep=2)
         ...     for step in (10, 20, 30):
-        ...         checkpoints.save(step, {"note": "any state"})
+        ...         _ = checkpoints.save(step, {"note": "any state"})
         ...     checkpoints.steps(), checkpoints.load_newest()["step"]
         ([20, 30], 30)
     """

@@ -24,13 +24,26 @@ import skt_components as skt
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = ["--crop", "16", "--val-crop", "16", "--log-every", "5", "--validate-every", "100", "--trackers"]
-STEPS = 50  # of the run that is killed
+STEPS = 36  # of the run that is killed
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def run_script(*arguments: str, processes: int = 1, cwd: Path) -> subprocess.CompletedProcess:
+NO_PICTURES = f"""
+import sys
+sys.path.insert(0, {str(EXAMPLES)!r})
+import train_full
+import skt_components as skt
+skt.save_samples = lambda path, rows: open(path, "wb").close()
+skt.save_curves = lambda metrics, path: open(path, "wb").close()
+train_full.main(sys.argv[1:])
+"""
+
+
+def run_script(
+    *arguments: str, processes: int = 1, cwd: Path, script: Path = EXAMPLES / "train_full.py"
+) -> subprocess.CompletedProcess:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launch if processes > 1 else []), str(EXAMPLES / "train_full.py"), *arguments]
+    command = [sys.executable, *(launch if processes > 1 else []), str(script), *arguments]
     return subprocess.run(command, cwd=cwd, env=ALONE, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -67,7 +80,8 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 @pytest.fixture(scope="module", params=["fp64", "fp32"])
 def one_batch_in_three_ways(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp(request.param)
-    options = [*TINY, "--crop", "32", "--steps", "10", "--lr", "2e-4", "--compare", "--precision", request.param]
+    options = [*TINY, "--crop", "32", "--steps", "10", "--lr", "2e-4", "--precision", request.param]
+    options += ["--compare"] if request.param == "fp64" else []
     runs = {
         "one": (1, ["--batch-size", "4"]),
         "two": (2, ["--batch-size", "2"]),
@@ -75,8 +89,11 @@ def one_batch_in_three_ways(request: pytest.FixtureRequest, tmp_path_factory: py
     }
     if request.param == "fp32":
         del runs["passes"]
+    script = folder / "quick.py"
+    script.write_text(NO_PICTURES)
     for name, (processes, more) in runs.items():
-        done = run_script(*options, *more, "--out", str(folder / name), processes=processes, cwd=folder)
+        arguments = [*options, *more, "--out", str(folder / name)]
+        done = run_script(*arguments, processes=processes, cwd=folder, script=script)
         assert done.returncode == 0, done.stderr[-3000:]
     return request.param, [folder / name for name in runs]
 
@@ -84,10 +101,11 @@ def one_batch_in_three_ways(request: pytest.FixtureRequest, tmp_path_factory: py
 @pytest.mark.slow
 def test_two_processes_and_two_passes_are_one_large_batch(one_batch_in_three_ways) -> None:
     precision, runs = one_batch_in_three_ways
+    names = ("framework", "bare") if precision == "fp64" else ("framework",)
     # In float32 sums of another order move weights whose gradient is almost 0, which Adam makes as large as any: a few
     # of the SKAMs by 5e-6. The network, which is what is kept, agrees to 1e-6 in both.
     tolerance = {"fp64": 1e-9, "fp32": 1e-5}[precision]
-    for name in ("framework", "bare"):
+    for name in names:
         one, two, *passes = (checkpoint(run, name)["module"] for run in runs)
         assert all(equal(two, other) for other in passes)  # the same passes, added by another hand
         assert distance(one, two) <= tolerance
@@ -243,7 +261,7 @@ def test_twenty_kills_change_nothing(tmp_path: Path, server: Server) -> None:
         if not (killed / "config.toml").is_file() and killed.exists():
             killed.rmdir()  # killed between making the folder and writing its first file
         arguments = ["--resume", str(killed)] if (killed / "config.toml").is_file() else first
-        further = rng.randint(0, 9)  # checkpoints; 0: while it starts
+        further = rng.randint(0, 6)  # checkpoints; 0: while it starts
         code = server.run(arguments, partial(wait_for, killed, further, rng.uniform(0.02, 0.3)))
         if code != -signal.SIGKILL:
             break  # it came to its end
@@ -451,7 +469,7 @@ def test_tensorboard_has_the_numbers_and_none_writes_nothing(loop, tmp_path: Pat
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     loop.main([*SHORT, "--trackers", "tensorboard", "--steps", "2", "--out", str(tmp_path / "run")])
-    events = EventAccumulator(str(tmp_path / "run" / "logs"))
+    events = EventAccumulator(str(tmp_path / "run" / "logs" / "skt_components"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
     assert {"framework/terms/org", "framework/gradient_norms/alignment", "framework/lr"} <= tags
