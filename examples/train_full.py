@@ -489,7 +489,8 @@ def run_seed(
         skt.save_curves(run / "metrics.jsonl", run / "curves.png")
         listed = {k: {n: {m: v.tolist() for m, v in row.items()} for n, row in s.items()} for k, s in found.items()}
         (run / "scores.json").write_text(json.dumps(listed) + "\n", encoding="utf-8")
-        skt.write_run_summary(run)
+        if config.seeds > 1:  # that of the whole run comes with its table
+            skt.write_run_summary(run)
     engine.accelerator.wait_for_everyone()
     return found
 

@@ -18,9 +18,13 @@ def make_generator(split: str, *key: int | str) -> torch.Generator:
         split: ``"val"`` takes the odd seeds, any other name the even ones.
         key: what identifies the sample, such as seed, epoch and index.
     """
+    return torch.Generator().manual_seed((hash_key(*key) & ~1) | (split == "val"))
+
+
+def hash_key(*key: int | str) -> int:
+    """Return 32 bits that depend on the key alone, the same in every process and run."""
     text = "/".join(str(part) for part in key)
-    digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
-    return torch.Generator().manual_seed((digest & ~1) | (split == "val"))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
 
 
 def uniform(generator: torch.Generator, low: float, high: float) -> float:

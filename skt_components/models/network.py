@@ -96,9 +96,7 @@ class ReconstructionNetwork(nn.Module):
 
     def run(self, block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Call a large block, with activation checkpointing if that is wanted."""
-        if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
+        return run_block(self, block, *inputs)
 
     def make_fusion_module(self) -> nn.Module:
         """Return a new fusion module of this network's kind and size, for a stage of the SPGRM."""
@@ -200,6 +198,13 @@ class ReconstructionNetwork(nn.Module):
         model = _hub_class(type(self))(**self.config)  # type: ignore[arg-type]
         model.load_state_dict(self.state_dict())
         return model
+
+
+def run_block(owner: Any, block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Call a block of a network, with activation checkpointing if its owner trains and has it switched on."""
+    if owner.checkpointing and owner.training and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)
 
 
 def display_encode(linear: Tensor) -> Tensor:

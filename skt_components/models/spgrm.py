@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from skt_components.models.network import run_block
 from skt_components.modules.fusion import DilatedResidualDenseBlock, SemanticGuidedFusion
 from skt_components.modules.pyramid import FeaturePyramid
 from skt_components.ops._checks import check_count, check_tensor
@@ -84,7 +83,7 @@ class SPGRM(nn.Module):
         whole = F.pad(tonemapped, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
         x = self.head(F.pixel_unshuffle(whole, self.stride))
         for stage, guide in zip(self.stages, guides, strict=True):
-            x = self._run(stage, x, *guide)
+            x = run_block(self, stage, x, *guide)
         return tonemapped + F.pixel_shuffle(self.tail(x), self.stride)[..., :height, :width]
 
     def _make_stage(self, make_fusion: Callable[[], nn.Module] | None, num_heads: int) -> nn.Module:
@@ -101,11 +100,6 @@ class SPGRM(nn.Module):
             return [()] * len(self.stages)
         guides = dict(zip(self.pyramid.levels, self.pyramid(features), strict=True))
         return [(guides[level],) for level in self.levels]
-
-    def _run(self, stage: nn.Module, *inputs: Tensor) -> Tensor:
-        if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(stage, *inputs, use_reentrant=False)
-        return stage(*inputs)
 
 
 def _check_levels(levels: Sequence[int], count: int) -> tuple[int, ...]:

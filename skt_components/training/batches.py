@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from skt_components.data._seeding import hash_key
 from skt_components.data.sample import HDRSample
 from skt_components.ops._checks import check_count
 
@@ -64,7 +64,7 @@ class SamplePositions(Sampler[list[tuple[int, int]]]):
             for place in range(self.first(batch), self.first(batch) + self.batch_size):
                 epoch, index = divmod(place, self.length)
                 if epoch != drawn:
-                    generator = torch.Generator().manual_seed(_number("order", self.seed, epoch))
+                    generator = torch.Generator().manual_seed(hash_key("order", self.seed, epoch))
                     drawn, order = epoch, torch.randperm(self.length, generator=generator).tolist()
                 positions.append((epoch, order[index]))
             yield positions
@@ -97,7 +97,7 @@ def training_batches(
         batch_sampler=positions,
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator().manual_seed(_number("workers", positions.seed)),
+        generator=torch.Generator().manual_seed(hash_key("workers", positions.seed)),
         worker_init_fn=_leave_signals,
     )
     batches = _start(loader)
@@ -150,7 +150,7 @@ def seed_everything(*key: int | str) -> None:
     """
     import numpy as np
 
-    number = _number(*key)
+    number = hash_key(*key)
     random.seed(number)
     np.random.seed(number)  # noqa: NPY002  (what is seeded is what somebody else's code may draw from)
     torch.manual_seed(number)
@@ -171,12 +171,7 @@ def sample_generators(seed: int, first: int, count: int, device: torch.device | 
         >>> bool((torch.rand(3, generator=other) == torch.rand(3, generator=again)).all())
         True
     """
-    return [torch.Generator(device).manual_seed(_number("sample", seed, first + i)) for i in range(count)]
-
-
-def _number(*key: int | str) -> int:
-    text = "/".join(map(str, key))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
+    return [torch.Generator(device).manual_seed(hash_key("sample", seed, first + i)) for i in range(count)]
 
 
 def _start(loader: DataLoader[HDRSample]) -> Iterator[HDRSample]:

@@ -63,7 +63,7 @@ def write_run_summary(folder: str | os.PathLike[str]) -> Path:
     folder = Path(folder)
     config, environments = _read_config(folder), _environments(folder)
     sections = {
-        "": _trained(folder, config),
+        "": _trained(folder, config, environments),
         "Result": _result(folder),
         "Notices": _notices(folder),
         "Pictures": _pictures(folder),
@@ -82,7 +82,7 @@ def write_run_summary(folder: str | os.PathLike[str]) -> Path:
     return folder / "README.md"
 
 
-def _trained(folder: Path, config: dict[str, Any]) -> list[str]:
+def _trained(folder: Path, config: dict[str, Any], environments: list[dict[str, Any]]) -> list[str]:
     if not config:
         return []
     value = {field.name: config.get(field.name, field.default) for field in fields(TrainConfig)}
@@ -93,9 +93,7 @@ def _trained(folder: Path, config: dict[str, Any]) -> list[str]:
         for name, default in ((field.name, field.default) for field in fields(TrainConfig))
         if name in config and (tuple(value[name]) if isinstance(default, tuple) else value[name]) != default
     ]
-    processes = 1
-    with suppress(OSError, ValueError):
-        processes = max((entry.get("processes") or 1 for entry in read_environments(folder)), default=1)
+    processes = max((entry.get("processes") or 1 for entry in environments), default=1)
     text = (
         f"`{value['orm']}` on `{value['data']}`, {knowledge}: "
         f"{value['steps']} steps, batches of {value['batch_size'] * value['accumulate'] * processes}, "
