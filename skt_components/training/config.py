@@ -259,7 +259,11 @@ def read_options(path: str | os.PathLike[str]) -> list[str]:
         ['--steps', '300', '--no-compare']
     """
     path, arguments = Path(path), []
+    known = [field.name for field in fields(TrainConfig)]
     for key, value in read_toml(path).items():
+        if key.replace("-", "_") not in known:
+            similar = difflib.get_close_matches(key, known, n=1)
+            raise ValueError(f"{path}: no option {key!r}{f', is {similar[0]} meant?' if similar else ''}")
         flag = _flag(key)
         if isinstance(value, dict):
             raise ValueError(f"{path}: {key} is a table, expected a plain option")
@@ -271,7 +275,12 @@ def read_options(path: str | os.PathLike[str]) -> list[str]:
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a TOML file of options; it raises what :func:`read_options` raises."""
+    """Read a TOML file, whatever its names are.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not TOML.
+    """
     try:
         import tomllib
     except ImportError:  # Python 3.10
@@ -283,12 +292,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         options = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a TOML file: {error}") from error
-    known = [field.name for field in fields(TrainConfig)]
-    for key in options:
-        if key.replace("-", "_") not in known:
-            similar = difflib.get_close_matches(key, known, n=1)
-            raise ValueError(f"{path}: no option {key!r}{f', is {similar[0]} meant?' if similar else ''}")
-    return dict(options)
+    return options
 
 
 def _flag(name: str) -> str:

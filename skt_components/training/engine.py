@@ -56,7 +56,7 @@ class Engine:
         _check_trackers(config.trackers)
         self.accelerator: Accelerator = Accelerator(
             cpu=device.type == "cpu",
-            mixed_precision=_precision(config.precision, device),
+            mixed_precision=mixed_precision(config.precision, device),
             gradient_accumulation_steps=config.accumulate,
             log_with=list(config.trackers) or None,
             project_config=ProjectConfiguration(project_dir=".", logging_dir="."),  # until there is a run folder
@@ -198,7 +198,8 @@ def _choose_device(name: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
-def _precision(wanted: str, device: torch.device) -> str:
+def mixed_precision(wanted: str, device: torch.device) -> str:
+    """Return what Accelerate calls a ``TrainConfig.precision`` on a device: "no", "bf16" or "fp16"."""
     if wanted == "auto":
         real = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bf16" if real else "no"

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from skt_components.banks.frozen import Frozen
 from skt_components.data.sample import HDRSample
 from skt_components.training.config import TrainConfig
+from skt_components.training.engine import mixed_precision
 from skt_components.training.scheme import SemanticKnowledgeTransfer
 from skt_components.training.setup import check_bank_weights, pick_device
 
@@ -197,11 +198,9 @@ def _describe_operations(config: TrainConfig, cost: _Cost) -> str:
 
 def _describe_memory(config: TrainConfig, framework: SemanticKnowledgeTransfer, cost: _Cost) -> str:
     weights, state = _state_bytes(config, framework)
-    cpu = pick_device(config.device).type == "cpu"
-    half = config.precision in ("bf16", "fp16") or (
-        config.precision == "auto" and not cpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
-    factor = (_HALF_PRECISION if half else 1) * (_CPU_ALLOCATOR if cpu else 1)
+    device = pick_device(config.device)
+    half = mixed_precision(config.precision, device) != "no"
+    factor = (_HALF_PRECISION if half else 1) * (_CPU_ALLOCATOR if device.type == "cpu" else 1)
     activations = cost.activation_bytes * config.batch_size * factor
     return (
         f"an estimate of {_size(weights + state + activations)} per process: {_size(activations)} activations of "

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from skt_components.modules.weights import replacing
-from skt_components.training.config import TrainConfig
+from skt_components.training.config import TrainConfig, read_toml
 from skt_components.training.environment import read_environments
 from skt_components.training.run_folder import to_toml
 
@@ -225,12 +225,8 @@ def _reports(folder: Path) -> list[Path]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        import tomllib
-    except ImportError:  # Python 3.10
-        import tomli as tomllib  # type: ignore[no-redef, import-not-found, unused-ignore]
     with suppress(OSError, ValueError):
-        return tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+        return read_toml(folder / "config.toml")
     return {}
 
 
