@@ -240,7 +240,7 @@ def browse(page: Path, folder: Path, *options: str) -> str:
         pytest.skip("no chromium")
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     quiet += ["--disable-background-networking", f"--user-data-dir={folder / 'profile'}", "--window-size=1400,3000"]
-    command = [chromium, *quiet, "--virtual-time-budget=6000", *options, page.as_uri()]
+    command = [chromium, *quiet, "--virtual-time-budget=60000", *options, page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -259,7 +259,7 @@ def test_a_browser_sorts_and_shows_other_exposures(tmp_path):
         make_scene(name)._replace(scores={"ours": {"PSNR-mu": v}}) for name, v in (("a", 9.5), ("b", 30.0), ("c", 10.0))
     ]
     script = """
-    setTimeout(() => {
+    addEventListener("load", () => setTimeout(() => {
       document.querySelectorAll("thead button")[1].click();
       const once = [...document.querySelectorAll("tbody th")].map(x => x.dataset.v).join("");
       document.querySelectorAll("thead button")[1].click();
@@ -270,8 +270,8 @@ def test_a_browser_sorts_and_shows_other_exposures(tmp_path):
         const canvas = document.querySelectorAll(".grid canvas")[1];
         const pixel = canvas.getContext("2d").getImageData(139, 89, 1, 1).data;
         document.title = [once, twice, canvas.width, canvas.height, ...pixel].join(" ");
-      }, 1000);
-    }, 2000);
+      }, 3000);
+    }, 3000));
     """
     dom = browse(with_script(make_report(tmp_path, scenes), script), tmp_path, "--dump-dom")
     once, twice, *numbers = re.search(r"<title>(.*?)</title>", dom)[1].split()
