@@ -55,6 +55,7 @@ Data: TypeAlias = "skt.SyntheticScenes | skt.HDRFolder | skt.Kalantari17 | skt.B
 Forward = Callable[[nn.Module, Tensor], Tensor]
 Network = Callable[[Tensor], Tensor]
 Scores = dict[str, dict[str, Tensor]]
+Measures = Mapping[str, Callable[[Tensor, Tensor], Tensor]]
 FILES = {"framework": "orm", "bare": "bare"}  # names of the weights' files
 BROKEN = 1000  # above all signals
 METRICS = {"PSNR-mu": skt.psnr_mu, "PSNR-L": skt.psnr_l, "SSIM-mu": skt.ssim_mu}
@@ -119,9 +120,11 @@ def build_data(config: skt.TrainConfig, processes: int = 1) -> tuple[Data, Data]
     camera = skt.RawCamera(scale=config.scale) if config.domain == "raw" else skt.Camera()
     if config.root is None:
         scenes = partial(skt.SyntheticScenes, camera=camera)
-        return scenes(per_epoch, config.crop, seed=config.seed), scenes(16, config.val_crop, split="val")
+        return scenes(per_epoch, config.crop, seed=config.seed), scenes(
+            config.val_samples, config.val_crop, split="val"
+        )
     train: dict[str, Any] = {"crop": config.crop, "seed": config.seed, "samples_per_epoch": per_epoch}
-    validation: dict[str, Any] = {"crop": config.val_crop, "samples_per_epoch": 16}
+    validation: dict[str, Any] = {"crop": config.val_crop, "samples_per_epoch": config.val_samples}
     if config.data == "hdr-folder":
         photos = partial(skt.HDRFolder, config.root, camera=camera, val_fraction=0.2)  # split by photograph
         return photos(**train), photos(split="val", **validation)
@@ -206,9 +209,23 @@ def build_optimizer(config: skt.TrainConfig, module: nn.Module) -> torch.optim.O
 # --- what is looked at
 
 
+def make_measures(config: skt.TrainConfig, framework: Framework) -> Measures:
+    """What is measured of linear pictures and their targets, a number for each; all but the last are in the table."""
+
+    def region_distance(hdr: Tensor, target: Tensor) -> Tensor:
+        return framework.region_distance(hdr, target).sum(1) / framework.bank(framework.transfer(target)).valid.sum(1)
+
+    return {name: partial(f, peak=config.peak) for name, f in METRICS.items()} | {"region distance": region_distance}
+
+
 @torch.no_grad()
 def validate(
-    config: skt.TrainConfig, engine: skt.Engine, module: Framework | Bare, orm: nn.Module, data: Data
+    config: skt.TrainConfig,
+    engine: skt.Engine,
+    module: Framework | Bare,
+    orm: nn.Module,
+    data: Data,
+    measures: Measures,
 ) -> Scores:
     """Metrics of every picture, by the name of what made it; each picture is scored by one process."""
     mine, rows, size = range(engine.rank, len(data), engine.processes), {}, 4
@@ -219,14 +236,14 @@ def validate(
         hdr, refined = module.reconstruct(sample.bracket, orm=orm, metadata=rendering(config, sample))
         pictures = {"ORM": hdr} | ({} if refined is None else {"SPGRM": refined})
         scores = {
-            name: {m: f(picture, sample.target, peak=config.peak).tolist() for m, f in METRICS.items()}
+            name: {m: f(picture, sample.target).tolist() for m, f in measures.items()}
             for name, picture in pictures.items()
         }
         for i, number in enumerate(mine[start : start + size]):
             rows[number] = {name: {m: values[i] for m, values in row.items()} for name, row in scores.items()}
     every = engine.gather(rows)
     return {
-        name: {m: torch.tensor([row[name][m] for row in every], dtype=torch.float64) for m in METRICS}
+        name: {m: torch.tensor([row[name][m] for row in every], dtype=torch.float64) for m in measures}
         for name in every[0]
     }
 
@@ -275,6 +292,18 @@ class RunLog:
         self.write(step, notice=text)
 
 
+def mean_gradients(engine: skt.Engine, found: Mapping[str, Mapping[str, skt.TermGradient]]) -> dict[str, Any]:
+    """Average norms and cosines over the processes: place -> term -> name -> value."""
+    names = [(place, term) for place, terms in found.items() for term in terms]
+    values = engine.mean(
+        {f"{i}{j}": x for i, (p, t) in enumerate(names) for j, x in zip("nc", found[p][t], strict=True)}
+    )
+    rows: dict[str, Any] = {place: {} for place in found}
+    for i, (place, term) in enumerate(names):
+        rows[place][term] = {"norm": values[f"{i}n"], "cosine": values[f"{i}c"]}
+    return rows
+
+
 def flatten(title: str, entry: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Nested names as paths."""
     rows: list[tuple[str, Any]] = []
@@ -301,13 +330,14 @@ def train(
     name: str,
     module: Framework | Bare,
     data: tuple[Data, Data],
+    measures: Measures,
     draw: Callable[[Path, nn.Module], None],
     restored: Callable[[], None],
 ) -> tuple[Scores, nn.Module]:
     """Train the network, in the framework or bare; return its last scores, and the network to keep.
 
-    ``draw`` draws what a network makes of the validation scenes; ``restored`` is called when a run that is resumed has
-    its state back.
+    ``measures`` are taken of every validation picture; ``draw`` draws what a network makes of three of them;
+    ``restored`` is called when a run that is resumed has its state back.
     """
     accelerator, device = engine.accelerator, engine.device
     checkpoints = skt.CheckpointFolder(run / "checkpoints", name, config.keep)
@@ -357,7 +387,7 @@ def train(
         """Validate, and keep what is the best so far."""
         nonlocal best, checked
         watch.flush()
-        found = validate(config, engine, module, kept, data[1])
+        found = validate(config, engine, module, kept, data[1], measures)
         log.write(step, validation=means(found))
         score, checked = float(found["ORM"]["PSNR-mu"].mean()), step
         improved, best = score > best, max(score, best)
@@ -370,7 +400,7 @@ def train(
         return found
 
     if start == 0:
-        log.write(0, validation=means(validate(config, engine, module, kept, data[1])))
+        log.write(0, validation=means(validate(config, engine, module, kept, data[1], measures)))
     elif start % config.validate_every == 0 and checked < start:  # a signal came before it
         scores = check(start)
     positions = skt.SamplePositions(
@@ -390,7 +420,7 @@ def train(
         for step in bar:
             last = step + 1 == config.steps
             look = last or step % config.log_every == 0
-            lr, ramp, norms = skt.learning_rate(config, step), skt.transfer_ramp(config, step), {}
+            lr, ramp, pulls = skt.learning_rate(config, step), skt.transfer_ramp(config, step), {}
             for group in optimizer.param_groups:
                 group["lr"] = lr
             samples, passes = [], []
@@ -407,7 +437,7 @@ def train(
                         metadata=rendering(config, sample),
                     )
                     if look and isinstance(module, Framework) and (batch + 1) % config.accumulate == 0:
-                        norms = module.gradient_norms(output, ramp, scale())
+                        pulls = module.compare_gradients(output, ramp, scale())
                     accelerator.backward(output.total)
                 samples.append({"the bracket": sample.bracket, "the target": sample.target})
                 passes.append(
@@ -434,13 +464,13 @@ def train(
             if look:
                 watch.flush()
                 numbers.pop("the gradient", None)
-                terms, norms = engine.mean(numbers), engine.mean(norms)
+                terms, pulls = engine.mean(numbers), mean_gradients(engine, pulls)
                 if accelerator.scaler is not None and scale() < 1:
                     raise skt.NonFiniteError(f"gradients of fp16 are infinite at any scale at step {step}: take bf16")
                 now = time.perf_counter()
                 speed = (step + 1 - logged) * per_step / (now - clock)
                 terms.pop("total")
-                log.write(step, lr=lr, terms=terms, gradient_norms=norms, samples_per_second=round(speed, 2))
+                log.write(step, lr=lr, terms=terms, gradients=pulls, samples_per_second=round(speed, 2))
                 shown = {term: f"{value:.4f}" for term, value in terms.items()}
                 bar.set_postfix({"samples/s": f"{speed:.1f}", **shown}, refresh=False)
                 for notice in itertools.chain(*engine.gather({engine.rank: watch.notices})):
@@ -457,7 +487,7 @@ def train(
             clock += time.perf_counter() - paused  # what is reported is the speed of training
             if stop:
                 raise Stopped(stop, f"stopped after step {step}; continue with --resume {run}")
-    scores = scores or validate(config, engine, module, kept, data[1])
+    scores = scores or validate(config, engine, module, kept, data[1], measures)
     if engine.is_main:
         skt.save_weights(run / f"{label}.safetensors", kept)
     accelerator.free_memory()
@@ -470,17 +500,19 @@ def train(
 def run_seed(
     config: skt.TrainConfig, engine: skt.Engine, run: Path, parts: Parts, restored: Callable[[], None]
 ) -> dict[str, Scores]:
-    """Train with one seed, in the framework and, with --compare, bare; leave pictures and scores."""
+    """Train with one seed, in the framework or bare, or with --compare both; leave pictures and scores."""
     data, framework, bare = parts
     run.mkdir(exist_ok=True)
+    framework.to(engine.device, engine.dtype)  # its bank measures regions of the bare network too
+    measures = make_measures(config, framework)
 
     def draw(path: Path, network: nn.Module) -> None:
         draw_samples(path, config, {"output": partial(bare.forward_orm, network)}, framework, data[1])
 
     found, networks = {}, {}
-    modules: dict[str, Framework | Bare] = {"framework": framework}
-    for name, module in (modules | ({"bare": bare} if config.compare else {})).items():
-        found[name], networks[name] = train(config, engine, run, name, module, data, draw, restored)
+    modules: dict[str, Framework | Bare] = {} if config.bare else {"framework": framework}
+    for name, module in (modules | ({"bare": bare} if config.compare or config.bare else {})).items():
+        found[name], networks[name] = train(config, engine, run, name, module, data, measures, draw, restored)
     if engine.is_main:
         shown = {"ours": "framework", "bare": "bare"}
         drawn = {title: partial(bare.forward_orm, networks[name]) for title, name in shown.items() if name in networks}
@@ -499,9 +531,11 @@ def make_table(config: skt.TrainConfig, folders: list[Path], results: list[dict[
     """Means over pictures and seeds before and after, and what is gained over the bare network."""
     lines = [skt.read_metrics(folder / "metrics.jsonl") for folder in folders]
     before = [next(line["validation"]["ORM"] for line in of if "validation" in line) for of in lines]
-    rows = {"ORM before": before, "ORM after": [means(r["framework"])["ORM"] for r in results]}
-    rows["SPGRM (teacher)"] = [means(r["framework"])["SPGRM"] for r in results]
-    if config.compare:
+    rows = {"ORM before": before}
+    if not config.bare:
+        rows["ORM after"] = [means(r["framework"])["ORM"] for r in results]
+        rows["SPGRM (teacher)"] = [means(r["framework"])["SPGRM"] for r in results]
+    if config.compare or config.bare:
         rows["bare ORM after"] = [means(r["bare"])["ORM"] for r in results]
     averages = {
         title: {metric: sum(seed[metric] for seed in seeds) / len(seeds) for metric in METRICS}

@@ -116,9 +116,10 @@ def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -
     L_org in the same step: below 1, L_org leads. Black ticks at the bottom are notices.
 
     Args:
-        metrics: JSON lines, each with its "step"; one with "terms" and "gradient_norms" is a training step, which may
-            have "lr" and "samples_per_second", for which there is a fourth panel; with "validation" (name -> metric
-            -> value) a validation; with "notice" something odd. Lines may name a "run" other than the first.
+        metrics: JSON lines, each with its "step"; one with "terms" and "gradients" (place -> term -> norm and
+            cosine) is a training step, which may have "lr" and "samples_per_second", for which there is a fourth panel;
+            with "validation" (name -> metric -> value) a validation; with "notice" something odd. Lines may name a
+            "run" other than the first.
         path: picture to write.
 
     Raises:
@@ -204,7 +205,7 @@ _STYLES = ("-", "--", ":", "-.")  # of the runs
 
 def _gradient_shares(step: Mapping[str, Any]) -> dict[str, float]:
     """Return each term's gradient as a share of L_org's; nothing where there is no gradient to compare with."""
-    norms = step.get("gradient_norms", {})
+    norms = {name: found["norm"] for name, found in step.get("gradients", {}).get("parameters", {}).items()}
     return {name: norm / norms["org"] for name, norm in norms.items()} if norms.get("org") else {}
 
 

@@ -18,6 +18,7 @@ from skt_components.training.checkpoint import (
 )
 from skt_components.training.checkpoint_folder import CheckpointFolder, restore_state
 from skt_components.training.config import LossWeights, TrainConfig, read_options
+from skt_components.training.diagnosis import TermGradient, compare_gradients, region_distance
 from skt_components.training.engine import Engine, unused_parameters
 from skt_components.training.environment import describe_environment, write_environment
 from skt_components.training.plan import describe_plan
@@ -37,8 +38,10 @@ __all__ = [
     "SemanticKnowledgeTransfer",
     "StepOutput",
     "StepWatch",
+    "TermGradient",
     "TrainConfig",
     "check_bank_weights",
+    "compare_gradients",
     "deferred_interrupt",
     "describe_environment",
     "describe_plan",
@@ -52,6 +55,7 @@ __all__ = [
     "pick_device",
     "place_sample",
     "read_options",
+    "region_distance",
     "restore_state",
     "sample_generators",
     "save_checkpoint",

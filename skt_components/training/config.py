@@ -54,7 +54,7 @@ class LossWeights:
 
 _COUNTS = (
     *("steps", "batch_size", "accumulate", "crop", "log_every", "validate_every", "checkpoint_every", "keep"),
-    *("regions", "seeds"),
+    *("regions", "seeds", "val_samples"),
 )
 _WEIGHTS = ("warmup_lr", "weight_decay", "spike_factor", "org_perceptual_weight")
 _PUBLISHED = ("kalantari", "tel", "bracketire", "bracketire-plus")
@@ -144,6 +144,8 @@ class TrainConfig:
     """Train that many times, with --seed, --seed + 1, ..., and report them together."""
     val_crop: int = 128
     """Side of the validation pictures, as that of the crops."""
+    val_samples: int = 16
+    """How many validation pictures of synthetic, hdr-folder and bracketire; the others have one of every test scene."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
@@ -175,6 +177,8 @@ class TrainConfig:
     """Run folder to continue, with its own configuration; other options given here override it."""
     compare: bool = False
     """Also train the bare network from the same weights on the same data, and print the paired gain."""
+    bare: bool = False
+    """Train the bare network alone, as --compare does beside the framework."""
     config: Path | None = None
     """TOML file of these options; those on the command line win."""
     dry_run: bool = False
@@ -203,6 +207,8 @@ class TrainConfig:
             raise ValueError("--final-lr is where a schedule ends: --schedule constant has none")
         if self.warmup_lr and not self.warmup_steps:
             raise ValueError("--warmup-lr is where a warm-up begins: give --warmup-steps")
+        if self.bare and self.compare:
+            raise ValueError("--bare trains no framework to --compare with: give one of them")
         if self.resume is not None and self.out is not None:
             raise ValueError("--resume continues in its own folder: leave --out away")
         self._check_data()

@@ -16,6 +16,7 @@ from skt_components.training.config import TrainConfig, read_toml
 _FIXED = (
     *("data", "camera", "metadata", "orm", "taps", "knowledge_bank", "bank_taps", "region_source", "regions"),
     *("perceptual", "org_perceptual_weight", "teacher_stride", "optimizer", "crop", "val_crop", "seed", "seeds"),
+    *("bare", "val_samples"),
 )
 
 

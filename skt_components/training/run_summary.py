@@ -88,6 +88,7 @@ def _trained(folder: Path, config: dict[str, Any], environments: list[dict[str, 
     value = {field.name: config.get(field.name, field.default) for field in fields(TrainConfig)}
     bank = value["knowledge_bank"]
     knowledge = "without semantic knowledge" if bank == "none" else f"with the knowledge of `{bank}`"
+    knowledge = "without the framework" if value["bare"] else knowledge
     changed = [
         f"`{name} = {to_toml(value[name])}`"
         for name, default in ((field.name, field.default) for field in fields(TrainConfig))
@@ -148,7 +149,8 @@ def _seeds(folder: Path) -> list[str]:
 
 
 def _use(folder: Path, config: dict[str, Any]) -> list[str]:
-    paths = (run / "orm.safetensors" for run in (folder, *_seed_folders(folder)))
+    file = "bare.safetensors" if config.get("bare") else "orm.safetensors"
+    paths = (run / file for run in (folder, *_seed_folders(folder)))
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return []

@@ -21,6 +21,7 @@ from skt_components.modules.taps import as_feature_map, eval_mode
 from skt_components.ops._checks import check_choice, check_same_shape, check_tensor
 from skt_components.training._parts import STAGES, check_arguments, find_taps, frozen, full, make_spgrm
 from skt_components.training.config import LossWeights
+from skt_components.training.diagnosis import TermGradient, compare_gradients, region_distance
 from skt_components.training.setup import ForwardORM, call_network
 
 PairLoss = Callable[[Tensor, Tensor], Tensor]
@@ -47,6 +48,8 @@ class StepOutput(NamedTuple):
     """The teacher's picture."""
     priors: SemanticPriors
     """What the knowledge bank said about ``tonemapped`` (or T(target)), with the caller's regions if there are any."""
+    stages: tuple[Tensor, ...]
+    """The network's tapped stages, as they left it."""
 
 
 class SemanticKnowledgeTransfer(nn.Module):
@@ -194,7 +197,9 @@ class SemanticKnowledgeTransfer(nn.Module):
             terms["alignment"] = self._alignment(stages, teacher_stages, generator)
         terms["spgrm"] = (refined - truth).abs().mean()
         orm_loss = sum((ramp * w * terms[name] for name, w in self._active_weights(terms)), terms["org"])
-        return StepOutput(orm_loss, terms["spgrm"], orm_loss + terms["spgrm"], terms, hdr, tonemapped, refined, priors)
+        total = orm_loss + terms["spgrm"]
+        stages = tuple(student_stages)
+        return StepOutput(orm_loss, terms["spgrm"], total, terms, hdr, tonemapped, refined, priors, stages)
 
     @torch.no_grad()
     def reconstruct(
@@ -216,24 +221,42 @@ class SemanticKnowledgeTransfer(nn.Module):
         refined = full(self.spgrm(tonemapped, self.bank(tonemapped).features))
         return hdr, self.transfer.inverse(refined, **(metadata or {}))
 
-    def gradient_norms(self, output: StepOutput, ramp: float = 1.0, scale: float = 1.0) -> dict[str, float]:
-        """Return the norm of each weighted term's gradient with respect to the network's parameters.
+    def compare_gradients(
+        self, output: StepOutput, ramp: float = 1.0, scale: float = 1.0
+    ) -> dict[str, dict[str, TermGradient]]:
+        """Return how strongly each weighted term pulls, and whether it pulls where L_org does.
 
-        Call it before ``backward``; it costs one backward pass per term. A healthy run has the transfer terms well
-        below ``org``. ``ramp`` is that of the step, ``scale`` that of a gradient scaler, which keeps
-        small gradients of fp16 from becoming 0. Empty when the network is frozen; a network with reentrant
-        activation checkpointing needs ``checkpoint(..., use_reentrant=False)`` for it.
+        Call it before ``backward``; it costs one backward pass per term. A healthy run has the transfer terms below
+        ``org``, and none against it for long.
+
+        Args:
+            output: of the step.
+            ramp: that of the step.
+            scale: of a gradient scaler, which keeps small gradients of fp16 from becoming 0.
+
+        Returns:
+            place -> term -> :class:`TermGradient`. Places are "parameters" (the network's), "picture" (its linear
+            output) and "stage 1" to "stage 3" (the tapped ones); those without a gradient are missing. A network with
+            reentrant activation checkpointing needs ``checkpoint(..., use_reentrant=False)`` for it.
         """
-        parameters = [p for p in self.orm.parameters() if p.requires_grad]
-        norms: dict[str, float] = {}
-        if not parameters:
-            return norms
-        for name, weight in [("org", 1.0), *self._active_weights(output.terms)]:
-            term = scale * (weight if name == "org" else ramp * weight) * output.terms[name]
-            gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-            squares = [g.float().square().sum() for g in gradients if g is not None]
-            norms[name] = float(torch.stack(squares).sum().sqrt()) / scale if squares else 0.0
-        return norms
+        weighted = {name: ramp * weight * output.terms[name] for name, weight in self._active_weights(output.terms)}
+        places: dict[str, list[Tensor]] = {"parameters": list(self.orm.parameters()), "picture": [output.hdr]}
+        places |= {f"stage {number}": [stage] for number, stage in enumerate(output.stages, 1)}
+        return compare_gradients({"org": output.terms["org"], **weighted}, places, scale)
+
+    @torch.no_grad()
+    def region_distance(
+        self,
+        hdr: Float[Tensor, "b c h w"],
+        target: Float[Tensor, "b c h w"],
+        metadata: Mapping[str, Tensor] | None = None,
+    ) -> Float[Tensor, "b r"]:
+        """Return how far the colours of linear pictures are off in each of the target's regions.
+
+        See :func:`region_distance`; regions that a picture does not have are 0.
+        """
+        truth = self._tonemap(target, metadata)
+        return region_distance(self._tonemap(hdr, metadata), truth, self.bank(truth))
 
     def _describe(self, picture: Tensor, labels: Tensor | None, num_regions: int | None) -> SemanticPriors:
         if (labels is None) != (num_regions is None):

@@ -35,11 +35,15 @@ def write_lines(path, lines) -> None:
     path.write_text("\n".join(json.dumps(line) for line in lines) + "\n\n", encoding="utf-8")
 
 
+def gradients(norms: dict[str, float]) -> dict:
+    return {"parameters": {name: {"norm": norm, "cosine": 0.5} for name, norm in norms.items()}}
+
+
 def training_lines(run="framework", steps=(0, 10, 20)) -> list[dict]:
     lines = []
     for step in steps:
         terms = {"org": 0.5 / (step + 1), "color": 1e-3}
-        lines.append({"run": run, "step": step, "terms": terms, "gradient_norms": {"org": 0.1, "color": 0.0}})
+        lines.append({"run": run, "step": step, "terms": terms, "gradients": gradients({"org": 0.1, "color": 0.0})})
         lines.append({"run": run, "step": step, "validation": {"ORM": {"PSNR-mu": 30.0 + step}}})
     return lines
 
@@ -125,7 +129,7 @@ def test_two_runs_are_two_lines_that_never_run_backwards(monkeypatch, tmp_path):
 
 def test_a_gradient_is_drawn_as_its_share_of_that_of_the_reconstruction_loss(monkeypatch, tmp_path):
     norms = [{"org": 0.5, "color": 0.05}, {"org": 0.2, "color": 0.1}, {"org": 0.0, "color": 0.1}, {}]
-    lines = [{"step": step, "terms": {"org": 1.0}, "gradient_norms": found} for step, found in enumerate(norms)]
+    lines = [{"step": step, "terms": {"org": 1.0}, "gradients": gradients(found)} for step, found in enumerate(norms)]
     _, shares, _ = drawn_lines(monkeypatch, tmp_path, lines)
     assert shares == {"org": [[0, 1.0], [1, 1.0]], "color": [[0, 0.1], [1, 0.5]]}  # of nothing there is no share
 
@@ -180,7 +184,7 @@ def test_a_term_has_one_colour_and_a_run_one_style(monkeypatch, tmp_path):
     plt.close(figures[0])
 
 
-@pytest.mark.parametrize("lines", [[], [{"run": "a", "step": 0, "terms": {"org": 0.0}, "gradient_norms": {}}]])
+@pytest.mark.parametrize("lines", [[], [{"run": "a", "step": 0, "terms": {"org": 0.0}, "gradients": {}}]])
 def test_hardly_any_lines_still_give_a_picture(tmp_path, lines):
     write_lines(tmp_path / "metrics.jsonl", lines)
     save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")

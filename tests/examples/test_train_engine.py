@@ -394,8 +394,8 @@ def test_a_ramp_keeps_the_teacher_away_at_first(loop, tmp_path: Path) -> None:
     loop.main([*options, "--steps", "2", "--out", str(tmp_path / "run")])
     ours, bare = checkpoint(tmp_path / "run")["module"], checkpoint(tmp_path / "run", "bare")["module"]
     assert all(torch.equal(value, ours[key]) for key, value in bare.items())
-    lines = [line for line in metrics(tmp_path / "run") if line.get("gradient_norms")]
-    assert all(line["gradient_norms"]["alignment"] == 0 for line in lines)
+    lines = [line for line in metrics(tmp_path / "run") if line.get("gradients")]
+    assert all(line["gradients"]["parameters"]["alignment"]["norm"] == 0 for line in lines)
     loop.main(["--resume", str(tmp_path / "run"), "--steps", "4"])
     ours, bare = checkpoint(tmp_path / "run")["module"], checkpoint(tmp_path / "run", "bare")["module"]
     assert any(not torch.equal(value, ours[key]) for key, value in bare.items())
@@ -472,7 +472,7 @@ def test_tensorboard_has_the_numbers_and_none_writes_nothing(loop, tmp_path: Pat
     events = EventAccumulator(str(tmp_path / "run" / "logs" / "skt_components"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    assert {"framework/terms/org", "framework/gradient_norms/alignment", "framework/lr"} <= tags
+    assert {"framework/terms/org", "framework/gradients/parameters/alignment/norm", "framework/lr"} <= tags
     assert "framework/validation/ORM/PSNR-mu" in tags
     logged = [event.value for event in events.Scalars("framework/terms/org")]
     wanted = [line["terms"]["org"] for line in metrics(tmp_path / "run") if "terms" in line]

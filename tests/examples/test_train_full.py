@@ -125,7 +125,7 @@ def test_leaves_everything_in_its_run_folder(loop: ModuleType, tmp_path: Path, c
     steps = [line for line in metrics(run) if "terms" in line]
     assert [line["step"] for line in steps] == [0, 1, 2, 3]
     assert set(steps[-1]["terms"]) == {"org", "content", "color", "alignment", "spgrm"}
-    assert set(steps[-1]["gradient_norms"]) == {"org", "content", "color", "alignment"}
+    assert set(steps[-1]["gradients"]["picture"]) == {"org", "content", "color", "alignment"}
 
 
 def test_the_saved_network_is_the_plain_network(loop: ModuleType, tmp_path: Path) -> None:
@@ -158,7 +158,14 @@ def test_compare_trains_the_bare_network_from_the_same_start(
     bare, ours = weights(run, "bare"), weights(run)
     assert all(torch.equal(value, ours[key]) for key, value in bare.items())
     assert "paired gain over 1 seed and 3 pictures: +0.000 dB" in capsys.readouterr().out
-    assert (run / "bare.safetensors").is_file()
+    alone = tmp_path / "alone"
+    loop.main([*SMALL, "--bare", "--out", str(alone)])
+    assert all(torch.equal(value, weights(alone, "bare")[key]) for key, value in bare.items())
+    found, before = (json.loads((folder / "scores.json").read_text()) for folder in (alone, run))
+    assert found == {"bare": before["bare"]}
+    assert not (alone / "orm.safetensors").exists()
+    assert "without the framework" in (alone / "README.md").read_text()
+    assert 'load_model("bare.safetensors")' in (alone / "README.md").read_text()
 
 
 def test_resume_is_exact(loop: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +355,10 @@ def test_raw_is_scored_against_its_peak(loop: ModuleType) -> None:
             return target + 0.16, None
 
     config = skt.TrainConfig(camera="raw", device="cpu", trackers=())
-    scores = loop.validate(config, skt.Engine(config), Known(), nn.Identity(), samples)["ORM"]
+    framework = loop.build_modules(config, samples[0].bracket[None])[0]
+    measures = loop.make_measures(config, framework)
+    scores = loop.validate(config, skt.Engine(config), Known(), nn.Identity(), samples, measures)["ORM"]
+    assert 0 < scores["region distance"].max() < 0.1
     torch.testing.assert_close(scores["PSNR-L"], torch.full((2,), 40.0, dtype=torch.float64), atol=1e-4, rtol=0)
     literal = (torch.log1p(5000 * (target + 0.16) / 16) - torch.log1p(5000 * target / 16)) / np.log(5001)
     expected = -10 * literal.double().square().mean((1, 2, 3)).log10()

@@ -68,6 +68,7 @@ OTHER = TrainConfig(
     validate_every=5,
     checkpoint_every=6,
     compare=True,
+    val_samples=5,
 )
 
 
@@ -121,6 +122,8 @@ def test_rejects_counts_below_one(name, value):
         ({"val_crop": 4}, r"--val-crop must be >= 16, got 4"),
         ({"resume": Path("a"), "out": Path("b")}, r"--resume continues in its own folder"),
         ({"data": "hdr-folder"}, r"--data hdr-folder needs --root FOLDER"),
+        ({"bare": True, "compare": True}, r"--bare trains no framework to --compare with"),
+        ({"val_samples": 0}, r"--val-samples must be >= 1, got 0"),
         ({"data": "kalantari"}, r"--data kalantari needs --root FOLDER"),
         ({"data": "bracketire-plus"}, r"--data bracketire-plus needs --root FOLDER"),
         ({"root": Path("x")}, r"--root .*--data synthetic does not read: choose --data hdr-folder or kalantari, tel"),
@@ -194,7 +197,7 @@ def test_the_run_folders_file_gives_the_configuration_back(tmp_path, config):
 
 
 def test_the_other_configuration_differs_in_every_option():
-    skipped = {"config", "resume", "out", "dry_run"}
+    skipped = {"config", "resume", "out", "dry_run", "bare"}  # which goes without compare
     for field in dataclasses.fields(TrainConfig):
         if field.name not in skipped:
             assert getattr(OTHER, field.name) != field.default, field.name

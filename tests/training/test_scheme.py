@@ -817,27 +817,48 @@ def test_float64_stays_float64():
     assert {t.dtype for t in (output.total, *output.terms.values())} == {torch.float64}
 
 
-# gradient_norms
+# compare_gradients
 
 
-def test_gradient_norms_are_those_of_the_weighted_terms():
+def test_gradients_are_those_of_the_weighted_terms():
     framework = make()
     output = framework(*make_data())
-    norms = framework.gradient_norms(output)
-    assert list(norms) == ["org", "content", "color", "alignment"]
+    found = framework.compare_gradients(output)
+    assert list(found) == ["parameters", "picture", "stage 1", "stage 2", "stage 3"]
+    assert all(list(terms) == ["org", "content", "color", "alignment"] for terms in found.values())
     weights = {"org": 1.0, "content": 0.5, "color": 0.25, "alignment": 2.0}
+    gradients = {}
     for name, weight in weights.items():
         framework.zero_grad()
         output.terms[name].backward(retain_graph=True)
-        gradients = [p.grad.flatten() for p in framework.orm.parameters() if p.grad is not None]
-        assert norms[name] == pytest.approx(weight * torch.cat(gradients).norm().item(), rel=1e-5)
-        assert norms[name] > 0
+        gradients[name] = weight * torch.cat(
+            [p.grad.flatten() for p in framework.orm.parameters() if p.grad is not None]
+        )
+        assert found["parameters"][name].norm == pytest.approx(gradients[name].norm().item(), rel=1e-5)
+        assert found["parameters"][name].norm > 0
+    org, content = (gradients[name].double() for name in ("org", "content"))
+    cosine = (org @ content / (org.norm() * content.norm())).item()
+    assert found["parameters"]["content"].cosine == pytest.approx(cosine, abs=1e-6)
+    assert found["picture"]["alignment"].norm == 0  # it comes in below the picture
+    assert found["stage 1"]["alignment"].norm > 0
 
 
-def test_gradient_norms_leave_no_gradient_and_backward_still_works():
+def test_the_share_of_a_term_follows_the_ramp_and_not_the_scale():
+    framework = make()
+    output = framework(*make_data())
+    whole, less = framework.compare_gradients(output), framework.compare_gradients(output, ramp=0.5, scale=1024.0)
+    for place, terms in whole.items():
+        for name, gradient in terms.items():
+            factor = 1.0 if name == "org" else 0.5
+            assert less[place][name].norm == pytest.approx(factor * gradient.norm, rel=1e-5)
+            assert less[place][name].cosine == pytest.approx(gradient.cosine, abs=1e-6)
+    assert framework.compare_gradients(output, ramp=0.0)["picture"]["content"] == (0, 0)
+
+
+def test_comparing_gradients_leaves_none_and_backward_still_works():
     framework = make(weights=LossWeights(0.0, 1.0, 0.0, 0.0))
     output = framework(*make_data())
-    assert set(framework.gradient_norms(output)) == {"org", "color"}
+    assert set(framework.compare_gradients(output)["parameters"]) == {"org", "color"}
     assert all(p.grad is None for p in framework.parameters())
     output.total.backward()
     assert all(p.grad is not None for p in framework.orm.parameters())
@@ -1107,11 +1128,10 @@ def test_a_loss_with_weights_is_neither_trained_nor_saved():
     assert framework.orm.conv1.weight.grad.abs().max() > 0
 
 
-def test_a_frozen_network_has_no_gradient_norms():
-    framework = make(make_orm())
+def test_a_frozen_network_has_no_gradients_to_compare():
+    framework = make(make_orm().requires_grad_(False))
     output = framework(torch.rand(1, 3, 6, 32, 32), torch.rand(1, 3, 32, 32))
-    framework.orm.requires_grad_(False)
-    assert framework.gradient_norms(output) == {}
+    assert framework.compare_gradients(output) == {}
 
 
 def test_a_wrapped_network_gets_its_own_kind_of_teacher():
