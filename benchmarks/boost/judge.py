@@ -1,0 +1,95 @@
+"""The networks that a study trained, once more: their scores on other photographs, and their pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from plan import Study, load_loop, root_arguments
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from units import Unit
+
+import skt_components as skt
+
+
+def read_config(unit: Unit, study: Study, root: Path | None) -> skt.TrainConfig:
+    """The options of a finished run."""
+    options = ["--config", str(unit.folder / "config.toml"), *root_arguments(study, root), "--device", study.device]
+    return load_loop().parse(options)
+
+
+def load_trained(unit: Unit, config: skt.TrainConfig, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+    """The network of a finished run, from bracket to picture."""
+    loop = load_loop()
+    network, forward = skt.load_network(config.orm, loop.ORMS, **loop.bracket_options(config))
+    skt.load_weights(unit.folder / f"{loop.FILES['bare' if config.bare else 'framework']}.safetensors", network)
+    return partial(forward, network.eval().to(device))
+
+
+def make_unseen(config: skt.TrainConfig, root: Path) -> skt.HDRFolder:
+    """Views of all photographs of a folder, taken and chosen as those that validate."""
+    camera = skt.RawCamera(scale=config.scale) if config.domain == "raw" else skt.Camera()
+    options: dict[str, Any] = {"crop": config.val_crop, "samples_per_epoch": config.val_samples, "camera": camera}
+    return skt.HDRFolder(root, split="val", val_fraction=1.0, **options)
+
+
+@torch.no_grad()
+def judge(units: Sequence[Unit], study: Study, root: Path | None, photographs: Path) -> list[dict[str, Any]]:
+    """Scores of every finished run's network on brackets of photographs that no run has seen.
+
+    Raises:
+        ValueError: the study's data is no folder of photographs.
+        FileNotFoundError: there are none.
+    """
+    from tqdm import tqdm
+
+    if study.base.get("data") not in ("hdr-folder", "synthetic", None):
+        raise ValueError(f"--judge takes brackets of photographs; a study of {study.base['data']} has its own")
+    units, rows, batches = [unit for unit in units if unit.finished], [], None
+    for unit in tqdm(units, f"judged on {photographs.name}", unit="run"):
+        config = read_config(unit, study, root)
+        device = skt.pick_device(config.device)
+        if batches is None:  # the same for all
+            samples = DataLoader(make_unseen(config, photographs), 4)
+            batches = [skt.place_sample(sample, device) for sample in samples]
+        network, measures = load_trained(unit, config, device), load_loop().METRICS
+        scores: dict[str, list[float]] = {metric: [] for metric in measures}
+        for sample in batches:
+            hdr = network(sample.bracket)
+            for metric, measure in measures.items():
+                scores[metric] += measure(hdr, sample.target, peak=config.peak).tolist()
+        steps = unit.options["steps"]
+        rows.append({"arm": unit.arm, "seed": unit.seed, "steps": steps, "options": {}, "scores": {"ORM": scores}})
+    return rows
+
+
+def draw_pictures(path: Path, units: Sequence[Unit], study: Study, root: Path | None) -> bool:
+    """Draw three validation scenes: the baseline's picture and the shown arm's, beside the target and the errors."""
+    found = {unit.arm: unit for unit in units if unit.finished and unit.seed == _shown_seed(units, study)}
+    if study.shown is None or not {study.baseline, study.shown} <= found.keys():
+        return False
+    config = replace(read_config(found[study.shown], study, root), device="cpu")
+    loop = load_loop()
+    data, framework, _ = loop.build(config, 1)
+    networks = {
+        arm: load_trained(found[arm], read_config(found[arm], study, root), "cpu")
+        for arm in (study.baseline, study.shown)
+    }
+    # Neighbours are views of different photographs, and views far apart of one photograph look elsewhere.
+    scenes = Subset(data[1], sorted({min(i * (len(data[1]) // 3) + i, len(data[1]) - 1) for i in range(3)}))
+    loop.draw_samples(path, config, networks, framework.eval(), scenes)
+    return True
+
+
+def _shown_seed(units: Sequence[Unit], study: Study) -> int | None:
+    """The first seed whose baseline and shown arm are finished."""
+    arms: dict[int, set[str]] = {}
+    for unit in units:
+        if unit.finished:
+            arms.setdefault(unit.seed, set()).add(unit.arm)
+    return next((seed for seed, names in arms.items() if {study.baseline, study.shown} <= names), None)

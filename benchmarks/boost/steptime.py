@@ -1,0 +1,88 @@
+"""How long a training step of each arm takes beside the others', in turns: what equal compute means.
+
+python benchmarks/boost/steptime.py DIR     # of a study, which calls it before its first run; writes DIR/timing.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from plan import Study, load_loop, load_study, root_arguments, to_arguments
+from timing import environment, interleave, ratios
+
+import skt_components as skt
+
+
+def make_step(config: skt.TrainConfig, engine: skt.Engine) -> Callable[[], None]:
+    """A whole step of the loop on one batch, which lies ready: loading is the same for all."""
+    from torch.utils.data import default_collate
+
+    loop = load_loop()
+    data, framework, bare = loop.build(config, 1)
+    module: Any = bare if config.bare else framework
+    if config.channels_last:
+        module.to(memory_format=torch.channels_last)
+    module.to(dtype=engine.dtype)
+    batch = default_collate([data[0][index] for index in range(config.batch_size)])
+    model, optimizer = engine.prepare(module, loop.build_optimizer(config, module), batch)
+    if config.compile:
+        for part in (module.orm, *([] if config.bare else [module.spgrm])):
+            part.compile()
+    sample = skt.place_sample(batch, engine.device, engine.dtype)
+    module.train()
+
+    def step() -> None:
+        for _ in range(config.accumulate):
+            masks = skt.sample_generators(config.seed, 0, config.batch_size, engine.device)
+            metadata = loop.rendering(config, sample)
+            output = model(sample.bracket, sample.target, ramp=1.0, generator=masks, metadata=metadata)
+            engine.accelerator.backward(output.total)
+        engine.accelerator.clip_grad_norm_(module.parameters(), config.clip_grad or float("inf"))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def time_arms(study: Study, root: Path | None, rounds: int) -> dict[str, Any]:
+    """Median milliseconds of each arm's step, and its ratio to the baseline's."""
+    loop = load_loop()
+    fixed = [*root_arguments(study, root), "--device", study.device, "--seed", str(study.seeds[0])]
+    configs = {arm: loop.parse([*to_arguments(study.options(arm)), *fixed]) for arm in study.arms}
+    engine = skt.Engine(configs[study.baseline])
+    steps: dict[str, Callable[[], object]] = {arm: make_step(config, engine) for arm, config in configs.items()}
+    found = ratios(interleave(steps, engine.device, rounds, warmup=2), study.baseline)
+    return {
+        "arms": found,
+        "ratios": {arm: row[f"ratio_to_{study.baseline}"] for arm, row in found.items()},
+        "rounds": rounds,
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,  # that of others, and our own
+        **environment(engine.device),
+    }
+
+
+def main() -> None:
+    """Time, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--root", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    study = load_study(options.out)
+    if study is None:
+        sys.exit(f"steptime.py: no study in {options.out}")
+    timing = time_arms(study, options.root, options.rounds)
+    (options.out / "timing.json").write_text(json.dumps(timing, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
