@@ -259,7 +259,8 @@ def draw_samples(
     """Draw three validation scenes: exposures, regions, results, target and errors."""
     rows, where = [], next(framework.parameters())
     path.parent.mkdir(exist_ok=True)
-    for index in range(0, len(data), max(len(data) // 3, 1))[:3]:
+    count = len(data)
+    for index in sorted({0, count // 3 | 1, 2 * count // 3} - {count}):  # odd ones too: photographs take turns
         sample = data[index]
         placed = skt.place_sample(sample, where.device, where.dtype)
         with torch.no_grad():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from plan import Study, load_loop, root_arguments
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from units import Unit
 
 import skt_components as skt
@@ -80,9 +80,7 @@ def draw_pictures(path: Path, units: Sequence[Unit], study: Study, root: Path | 
         arm: load_trained(found[arm], read_config(found[arm], study, root), "cpu")
         for arm in (study.baseline, study.shown)
     }
-    # Neighbours are views of different photographs, and views far apart of one photograph look elsewhere.
-    scenes = Subset(data[1], sorted({min(i * (len(data[1]) // 3) + i, len(data[1]) - 1) for i in range(3)}))
-    loop.draw_samples(path, config, networks, framework.eval(), scenes)
+    loop.draw_samples(path, config, networks, framework.eval(), data[1])
     return True
 
 
