@@ -1,7 +1,7 @@
 """Losses: a function and a module each."""
 
 from skt_components.losses._histogram_target import HistogramTarget
-from skt_components.losses.content import ContentLoss, bound_teacher, content_loss
+from skt_components.losses.content import ContentLoss, content_loss
 from skt_components.losses.histogram import (
     HistogramLoss,
     SemanticHistogramLoss,
@@ -18,7 +18,6 @@ __all__ = [
     "MuL1Loss",
     "PerceptualLoss",
     "SemanticHistogramLoss",
-    "bound_teacher",
     "content_loss",
     "histogram_loss",
     "mu_l1_loss",

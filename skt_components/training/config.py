@@ -9,12 +9,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from skt_components.ops._checks import check_choice
-
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights and forms of eqs. 5 and 14: ``L = L_org + content * L_content + color * L_color + alignment * L_feat``.
+    """Weights of eqs. 5 and 14: ``L = L_org + content * L_content + color * L_color + alignment * L_feat``.
 
     A term with weight 0 is not computed.
 
@@ -23,12 +21,9 @@ class LossWeights:
         color_weight: lambda_2 of eq. 14, for histograms divided by the pixel count.
         alignment_weight: weight of L_feat, 1 in eq. 14.
         perceptual_weight: lambda of eq. 5, inside L_content.
-        content_norm: of the pixels in L_content: "l1", the paper's, or "l2", see :func:`content_loss`.
-        teacher_bound: "none", the paper's: content and color follow the teacher wherever it goes; or "truth": only
-            towards the ground truth, see :func:`bound_teacher`.
 
     Raises:
-        ValueError: a weight is negative or not finite, or a form is unknown.
+        ValueError: a weight is negative or not finite.
 
     Example:
         >>> LossWeights.paper().color_weight
@@ -39,13 +34,9 @@ class LossWeights:
     color_weight: float
     alignment_weight: float
     perceptual_weight: float
-    content_norm: Literal["l1", "l2"] = "l1"
-    teacher_bound: Literal["none", "truth"] = "none"
 
     def __post_init__(self) -> None:
-        check_choice("content_norm", self.content_norm, ("l1", "l2"))
-        check_choice("teacher_bound", self.teacher_bound, ("none", "truth"))
-        for field in fields(self)[:4]:
+        for field in fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
                 raise ValueError(f"{field.name} must be a finite number >= 0, got {value!r}")
@@ -111,10 +102,6 @@ class TrainConfig:
     """Overrides the weight of L_feat."""
     perceptual_weight: float | None = None
     """Overrides lambda of eq. 5."""
-    content_norm: Literal["l1", "l2"] | None = None
-    """Overrides the norm of L_content's pixels."""
-    teacher_bound: Literal["none", "truth"] | None = None
-    """Overrides how far the teacher is followed: wherever it goes, or only towards the ground truth."""
     perceptual: str | None = None
     """Features of eq. 5's second term: "bank", "pretrained" (VGG19, downloads), or a file of VGG19 weights."""
     org_perceptual_weight: float = 0.0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from skt_components.banks.frozen import Frozen
 from skt_components.banks.priors import KnowledgeBank, SemanticPriors, priors_from_labels
-from skt_components.losses.content import bound_teacher, content_loss
+from skt_components.losses.content import content_loss
 from skt_components.losses.histogram import SemanticHistogramLoss
 from skt_components.losses.reconstruction import MuL1Loss
 from skt_components.modules.domain_transfer import DomainTransfer
@@ -189,7 +189,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         with self.teacher_taps.capture(self.spgrm) as teacher_stages:
             refined = full(self.spgrm(tonemapped if self.joint else tonemapped.detach(), priors.features))
         terms = {"org": full(self.orm_loss(hdr, target))}
-        terms |= self._transfer_terms(tonemapped, refined, truth, priors)
+        terms |= self._transfer_terms(tonemapped, refined, priors)
         if self.weights.alignment_weight > 0:
             size = (bracket.shape[-2], bracket.shape[-1])
             stages = [as_feature_map(stage, size) for stage in student_stages]
@@ -277,20 +277,12 @@ class SemanticKnowledgeTransfer(nn.Module):
             )
         return own
 
-    def _transfer_terms(
-        self, student: Tensor, refined: Tensor, truth: Tensor, priors: SemanticPriors
-    ) -> dict[str, Tensor]:
+    def _transfer_terms(self, student: Tensor, refined: Tensor, priors: SemanticPriors) -> dict[str, Tensor]:
         teacher = refined.detach() if self.detach_teacher else refined
-        if self.weights.teacher_bound == "truth":
-            teacher = bound_teacher(teacher, student, truth)
         terms = {}
         if self.weights.content_weight > 0:
             terms["content"] = content_loss(
-                student,
-                teacher,
-                norm=self.weights.content_norm,
-                perceptual=self.perceptual,
-                perceptual_weight=self.weights.perceptual_weight,
+                student, teacher, perceptual=self.perceptual, perceptual_weight=self.weights.perceptual_weight
             )
         if self.weights.color_weight > 0:
             regions: dict[str, Any] = {"masks": priors.masks}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from skt_components.losses.content import ContentLoss, bound_teacher, content_loss
+from skt_components.losses.content import ContentLoss, content_loss
 from skt_components.losses.perceptual import PerceptualLoss, perceptual_loss
 
 seeds = st.integers(0, 10**6)
@@ -172,86 +172,3 @@ def test_module_equals_function():
 def test_the_perceptual_module_is_a_child():
     perceptual = PerceptualLoss(nn.Conv2d(3, 1, 1))
     assert perceptual in list(ContentLoss(perceptual).modules())
-
-
-# norm="l2"
-
-
-def test_the_l2_norm_is_the_mean_over_pictures_of_the_root_mean_square():
-    student, teacher = torch.zeros(2, 1, 2, 2), torch.zeros(2, 1, 2, 2)
-    teacher[0, 0, 0, 0] = 1.0  # root mean square 0.5
-    teacher[1] = 3.0
-    assert content_loss(student, teacher, norm="l2").item() == pytest.approx((0.5 + 3.0) / 2)
-    assert ContentLoss(norm="l2")(student, teacher).item() == pytest.approx((0.5 + 3.0) / 2)
-    assert "norm='l2'" in repr(ContentLoss(norm="l2"))
-
-
-def test_both_norms_pull_at_a_picture_equally_strongly():
-    student, teacher = (x.requires_grad_() for x in pictures(3, 3, 8, 8))
-    pulls = [
-        torch.autograd.grad(content_loss(student, teacher, norm=norm), student)[0].flatten(1).norm(dim=1)
-        for norm in ("l1", "l2")
-    ]
-    torch.testing.assert_close(*pulls)
-
-
-def test_equal_pictures_have_an_l2_loss_and_a_gradient_of_zero():
-    student = torch.rand(2, 3, 4, 4, requires_grad=True)
-    loss = content_loss(student, student.detach().clone(), norm="l2")
-    (gradient,) = torch.autograd.grad(loss, student)
-    assert loss == 0
-    assert not gradient.any()
-
-
-def test_l2_gradcheck():
-    leaves = [x.requires_grad_() for x in pictures(2, 3, 3, 4)]
-    assert torch.autograd.gradcheck(lambda s, t: content_loss(s, t, norm="l2"), leaves)
-
-
-def test_an_unknown_norm_is_an_error():
-    student, teacher = pictures(1, 3, 4, 4)
-    with pytest.raises(ValueError, match=r"norm must be one of \['l1', 'l2'\], got 'l3'"):
-        content_loss(student, teacher, norm="l3")
-    with pytest.raises(ValueError, match="norm must be one of"):
-        ContentLoss(norm="L2")
-
-
-# bound_teacher
-
-
-@settings(deadline=None, max_examples=50)
-@given(seed=seeds, weight=st.floats(0.01, 1000), norm=st.sampled_from(["l1", "l2"]))
-def test_following_a_bound_teacher_never_pulls_against_the_truth(seed, weight, norm):
-    student, teacher = pictures(2, 3, 6, 7, seed=seed)
-    target, _ = pictures(2, 3, 6, 7, seed=seed + 1)
-    student.requires_grad_()
-    bound = bound_teacher(teacher, student, target)
-    assert not bound.requires_grad
-    (pull,) = torch.autograd.grad(weight * content_loss(student, bound, norm=norm), student)
-    (truth,) = torch.autograd.grad((student - target).abs().mean(), student)
-    assert (pull * truth >= 0).all()
-    assert pull.any()
-
-
-def test_a_bound_teacher_by_hand():
-    target = torch.tensor([[[[1.0, 1.0, 1.0, 0.0, 0.5]]]])
-    student = torch.tensor([[[[0.0, 0.0, 0.0, 1.0, 0.5]]]])
-    teacher = torch.tensor([[[[0.25, -1.0, 2.0, 0.75, 0.9]]]])
-    assert bound_teacher(teacher, student, target).tolist() == [[[[0.25, 0.0, 1.0, 0.75, 0.5]]]]
-
-
-def test_a_teacher_that_learns_has_a_gradient_where_it_is_followed():
-    student, target = torch.zeros(1, 1, 1, 3), torch.ones(1, 1, 1, 3)
-    teacher = torch.tensor([[[[0.5, -0.5, 1.5]]]], requires_grad=True)
-    bound_teacher(teacher, student, target).sum().backward()
-    assert teacher.grad.tolist() == [[[[1.0, 0.0, 0.0]]]]
-
-
-def test_pictures_to_bound_must_fit():
-    a, b = torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 5)
-    with pytest.raises(ValueError, match="student"):
-        bound_teacher(a, b, a)
-    with pytest.raises(ValueError, match="target"):
-        bound_teacher(a, a, b)
-    with pytest.raises(TypeError, match="teacher"):
-        bound_teacher(a.long(), a, a)

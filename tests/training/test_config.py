@@ -69,8 +69,6 @@ OTHER = TrainConfig(
     checkpoint_every=6,
     compare=True,
     val_samples=5,
-    content_norm="l2",
-    teacher_bound="truth",
 )
 
 
@@ -88,26 +86,14 @@ def test_the_papers_weights_are_the_papers():
 def test_the_recommended_weights_need_no_perceptual_network():
     weights = LossWeights.recommended()
     assert weights.perceptual_weight == 0
-    assert weights.content_weight + weights.color_weight + weights.alignment_weight > 0
+    assert sum(dataclasses.astuple(weights)) > 0
 
 
-@pytest.mark.parametrize(
-    "name", [field.name for field in dataclasses.fields(LossWeights) if field.name.endswith("weight")]
-)
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(LossWeights)])
 @pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf, -math.inf, "1", None])
 def test_rejects_bad_weights(name, value):
     with pytest.raises(ValueError, match=rf"{name} must be a finite number >= 0, got {value!r}"):
         dataclasses.replace(LossWeights.paper(), **{name: value})
-
-
-def test_the_paper_follows_the_teacher_wherever_it_goes_by_l1():
-    assert (LossWeights.paper().content_norm, LossWeights.paper().teacher_bound) == ("l1", "none")
-
-
-@pytest.mark.parametrize("form", ["content_norm", "teacher_bound"])
-def test_rejects_unknown_forms(form):
-    with pytest.raises(ValueError, match=rf"{form} must be one of .*, got 'half'"):
-        dataclasses.replace(LossWeights.paper(), **{form: "half"})
 
 
 def test_weights_cannot_be_changed_in_place():
