@@ -65,11 +65,12 @@ METRICS = {"PSNR-mu": skt.psnr_mu, "PSNR-L": skt.psnr_l, "SSIM-mu": skt.ssim_mu}
 
 
 class OrgLoss(nn.Module):
-    """L_org: L1 after mu-law, and for those who want it a distance of features."""
+    """L_org: L1 after mu-law, and for those who want it the root mean square, or a distance of features."""
 
     def __init__(self, config: skt.TrainConfig, extractor: nn.Module | None) -> None:
         super().__init__()
-        self.pixels, self.transfer = skt.MuL1Loss(peak=config.peak), skt.DomainTransfer(config.domain)
+        self.pixels = skt.MuL1Loss(peak=config.peak, rms_weight=config.org_rms_weight)
+        self.transfer = skt.DomainTransfer(config.domain)
         self.weight = config.org_perceptual_weight
         self.features = skt.Frozen(skt.PerceptualLoss(extractor)) if self.weight and extractor is not None else None
 

@@ -81,6 +81,7 @@ from skt_components.losses import (
     content_loss,
     histogram_loss,
     mu_l1_loss,
+    mu_rms_loss,
     perceptual_loss,
     semantic_histogram_loss,
 )
@@ -289,6 +290,7 @@ __all__ = [
     "mu_l1_loss",
     "mu_law",
     "mu_law_inverse",
+    "mu_rms_loss",
     "official_tiles",
     "pack_raw",
     "paired_summary",

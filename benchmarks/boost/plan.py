@@ -15,10 +15,10 @@ from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-# Data, its order, the number of steps, the network and L_org are the same for both of a pair.
+# Data, its order, the number of steps and the network are the same for both of a pair.
 PAIRED = (
     *("data", "camera", "orm", "batch_size", "accumulate", "crop", "val_crop", "val_samples", "steps"),
-    *("org_perceptual_weight", "validate_every", "precision", "channels_last", "compile"),
+    *("validate_every", "precision", "channels_last", "compile"),
 )
 GIVEN = {  # by the study itself or its command line
     **{"seed": "seeds of the study", "seeds": "seeds of the study", "root": "--root", "out": "--out"},

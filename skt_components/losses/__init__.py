@@ -9,7 +9,7 @@ from skt_components.losses.histogram import (
     semantic_histogram_loss,
 )
 from skt_components.losses.perceptual import PerceptualLoss, perceptual_loss
-from skt_components.losses.reconstruction import MuL1Loss, mu_l1_loss
+from skt_components.losses.reconstruction import MuL1Loss, mu_l1_loss, mu_rms_loss
 
 __all__ = [
     "ContentLoss",
@@ -21,6 +21,7 @@ __all__ = [
     "content_loss",
     "histogram_loss",
     "mu_l1_loss",
+    "mu_rms_loss",
     "perceptual_loss",
     "semantic_histogram_loss",
 ]

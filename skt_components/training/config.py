@@ -56,7 +56,7 @@ _COUNTS = (
     *("steps", "batch_size", "accumulate", "crop", "log_every", "validate_every", "checkpoint_every", "keep"),
     *("regions", "seeds", "val_samples"),
 )
-_WEIGHTS = ("warmup_lr", "weight_decay", "spike_factor", "org_perceptual_weight")
+_WEIGHTS = ("warmup_lr", "weight_decay", "spike_factor", "org_rms_weight", "org_perceptual_weight")
 _PUBLISHED = ("kalantari", "tel", "bracketire", "bracketire-plus")
 
 
@@ -104,6 +104,8 @@ class TrainConfig:
     """Overrides lambda of eq. 5."""
     perceptual: str | None = None
     """Features of eq. 5's second term: "bank", "pretrained" (VGG19, downloads), or a file of VGG19 weights."""
+    org_rms_weight: float = 0.0
+    """Weight of the root mean square error of each picture in L_org, of the bare network too: large errors count."""
     org_perceptual_weight: float = 0.0
     """Weight of a perceptual term in L_org, of the bare network too, over the features of --perceptual."""
     transfer_start: int = 0

@@ -168,6 +168,16 @@ def test_compare_trains_the_bare_network_from_the_same_start(
     assert 'load_model("bare.safetensors")' in (alone / "README.md").read_text()
 
 
+def test_the_root_mean_square_joins_l_org_of_both(loop: ModuleType) -> None:
+    config = skt.TrainConfig(org_rms_weight=0.5, camera="raw", device="cpu", trackers=())
+    bracket, target = torch.rand(1, 5, 4, 32, 32), 16 * torch.rand(1, 4, 32, 32)
+    framework, bare = loop.build_modules(config, bracket)
+    torch.testing.assert_close(bare(bracket, target).total, framework(bracket, target).terms["org"])
+    hdr = bare.orm(bracket)
+    wanted = skt.mu_l1_loss(hdr, target, peak=16.0) + 0.5 * skt.mu_rms_loss(hdr, target, peak=16.0)
+    torch.testing.assert_close(bare(bracket, target).total, wanted)
+
+
 def test_resume_is_exact(loop: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     loop.main([*SMALL, "--out", str(whole)])

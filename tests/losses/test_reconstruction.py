@@ -1,4 +1,4 @@
-"""The mu-law L1 loss against its definition and what it means."""
+"""The mu-law losses against their definitions and what it means."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skt_components.losses.reconstruction import MuL1Loss, mu_l1_loss
+from skt_components.losses.reconstruction import MuL1Loss, mu_l1_loss, mu_rms_loss
+from skt_components.metrics import psnr_mu
 
 MU = 5000.0
 seeds = st.integers(0, 10**6)
@@ -141,3 +142,57 @@ def test_module_equals_function(options):
     assert torch.equal(module(prediction, target), mu_l1_loss(prediction, target, **options))
     assert all(f"{name}={value}" in repr(module) for name, value in options.items())
     assert not module.state_dict()
+
+
+# mu_rms_loss
+
+
+@pytest.mark.parametrize("peak", [1.0, 16.0])
+def test_the_logarithm_of_the_root_mean_square_is_psnr(peak):
+    prediction, target = (x * peak for x in pictures(3, 3, 8, 8))
+    psnr = [-20 * math.log10(mu_rms_loss(p[None], t[None], peak=peak)) for p, t in zip(prediction, target, strict=True)]
+    torch.testing.assert_close(torch.tensor(psnr, dtype=torch.float64), psnr_mu(prediction, target, peak=peak))
+    together = sum(10 ** (-each / 20) for each in psnr) / 3
+    assert mu_rms_loss(prediction, target, peak=peak).item() == pytest.approx(together)
+
+
+def test_both_losses_pull_at_a_tone_mapped_picture_equally_strongly():
+    # Of linear values near 1 / mu the mu-law is steep, of those near 1 flat: equal pulls are those after it.
+    prediction, target = pictures(2, 3, 6, 6)
+    prediction.requires_grad_()
+    slope = MU / ((1 + MU * prediction.detach().abs()) * math.log(1 + MU))
+    norms = [
+        (torch.autograd.grad(loss(prediction, target), prediction)[0] / slope).flatten(1).norm(dim=1)
+        for loss in (mu_l1_loss, mu_rms_loss)
+    ]
+    torch.testing.assert_close(*norms)
+
+
+def test_rms_gradcheck():
+    leaves = [x.requires_grad_() for x in pictures(2, 3, 3, 4)]
+    assert torch.autograd.gradcheck(mu_rms_loss, leaves)
+
+
+def test_equal_pictures_have_no_rms_gradient():
+    prediction = torch.rand(2, 3, 4, 4, requires_grad=True)
+    loss = mu_rms_loss(prediction, prediction.detach().clone())
+    loss.backward()
+    assert loss == 0
+    assert not prediction.grad.any()
+
+
+def test_the_module_adds_the_root_mean_square():
+    prediction, target = pictures(2, 3, 6, 6)
+    wanted = mu_l1_loss(prediction, target, peak=2.0) + 0.5 * mu_rms_loss(prediction, target, peak=2.0)
+    loss = MuL1Loss(peak=2.0, rms_weight=0.5)
+    torch.testing.assert_close(loss(prediction, target), wanted)
+    assert repr(loss) == "MuL1Loss(mu=5000.0, peak=2.0, rms_weight=0.5)"
+
+
+def test_rms_arguments_are_checked():
+    with pytest.raises(ValueError, match="rms_weight must be a finite number >= 0, got -1"):
+        MuL1Loss(rms_weight=-1)
+    with pytest.raises(ValueError, match=r"prediction must be \(B, ...\)"):
+        mu_rms_loss(torch.rand(4), torch.rand(4))
+    with pytest.raises(ValueError, match="target"):
+        mu_rms_loss(torch.rand(2, 4), torch.rand(2, 5))

@@ -35,6 +35,7 @@ OTHER = TrainConfig(
     alignment_weight=2.0,
     perceptual_weight=1e22,
     perceptual="bank",
+    org_rms_weight=0.5,
     org_perceptual_weight=0.25,
     transfer_start=11,
     transfer_ramp=12,
