@@ -138,7 +138,7 @@ def test_the_studies_that_are_there_are_valid(path: Path) -> None:
     study = read(path, Path("PHOTOS"))
     assert study.is_bare(study.baseline)
     assert study.base["trackers"] == []
-    assert len(study.seeds) == (2 if path.stem == "trial" else 5)
+    assert len(study.seeds) >= (2 if path.stem == "trial" else 3)
 
 
 # --- the runs
