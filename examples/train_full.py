@@ -180,6 +180,8 @@ def build_modules(config: skt.TrainConfig, sample: Tensor) -> tuple[Framework, B
         weights=replace(getattr(skt.LossWeights, config.loss_weights)(), **overrides),
         forward_orm=forward,
         perceptual=None if extractor is None else skt.PerceptualLoss(extractor),
+        joint=config.joint,
+        detach_teacher=not config.joint,
         teacher_stride=config.teacher_stride,
         sample=sample,
     )

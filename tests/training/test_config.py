@@ -36,6 +36,7 @@ OTHER = TrainConfig(
     perceptual_weight=1e22,
     perceptual="bank",
     org_rms_weight=0.5,
+    joint=True,
     org_perceptual_weight=0.25,
     transfer_start=11,
     transfer_ramp=12,
