@@ -109,8 +109,8 @@ class TrainConfig:
     org_perceptual_weight: float = 0.0
     """Weight of a perceptual term in L_org, of the bare network too, over the features of --perceptual."""
     joint: bool = False
-    """Let L_spg through the teacher into the network, and L_content, L_color and L_feat into the teacher: no gradient is
-    stopped, and teacher and network move towards each other."""
+    """Let L_spg through the teacher into the network, and L_content, L_color and L_feat into the teacher: no gradient
+    is stopped, and teacher and network move towards each other."""
     transfer_start: int = 0
     """Steps during which only L_org trains the network, while the teacher learns."""
     transfer_ramp: int = 0
