@@ -106,7 +106,7 @@ def step_of(module: nn.Module, loss: Loss) -> Callable[[Tensor, Tensor], None]:
 def largest_error(network: Network, bank: str, weights: skt.LossWeights) -> float:
     """Largest difference of the network's gradient inside and outside the framework, relative to the largest value."""
     bracket, target = data_of(network, 64, 1)
-    framework = framework_of(network, bank, weights=weights)
+    framework = framework_of(network, bank, weights=weights, joint=weights is not NO_TRANSFER)
     bare = copy.deepcopy(network).to(DEVICE)
     for loss in (framework_loss(framework), bare_loss(bare)):
         torch.manual_seed(0)  # the same branches are dropped in both

@@ -170,6 +170,8 @@ def build_modules(config: skt.TrainConfig, sample: Tensor) -> tuple[Framework, B
         extractor = bank if config.perceptual == "bank" else skt.VGG19Features(weights=config.perceptual)
     org_loss = OrgLoss(config, extractor)
     overrides = {f: v for f in asdict(skt.LossWeights.paper()) if (v := getattr(config, f)) is not None}
+    paper = config.loss_weights == "paper"
+    preset = skt.LossWeights.paper() if paper else skt.LossWeights.recommended(config.joint)
     bare = Bare(copy.deepcopy(orm), forward, org_loss)
     framework = Framework(
         orm,
@@ -177,7 +179,7 @@ def build_modules(config: skt.TrainConfig, sample: Tensor) -> tuple[Framework, B
         taps=config.taps or None,
         orm_loss=org_loss,
         domain=config.domain,
-        weights=replace(getattr(skt.LossWeights, config.loss_weights)(), **overrides),
+        weights=replace(preset, **overrides),
         forward_orm=forward,
         perceptual=None if extractor is None else skt.PerceptualLoss(extractor),
         joint=config.joint,

@@ -163,7 +163,7 @@ def add_pulls(lever: Lever, framework: skt.SemanticKnowledgeTransfer, output: sk
 def run(options: Options, lever: Lever) -> dict[str, Any]:
     """Train and validate."""
     loop = load_loop()
-    fixed = "--data hdr-folder --trackers --device cpu --channels-last --content-weight 0 --color-weight 0"
+    fixed = "--data hdr-folder --trackers --device cpu --channels-last --no-joint --content-weight 0 --color-weight 0"
     given = {
         "root": options.root,
         "steps": options.steps,

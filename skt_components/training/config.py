@@ -47,9 +47,14 @@ class LossWeights:
         return cls(content_weight=1e-3, color_weight=100.0, alignment_weight=1.0, perceptual_weight=1e-2)
 
     @classmethod
-    def recommended(cls) -> LossWeights:
-        """Return the default: every transfer term pulls well below L_org; the results page has the evidence."""
-        return cls(content_weight=0.1, color_weight=0.01, alignment_weight=1.0, perceptual_weight=0.0)
+    def recommended(cls, joint: bool = True) -> LossWeights:
+        """Return the default; the page "Does it boost?" has the evidence.
+
+        Args:
+            joint: whether gradients pass between network and teacher. Where they do not, a content weight near 1
+                keeps the network where it is, between truth and teacher: then it is 0.1.
+        """
+        return cls(1.0 if joint else 0.1, color_weight=0.01, alignment_weight=1.0, perceptual_weight=0.0)
 
 
 _COUNTS = (
@@ -93,7 +98,7 @@ class TrainConfig:
     regions: int = 8
     """Regions per picture; fastsam's masks have the background beside them."""
     loss_weights: Literal["recommended", "paper"] = "recommended"
-    """Weights of the terms; paper needs --perceptual."""
+    """Weights of the terms; recommended ones depend on --joint, paper needs --perceptual."""
     content_weight: float | None = None
     """Overrides lambda_1 of eq. 14."""
     color_weight: float | None = None
@@ -108,7 +113,7 @@ class TrainConfig:
     """Weight of the root mean square error of each picture in L_org, of the bare network too: large errors count."""
     org_perceptual_weight: float = 0.0
     """Weight of a perceptual term in L_org, of the bare network too, over the features of --perceptual."""
-    joint: bool = False
+    joint: bool = True
     """Let L_spg through the teacher into the network, and L_content, L_color and L_feat into the teacher: no gradient
     is stopped, and teacher and network move towards each other."""
     transfer_start: int = 0

@@ -68,7 +68,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         orm_loss: L_org, called as ``orm_loss(hdr, target)``; L1 after mu-law when None. If it has weights, they
             are frozen and stay out of every state dict.
         domain: "srgb", "raw", or a :class:`DomainTransfer` with options of its own.
-        weights: weights of the terms; ``LossWeights.recommended()`` when None. May be replaced between steps.
+        weights: weights of the terms; ``LossWeights.recommended(joint)`` when None. May be replaced between steps.
         forward_orm: how to call the network, ``forward_orm(orm, bracket) -> hdr``; ``orm(bracket)`` when None.
         spgrm: the teacher; an :class:`SPGRM` built of the network's own kind of fusion module, if it has
             ``make_fusion_module``, when None.
@@ -78,7 +78,8 @@ class SemanticKnowledgeTransfer(nn.Module):
         latent_channels: width of the SKAMs' latent space; the width of the network's stage when None.
         mask_ratio: share of the latent that the SKAMs take from the teacher.
         joint: let L_spg through the teacher's input into the network.
-        detach_teacher: keep L_content, L_color and L_feat from training the teacher.
+        detach_teacher: keep L_content, L_color and L_feat from training the teacher. With ``joint=False`` it makes a
+            teacher that L_spg alone trains and that refines what it is given; the two go together.
         priors_of: the picture that the bank describes. "tonemapped" is the paper's: the network's own output, whose
             regions and features move while it learns. "target" is the tone-mapped ground truth: the same in every
             epoch, so it can be kept on disk, and right from the first step, but the teacher then gets features of
@@ -116,8 +117,8 @@ class SemanticKnowledgeTransfer(nn.Module):
         color_loss: nn.Module | None = None,
         latent_channels: int | None = None,
         mask_ratio: float = 0.5,
-        joint: bool = False,
-        detach_teacher: bool = True,
+        joint: bool = True,
+        detach_teacher: bool = False,
         priors_of: Described = "tonemapped",
         teacher_stride: int | None = None,
         sample: Tensor | None = None,
@@ -125,7 +126,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         super().__init__()
         check_choice("priors_of", priors_of, get_args(Described))
         check_arguments(orm, knowledge_bank, weights, sample)
-        self.weights = weights if weights is not None else LossWeights.recommended()
+        self.weights = weights if weights is not None else LossWeights.recommended(joint)
         self.perceptual = frozen(perceptual)
         self._check_weights()
         self.orm = orm
@@ -165,8 +166,9 @@ class SemanticKnowledgeTransfer(nn.Module):
             num_regions: how many regions ``labels`` can name.
             generator: source of the SKAMs' random masks, or one for each sample, so that a batch and its parts get the
                 same masks.
-            ramp: what the weights of content, color and alignment are multiplied with in ``orm_loss``, from 0 to 1; at
-                0 these terms are computed still, and every parameter has a gradient.
+            ramp: what the weights of content, color and alignment are multiplied with in ``orm_loss``, from 0 to 1, and
+                what L_spg does to the network if it is ``joint``; at 0 these terms are computed still, and every
+                parameter has a gradient.
             metadata: of RAW data, such as ``HDRSample.metadata``: ``white_balance`` (B, 3) and ``color_matrix``
                 (B, 3, 3), with which output and target are rendered for the bank, the teacher and all losses but L_org.
                 None, or an empty one, is the paper's: demosaicing and mu-law alone.
@@ -187,7 +189,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         truth = self._tonemap(target, metadata)
         priors = self._describe(truth if self.priors_of == "target" else tonemapped, labels, num_regions)
         with self.teacher_taps.capture(self.spgrm) as teacher_stages:
-            refined = full(self.spgrm(tonemapped if self.joint else tonemapped.detach(), priors.features))
+            refined = full(self.spgrm(self._given(tonemapped, ramp), priors.features))
         terms = {"org": full(self.orm_loss(hdr, target))}
         terms |= self._transfer_terms(tonemapped, refined, priors)
         if self.weights.alignment_weight > 0:
@@ -240,6 +242,8 @@ class SemanticKnowledgeTransfer(nn.Module):
             reentrant activation checkpointing needs ``checkpoint(..., use_reentrant=False)`` for it.
         """
         weighted = {name: ramp * weight * output.terms[name] for name, weight in self._active_weights(output.terms)}
+        if self.joint:
+            weighted["spgrm"] = output.terms["spgrm"]
         places: dict[str, list[Tensor]] = {"parameters": list(self.orm.parameters()), "picture": [output.hdr]}
         places |= {f"stage {number}": [stage] for number, stage in enumerate(output.stages, 1)}
         return compare_gradients({"org": output.terms["org"], **weighted}, places, scale)
@@ -276,6 +280,13 @@ class SemanticKnowledgeTransfer(nn.Module):
                 f"got {tuple(labels.shape)} on {labels.device}"
             )
         return own
+
+    def _given(self, tonemapped: Tensor, ramp: float) -> Tensor:
+        """What the teacher refines: the picture, with as much of its gradient as the transfer terms have."""
+        if self.joint and ramp == 1:
+            return tonemapped
+        constant = tonemapped.detach()
+        return constant + ramp * (tonemapped - constant) if self.joint and ramp > 0 else constant
 
     def _transfer_terms(self, student: Tensor, refined: Tensor, priors: SemanticPriors) -> dict[str, Tensor]:
         teacher = refined.detach() if self.detach_teacher else refined

@@ -58,7 +58,7 @@ def make_orm(**options) -> AHDRNet:
 
 def make(orm: nn.Module | None = None, awake: bool = True, **options) -> SemanticKnowledgeTransfer:
     """A small framework; ``awake`` gives the teacher's last convolution, which starts at zero, weights."""
-    options = {"weights": ALL, "knowledge_bank": TinyBank(), **options}
+    options = {"weights": ALL, "knowledge_bank": TinyBank(), "joint": False, "detach_teacher": True, **options}
     framework = SemanticKnowledgeTransfer(orm if orm is not None else make_orm(), **options)
     if awake and isinstance(framework.spgrm, SPGRM):
         nn.init.normal_(framework.spgrm.tail.weight, std=0.05)
@@ -108,13 +108,14 @@ def reached(framework: SemanticKnowledgeTransfer, loss: torch.Tensor) -> dict[st
 
 # gradient routing: one test per loss and switch
 
-DEFAULT, JOINT, OPEN, BOTH = {}, {"joint": True}, {"detach_teacher": False}, {"joint": True, "detach_teacher": False}
+DETACHED, JOINT = {"joint": False, "detach_teacher": True}, {"joint": True, "detach_teacher": True}
+OPEN, BOTH = {"joint": False, "detach_teacher": False}, {"joint": True, "detach_teacher": False}
 ROUTING = [
-    ("org", DEFAULT, {"orm"}),
-    ("spgrm", DEFAULT, {"spgrm", "pyramid"}),
-    ("content", DEFAULT, {"orm"}),
-    ("color", DEFAULT, {"orm"}),
-    ("alignment", DEFAULT, {"orm", "skam"}),
+    ("org", DETACHED, {"orm"}),
+    ("spgrm", DETACHED, {"spgrm", "pyramid"}),
+    ("content", DETACHED, {"orm"}),
+    ("color", DETACHED, {"orm"}),
+    ("alignment", DETACHED, {"orm", "skam"}),
     ("org", JOINT, {"orm"}),
     ("spgrm", JOINT, {"orm", "spgrm", "pyramid"}),
     ("content", JOINT, {"orm"}),
@@ -853,6 +854,47 @@ def test_the_share_of_a_term_follows_the_ramp_and_not_the_scale():
             assert less[place][name].norm == pytest.approx(factor * gradient.norm, rel=1e-5)
             assert less[place][name].cosine == pytest.approx(gradient.cosine, abs=1e-6)
     assert framework.compare_gradients(output, ramp=0.0)["picture"]["content"] == (0, 0)
+
+
+def test_by_default_nothing_stops_a_gradient():
+    framework = SemanticKnowledgeTransfer(make_orm(), TinyBank())
+    assert framework.joint
+    assert not framework.detach_teacher
+
+
+def test_the_ramp_scales_all_that_a_joint_teacher_does_to_the_network():
+    framework, data = make(joint=True, detach_teacher=False), make_data()
+    parameters = list(framework.orm.parameters())
+
+    def pull(ramp: float, *names: str) -> torch.Tensor:
+        terms = framework(*data, generator=generator(), ramp=ramp).terms
+        gradients = torch.autograd.grad(sum(terms[name] for name in names), parameters, allow_unused=True)
+        return (
+            torch.cat([g.flatten() for g in gradients if g is not None])
+            if any(g is not None for g in gradients)
+            else torch.zeros(1)
+        )
+
+    whole = pull(1.0, "spgrm")
+    assert whole.any()
+    torch.testing.assert_close(pull(0.25, "spgrm"), 0.25 * whole)
+    assert not pull(0.0, "spgrm").any()
+    pictures = [framework(*data, generator=generator(), ramp=ramp).refined for ramp in (0.0, 0.25, 1.0)]
+    torch.testing.assert_close(pictures[0], pictures[2], rtol=0, atol=1e-6)
+    torch.testing.assert_close(pictures[1], pictures[2], rtol=0, atol=1e-6)
+    # With ramp 0 the network trains as if alone.
+    output = framework(*data, generator=generator(), ramp=0.0)
+    got = torch.autograd.grad(output.total, parameters, retain_graph=True)
+    wanted = torch.autograd.grad(output.terms["org"], parameters)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_what_a_joint_teacher_does_to_the_network_is_compared_too():
+    framework = make(joint=True, detach_teacher=False)
+    found = framework.compare_gradients(framework(*make_data()))
+    assert list(found["picture"]) == ["org", "content", "color", "alignment", "spgrm"]
+    assert found["picture"]["spgrm"].norm > 0
+    assert found["picture"]["alignment"].norm > 0  # through the teacher's features
 
 
 def test_comparing_gradients_leaves_none_and_backward_still_works():
