@@ -55,9 +55,10 @@ class StepOutput(NamedTuple):
 class SemanticKnowledgeTransfer(nn.Module):
     """Train any HDR network with semantic knowledge transfer; at inference use the network alone.
 
-    The network is not changed: no layer is added to it, and its state dict keeps its keys. Which loss trains what:
-    L_org, L_content and L_color train the network; L_feat trains it (through the taps) and the SKAMs; L_spg trains
-    the SPGRM and its pyramid; nothing trains the bank.
+    The network is not changed: no layer is added to it, and its state dict keeps its keys. Network and teacher (the
+    SPGRM with its pyramid) learn jointly: every loss trains both, L_feat the SKAMs too, L_org the network alone, and
+    nothing trains the bank. With ``joint=False, detach_teacher=True`` L_spg trains the teacher alone, and all other
+    losses the network.
 
     Args:
         orm: the reconstruction network, any ``nn.Module``.
@@ -200,8 +201,8 @@ class SemanticKnowledgeTransfer(nn.Module):
         terms["spgrm"] = (refined - truth).abs().mean()
         orm_loss = sum((ramp * w * terms[name] for name, w in self._active_weights(terms)), terms["org"])
         total = orm_loss + terms["spgrm"]
-        stages = tuple(student_stages)
-        return StepOutput(orm_loss, terms["spgrm"], total, terms, hdr, tonemapped, refined, priors, stages)
+        tapped = tuple(student_stages)
+        return StepOutput(orm_loss, terms["spgrm"], total, terms, hdr, tonemapped, refined, priors, tapped)
 
     @torch.no_grad()
     def reconstruct(

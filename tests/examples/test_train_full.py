@@ -125,7 +125,7 @@ def test_leaves_everything_in_its_run_folder(loop: ModuleType, tmp_path: Path, c
     steps = [line for line in metrics(run) if "terms" in line]
     assert [line["step"] for line in steps] == [0, 1, 2, 3]
     assert set(steps[-1]["terms"]) == {"org", "content", "color", "alignment", "spgrm"}
-    assert set(steps[-1]["gradients"]["picture"]) == {"org", "content", "color", "alignment"}
+    assert set(steps[-1]["gradients"]["picture"]) == {"org", "content", "color", "alignment", "spgrm"}
 
 
 def test_the_saved_network_is_the_plain_network(loop: ModuleType, tmp_path: Path) -> None:
