@@ -121,7 +121,7 @@ def test_metrics_are_of_all_pictures_once_and_in_order_whoever_scored_them(one_b
     for ours, theirs in zip(*[s["framework"]["ORM"].values() for s in scores], strict=True):
         assert len(ours) == len(theirs) == 16
         assert len(set(ours)) == 16
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)  # SSIM may be almost 0
     logs = [metrics(run) for run in (one, two)]
     assert [(line["run"], line["step"]) for line in logs[0]] == [(line["run"], line["step"]) for line in logs[1]]
     for ours, theirs in zip(*logs, strict=True):
