@@ -121,9 +121,8 @@ def build_data(config: skt.TrainConfig, processes: int = 1) -> tuple[Data, Data]
     camera = skt.RawCamera(scale=config.scale) if config.domain == "raw" else skt.Camera()
     if config.root is None:
         scenes = partial(skt.SyntheticScenes, camera=camera)
-        return scenes(per_epoch, config.crop, seed=config.seed), scenes(
-            config.val_samples, config.val_crop, split="val"
-        )
+        crops = scenes(per_epoch, config.crop, seed=config.seed)
+        return crops, scenes(config.val_samples, config.val_crop, split="val")
     train: dict[str, Any] = {"crop": config.crop, "seed": config.seed, "samples_per_epoch": per_epoch}
     validation: dict[str, Any] = {"crop": config.val_crop, "samples_per_epoch": config.val_samples}
     if config.data == "hdr-folder":
@@ -216,11 +215,8 @@ def build_optimizer(config: skt.TrainConfig, module: nn.Module) -> torch.optim.O
 
 def make_measures(config: skt.TrainConfig, framework: Framework) -> Measures:
     """What is measured of linear pictures and their targets, a number for each; all but the last are in the table."""
-
-    def region_distance(hdr: Tensor, target: Tensor) -> Tensor:
-        return framework.region_distance(hdr, target).sum(1) / framework.bank(framework.transfer(target)).valid.sum(1)
-
-    return {name: partial(f, peak=config.peak) for name, f in METRICS.items()} | {"region distance": region_distance}
+    measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"region distance": framework.region_distance}
+    return {name: partial(f, peak=config.peak) for name, f in METRICS.items()} | measures
 
 
 @torch.no_grad()

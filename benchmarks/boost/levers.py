@@ -81,14 +81,12 @@ def follow(share: float, bound: bool = False) -> Pull:
     return pull
 
 
-def follow_l1(weight: float, bound: bool) -> Pull:
-    """L1 distance to the teacher, everywhere or only where it is on the truth's side."""
+def follow_l1_to_truth(weight: float) -> Pull:
+    """L1 distance to the teacher, only where it is on the truth's side."""
 
     def pull(pictures: Pictures) -> Tensor:
         way = (pictures.student - pictures.teacher).sign()
-        if bound:
-            way = way * ((pictures.student - pictures.truth).sign() == way)
-        return weight * way / way.numel()
+        return weight * way * ((pictures.student - pictures.truth).sign() == way) / way.numel()
 
     return pull
 
@@ -118,7 +116,9 @@ LEVERS = {
     "alignment, share": Lever("L_feat, 0.3 of the other gradients at each stage", share=0.3),
     "content, rms": Lever("root mean square distance to the teacher, half as strong as L_org", follow(0.5)),
     "content, rms bounded": Lever("the same, only towards the truth", follow(0.5, bound=True)),
-    "content, L1 bounded": Lever("L1, weight 1, only where the teacher is on the truth's side", follow_l1(1.0, True)),
+    "content, L1 bounded": Lever(
+        "L1, weight 1, only where the teacher is on the truth's side", follow_l1_to_truth(1.0)
+    ),
     "content, relative": Lever("squares in units of the student's error, weight 1", follow_relatively(1.0)),
     "color, coarse": Lever("histograms of 64 bins, bandwidth 0.05, 0.3 of L_org", color=0.3),
 }
@@ -183,9 +183,9 @@ def run(options: Options, lever: Lever) -> dict[str, Any]:
         place = range(step * config.batch_size, (step + 1) * config.batch_size)
         sample = default_collate([data[0][divmod(index, len(data[0]))] for index in place])
         skt.seed_everything(config.seed, step, 0)
-        output, truth = module(sample.bracket, sample.target), transfer(sample.target)
+        truth = transfer(sample.target)
         if lever.teacher:
-            loss = add_pulls(lever, framework, output, truth)
+            loss = add_pulls(lever, framework, framework(sample.bracket, sample.target), truth)
         else:
             student = transfer(bare.forward_orm(bare.orm, sample.bracket))
             loss = (student - truth).abs().mean()

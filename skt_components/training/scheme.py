@@ -255,13 +255,14 @@ class SemanticKnowledgeTransfer(nn.Module):
         hdr: Float[Tensor, "b c h w"],
         target: Float[Tensor, "b c h w"],
         metadata: Mapping[str, Tensor] | None = None,
-    ) -> Float[Tensor, "b r"]:
-        """Return how far the colours of linear pictures are off in each of the target's regions.
+    ) -> Float[Tensor, " b"]:
+        """Return how far the colours of linear pictures are off, averaged over the target's regions.
 
-        See :func:`region_distance`; regions that a picture does not have are 0.
+        See :func:`region_distance`.
         """
         truth = self._tonemap(target, metadata)
-        return region_distance(self._tonemap(hdr, metadata), truth, self.bank(truth))
+        priors = self.bank(truth)
+        return region_distance(self._tonemap(hdr, metadata), truth, priors).sum(1) / priors.valid.sum(1).clamp_min(1)
 
     def _describe(self, picture: Tensor, labels: Tensor | None, num_regions: int | None) -> SemanticPriors:
         if (labels is None) != (num_regions is None):

@@ -11,29 +11,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "boost"))
 import figures
-import plan
+import pytest
 import study as harness
 import units
+from boost_study import EQUAL, SMALL, read, write
 
 BOOST = Path(harness.__file__).parent
-SMALL = """
-title = "T"
-seeds = [3, 1]
-baseline = "bare"
-[base]
-steps = 6
-trackers = []
-[arms.bare]
-bare = true
-[arms.ours]
-content_weight = 0.5
-"""
-EQUAL = SMALL.replace("[base]", 'equal_compute = "ours"\n[base]', 1)
 STUB = textwrap.dedent("""
     # Stands for examples/train_full.py: numbers by arm and seed, a state, and what a signal does to it.
     import json, pathlib, signal, sys, time
@@ -78,17 +62,6 @@ units.SCRIPT, judge.draw_pictures = Path(sys.argv[3]), lambda *_: True
 sys.argv = sys.argv[4:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-
-
-def write(path: Path, text: str = SMALL) -> Path:
-    path.write_text(text)
-    return path
-
-
-def read(path: Path, root: Path | None = None) -> plan.Study:
-    study = plan.read_study(path)
-    plan.check_options(path, study, root)
-    return study
 
 
 @pytest.fixture

@@ -4,48 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-
-import skt_components as skt
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "boost"))
 import figures
 import judge
+import numpy as np
 import plan
+import pytest
 import results
+import torch
 import units
+from boost_study import EQUAL, SMALL, read, write
 
-SMALL = """
-title = "T"
-seeds = [3, 1]
-baseline = "bare"
-[base]
-steps = 6
-trackers = []
-[arms.bare]
-bare = true
-[arms.ours]
-content_weight = 0.5
-"""
-EQUAL = SMALL.replace("[base]", 'equal_compute = "ours"\n[base]', 1)
-
-
-def write(path: Path, text: str = SMALL) -> Path:
-    path.write_text(text)
-    return path
-
-
-def read(path: Path, root: Path | None = None) -> plan.Study:
-    study = plan.read_study(path)
-    plan.check_options(path, study, root)
-    return study
+import skt_components as skt
 
 
 def fabricate(out: Path, study: plan.Study, values: dict[tuple[str, int], list[float]], **start: float) -> None:
