@@ -106,13 +106,12 @@ def draw_places(axis: Any, gradients: Sequence[Any], name: str, title: str) -> N
 
 
 def draw_lead(axis: Any, runs: Mapping[int, Sequence[Row]]) -> None:
-    """The teacher's lead on the training batches, and on the validation pictures."""
+    """The teacher's lead on the validation pictures."""
 
     def validated(line: Row) -> float | None:
         found = line.get("validation", {})
         return found["SPGRM"]["PSNR-mu"] - found["ORM"]["PSNR-mu"] if "SPGRM" in found else None
 
-    draw_band(axis, pick(runs, lambda line: line.get("lead")), label="training batch", color="C3")
     draw_band(axis, pick(runs, validated), label="validation", color="black")
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_title("teacher's PSNR-mu minus the student's [dB]", fontsize=9)

@@ -42,7 +42,7 @@ def describe_unit(unit: Unit, study: Study) -> Row:
         "start": {metric: first[metric] for metric in METRICS if metric in first},
         "seconds": training_seconds(lines, samples),
         "gradients": summarise_gradients(lines),
-        "lead": summarise_lead(lines, scores, steps),
+        "lead": teacher_lead(scores),
         "environment": _environment(unit.folder),
     }
 
@@ -59,11 +59,8 @@ def training_seconds(lines: Sequence[Row], samples_per_step: int) -> float:
 
 def read_gradients(line: Row) -> dict[str, dict[str, dict[str, float]]]:
     """Norm as a share of L_org's, and cosine to it, of a logged step: place -> term -> name -> value."""
-    places = line.get("gradients") or {}
-    if not places and line.get("gradient_norms"):
-        places = {"parameters": {term: {"norm": norm} for term, norm in line["gradient_norms"].items()}}
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for place, terms in places.items():
+    for place, terms in (line.get("gradients") or {}).items():
         unit = (terms.get("org") or {}).get("norm")
         if not unit:
             continue  # nothing to compare with
@@ -89,14 +86,12 @@ def summarise_gradients(lines: Sequence[Row]) -> dict[str, dict[str, dict[str, f
     return found
 
 
-def summarise_lead(lines: Sequence[Row], scores: Row, steps: int) -> Row:
-    """PSNR-mu of the teacher minus the student's: while it trained, in the last quarter, and at the end."""
-    late = [line["lead"] for line in lines if line.get("lead") is not None and line["step"] >= 0.75 * steps]
-    found = {"training": round(statistics.fmean(late), 4)} if late else {}
-    if "SPGRM" in scores:
-        teacher, student = (statistics.fmean(scores[name]["PSNR-mu"]) for name in ("SPGRM", "ORM"))
-        found["validation"] = round(teacher - student, 4)
-    return found
+def teacher_lead(scores: Row) -> float | None:
+    """PSNR-mu of the teacher minus the student's at the end; None where there was no teacher."""
+    if "SPGRM" not in scores:
+        return None
+    teacher, student = (statistics.fmean(scores[name]["PSNR-mu"]) for name in ("SPGRM", "ORM"))
+    return round(teacher - student, 4)
 
 
 def _environment(folder: Path) -> Row:

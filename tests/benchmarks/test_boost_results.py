@@ -36,7 +36,7 @@ def fabricate(out: Path, study: plan.Study, values: dict[tuple[str, int], list[f
         terms = {"org": {"norm": 2.0, "cosine": 1.0}, "content": {"norm": 0.5, "cosine": -0.25}}
         lines = [{"step": 0, "validation": validation}]
         for step in (0, 5):
-            lines.append({"step": step, "terms": {}, "samples_per_second": 8.0, "lead": 0.1 * step})
+            lines.append({"step": step, "terms": {}, "samples_per_second": 8.0})
             if "SPGRM" in rows:
                 lines[-1]["gradients"] = {"parameters": terms, "picture": terms}
         lines.append({"step": 6, "validation": {name: {"PSNR-mu": float(np.mean(of))} for name, of in rows.items()}})
@@ -81,16 +81,14 @@ def test_a_row_says_how_the_run_went(tmp_path: Path) -> None:
     assert ours["seconds"] == 6 * 4 / 8.0
     assert ours["options"] == {"content_weight": 0.5}
     assert ours["gradients"]["picture"] == {"content": {"share": 0.25, "cosine": -0.25}}
-    assert ours["lead"] == {"training": 0.5, "validation": 2.0}
+    assert ours["lead"] == 2.0
     assert bare["gradients"] == {}
-    assert "validation" not in bare["lead"]
+    assert bare["lead"] is None
 
 
 def test_a_term_that_does_not_pull_has_no_direction() -> None:
     places = {"picture": {"org": {"norm": 2.0, "cosine": 1.0}, "alignment": {"norm": 0.0, "cosine": 0.0}}}
     assert results.read_gradients({"gradients": places}) == {"picture": {"alignment": {"share": 0.0}}}
-    old = {"gradient_norms": {"org": 4.0, "content": 1.0}}
-    assert results.read_gradients(old) == {"parameters": {"content": {"share": 0.25}}}
     assert results.read_gradients({"gradients": {"picture": {"org": {"norm": 0.0}, "color": {"norm": 1.0}}}}) == {}
 
 
