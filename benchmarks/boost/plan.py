@@ -188,9 +188,13 @@ def _check_names(where: str, found: Iterable[str], known: Iterable[str], kind: s
 
 
 def list_data(study: Study, root: Path | None) -> Any:
-    """Names and bytes of the photographs that train and validate, by which a study knows its data again."""
+    """Names and bytes of the photographs that train and validate, by which a study knows its data again.
+
+    Of simulated scenes, what ``simulate`` noted of them; None of other data.
+    """
     if study.base.get("data") != "hdr-folder":
-        return None
+        note = None if root is None else root / "simulated.json"
+        return json.loads(note.read_text(encoding="utf-8")) if note is not None and note.is_file() else None
     loop = load_loop()
     data = loop.build_data(loop.parse([*to_arguments(study.base), *root_arguments(study, root)]))
     return {

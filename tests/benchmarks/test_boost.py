@@ -12,10 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import figures
+import plan
 import pytest
 import study as harness
 import units
 from boost_study import EQUAL, SMALL, read, write
+
+import skt_components as skt
 
 BOOST = Path(harness.__file__).parent
 STUB = textwrap.dedent("""
@@ -131,6 +134,21 @@ def test_a_run_is_started_once_and_then_continued(tmp_path: Path) -> None:
     assert "--bare" in units.make_command(runs[0], study, None)
     photos = replace(study, base={**study.base, "data": "hdr-folder"})
     assert units.make_command(runs[1], photos, Path("P"))[4:6] == ["--root", "P"]
+
+
+def test_a_study_of_simulated_scenes_goes_on_with_the_same_scenes_only(tmp_path: Path) -> None:
+    study = read(write(tmp_path / "s.toml"))
+    raw = replace(study, base={**study.base, "data": "bracketire"})
+    assert harness.list_data(study, None) is None
+    for seed in (0, 1):
+        scenes = skt.SyntheticScenes(1, 16, seed=seed, camera=skt.RawCamera(subframes=1))
+        skt.simulate_dataset("bracketire", tmp_path / f"{seed}", scenes, None, progress=False)
+    first, second = (replace(raw, data=harness.list_data(raw, tmp_path / f"{seed}")) for seed in (0, 1))
+    assert first.data["layout"] == "bracketire"
+    plan.write_study(tmp_path / "out", first)
+    assert plan.join_studies(tmp_path / "out", first) == first
+    with pytest.raises(ValueError, match=r"data\.first_samples\.Train was"):
+        plan.join_studies(tmp_path / "out", second)
 
 
 def test_at_equal_compute_the_baseline_has_as_many_steps_more_as_a_step_is_slower(tmp_path: Path) -> None:
