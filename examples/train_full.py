@@ -183,6 +183,7 @@ def build_modules(config: skt.TrainConfig, sample: Tensor) -> tuple[Framework, B
         perceptual=None if extractor is None else skt.PerceptualLoss(extractor),
         joint=config.joint,
         detach_teacher=not config.joint,
+        teacher_domain=config.teacher_domain,
         teacher_stride=config.teacher_stride,
         sample=sample,
     )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from skt_components.banks.frozen import Frozen
 from skt_components.banks.priors import KnowledgeBank
+from skt_components.losses.reconstruction import mu_l1_loss
 from skt_components.models.spgrm import SPGRM
+from skt_components.modules.domain_transfer import DomainTransfer
 from skt_components.modules.taps import FeatureTaps, unwrap
 from skt_components.ops._checks import check_tensor, float_dtype
 from skt_components.training.config import LossWeights
@@ -53,6 +56,15 @@ def make_spgrm(orm: nn.Module, bank: KnowledgeBank, stride: int) -> SPGRM:
 def frozen(loss: Any) -> Any:
     """A loss with weights of its own (a VGG inside L_org, say) is neither trained nor saved."""
     return Frozen(loss) if isinstance(loss, nn.Module) and loss.state_dict() else loss
+
+
+def raw_difference(
+    transfer: DomainTransfer, refined: Tensor, target: Tensor, metadata: Mapping[str, Tensor] | None
+) -> Tensor:
+    """Eq. 13 over the sensor's values: what the colour filters see of the teacher's picture, after mu-law."""
+    with torch.autocast(refined.device.type, enabled=False):
+        packed = transfer.inverse(refined, **(metadata or {}))
+        return mu_l1_loss(packed, full(target), mu=transfer.mu, peak=transfer.peak)
 
 
 def check_arguments(orm: object, bank: object, weights: object, sample: object) -> None:

@@ -122,6 +122,8 @@ class TrainConfig:
     """Steps after these over which the weights of the other terms grow to their full size."""
     teacher_stride: int | None = None
     """Side of the picture's blocks that are one pixel of the teacher; 1 is the paper's, at four times the work."""
+    teacher_domain: Literal["network", "rgb"] = "network"
+    """What L_spg compares of RAW: the sensor's values, as L_org does, or the demosaiced picture, as the paper."""
     steps: int = 300
     """Optimisation steps."""
     batch_size: int = 4

@@ -19,13 +19,14 @@ from skt_components.modules.domain_transfer import DomainTransfer
 from skt_components.modules.skam import SKAM
 from skt_components.modules.taps import as_feature_map, eval_mode
 from skt_components.ops._checks import check_choice, check_same_shape, check_tensor
-from skt_components.training._parts import STAGES, check_arguments, find_taps, frozen, full, make_spgrm
+from skt_components.training._parts import STAGES, check_arguments, find_taps, frozen, full, make_spgrm, raw_difference
 from skt_components.training.config import LossWeights
 from skt_components.training.diagnosis import TermGradient, compare_gradients, region_distance
 from skt_components.training.setup import ForwardORM, call_network
 
 PairLoss = Callable[[Tensor, Tensor], Tensor]
 Described = Literal["tonemapped", "target"]
+Compared = Literal["network", "rgb"]
 _METADATA = ("white_balance", "color_matrix")
 
 
@@ -87,6 +88,8 @@ class SemanticKnowledgeTransfer(nn.Module):
             the answer along with the student's picture and has less to learn from the picture itself.
         teacher_stride: the ``stride`` of the :class:`SPGRM` that is made. None is twice the factor between the sizes of
             target and bracket: a quarter of the work of the paper's stages, which 1 gives.
+        teacher_domain: where L_spg compares. "rgb" is eq. 13 as it stands. "network" undoes the demosaicing first, and
+            L_spg measures of RAW what L_org does: the values that the sensor has. The same for sRGB.
         sample: a bracket ``(B, N, C, H, W)`` to read the stages' channels from, once; a small random one in the
             shape of the domain when None.
 
@@ -122,10 +125,12 @@ class SemanticKnowledgeTransfer(nn.Module):
         detach_teacher: bool = False,
         priors_of: Described = "tonemapped",
         teacher_stride: int | None = None,
+        teacher_domain: Compared = "network",
         sample: Tensor | None = None,
     ) -> None:
         super().__init__()
         check_choice("priors_of", priors_of, get_args(Described))
+        check_choice("teacher_domain", teacher_domain, get_args(Compared))
         check_arguments(orm, knowledge_bank, weights, sample)
         self.weights = weights if weights is not None else LossWeights.recommended(joint)
         self.perceptual = frozen(perceptual)
@@ -139,6 +144,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         self.orm_loss = frozen(default if orm_loss is None else orm_loss)
         self.color_loss = frozen(SemanticHistogramLoss() if color_loss is None else color_loss)
         self.joint, self.detach_teacher, self.priors_of = joint, detach_teacher, priors_of
+        self.teacher_domain = teacher_domain
         student, hdr, scale = self._try_network(sample)
         self.spgrm = spgrm if spgrm is not None else make_spgrm(orm, knowledge_bank, teacher_stride or 2 * scale)
         self.teacher_taps = find_taps(self.spgrm, None)
@@ -198,7 +204,10 @@ class SemanticKnowledgeTransfer(nn.Module):
             stages = [as_feature_map(stage, size) for stage in student_stages]
             self._check_stages(stages, hdr)
             terms["alignment"] = self._alignment(stages, teacher_stages, generator)
-        terms["spgrm"] = (refined - truth).abs().mean()
+        if self.teacher_domain == "rgb" or self.transfer.domain == "srgb":
+            terms["spgrm"] = (refined - truth).abs().mean()
+        else:
+            terms["spgrm"] = raw_difference(self.transfer, refined, target, metadata)
         orm_loss = sum((ramp * w * terms[name] for name, w in self._active_weights(terms)), terms["org"])
         total = orm_loss + terms["spgrm"]
         tapped = tuple(student_stages)

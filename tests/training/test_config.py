@@ -41,6 +41,7 @@ OTHER = TrainConfig(
     transfer_start=11,
     transfer_ramp=12,
     teacher_stride=3,
+    teacher_domain="rgb",
     steps=7,
     batch_size=2,
     accumulate=2,

@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from skt_components.banks import GridRegions, NoKnowledge, TimmFeatureExtractor, priors_from_labels
 from skt_components.banks.priors import priors_from_masks
-from skt_components.losses import PerceptualLoss, semantic_histogram_loss
+from skt_components.losses import PerceptualLoss, mu_l1_loss, semantic_histogram_loss
 from skt_components.models import SPGRM, AHDRNet
 from skt_components.modules import DomainTransfer
+from skt_components.ops import mosaic
 from skt_components.ops.reference import eq10_color_loss, eq11_enhanced_feature, eq12_alignment_loss
 from skt_components.training import LossWeights, SemanticKnowledgeTransfer
 
@@ -944,14 +945,18 @@ def test_raw_brackets_of_five_frames_train_end_to_end():
     assert losses[-1] < losses[0]
     literal = (torch.log1p(5000 * output.hdr / 16) - torch.log1p(5000 * target / 16)).abs().mean() / math.log(5001)
     torch.testing.assert_close(output.terms["org"], literal)
-    expected = (output.refined - DomainTransfer("raw")(target)).abs().mean()
-    torch.testing.assert_close(output.terms["spgrm"], expected)
+    at_sites = mosaic((output.refined - DomainTransfer("raw")(target)), "RGGB")  # mu-law and mosaic commute
+    torch.testing.assert_close(output.terms["spgrm"], at_sites.abs().mean())
 
 
-def make_raw() -> tuple[SemanticKnowledgeTransfer, torch.Tensor, torch.Tensor]:
+def make_raw(**options) -> tuple[SemanticKnowledgeTransfer, torch.Tensor, torch.Tensor]:
     orm = make_orm(num_frames=5, in_channels=4, out_channels=4, peak=16.0, reference=0)
     target = torch.rand(2, 4, 12, 10) * 16
-    return make(orm, domain="raw"), torch.stack([target.clamp(max=16 / 4**i) for i in range(5)], dim=1), target
+    return (
+        make(orm, domain="raw", **options),
+        torch.stack([target.clamp(max=16 / 4**i) for i in range(5)], dim=1),
+        target,
+    )
 
 
 METADATA = {
@@ -967,8 +972,8 @@ def test_raw_is_rendered_with_its_metadata_everywhere_but_in_the_networks_own_lo
     output = framework(bracket, target, metadata=metadata, generator=generator())
     plain = framework(bracket, target, generator=generator())
     torch.testing.assert_close(output.tonemapped, DomainTransfer("raw")(output.hdr, **metadata))
-    truth = DomainTransfer("raw")(target, **metadata)
-    torch.testing.assert_close(output.terms["spgrm"], (output.refined - truth).abs().mean())
+    refined = DomainTransfer("raw").inverse(output.refined, **metadata)
+    torch.testing.assert_close(output.terms["spgrm"], mu_l1_loss(refined, target, peak=16.0))
     assert output.terms["org"] == plain.terms["org"]
     for name in ("spgrm", "content", "color", "alignment"):
         assert output.terms[name] != plain.terms[name], name
@@ -976,6 +981,27 @@ def test_raw_is_rendered_with_its_metadata_everywhere_but_in_the_networks_own_lo
     assert all(torch.equal(a, b) for a, b in zip(output.priors.features, described.features, strict=True))
     output.total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in framework.parameters())
+
+
+@pytest.mark.parametrize("metadata", [None, METADATA])
+def test_the_teacher_of_raw_can_be_judged_after_demosaicing_as_in_eq_13(metadata):
+    framework, bracket, target = make_raw(teacher_domain="rgb")
+    output = framework(bracket, target, metadata=metadata)
+    truth = DomainTransfer("raw")(target, **(metadata or {}))
+    torch.testing.assert_close(output.terms["spgrm"], (output.refined - truth).abs().mean())
+
+
+def test_l_spg_and_l_org_of_a_teacher_that_changes_nothing_are_one():
+    framework, bracket, target = make_raw(awake=False, joint=True, detach_teacher=False)
+    output = framework(bracket, target)
+    torch.testing.assert_close(output.terms["spgrm"], output.terms["org"])
+    pulls = [torch.autograd.grad(output.terms[name], output.hdr, retain_graph=True)[0] for name in ("spgrm", "org")]
+    torch.testing.assert_close(*pulls)
+
+
+def test_refuses_an_unknown_domain_of_the_teacher():
+    with pytest.raises(ValueError, match=r"teacher_domain must be one of .*, got 'packed'"):
+        make(teacher_domain="packed")
 
 
 def test_empty_metadata_is_none():
