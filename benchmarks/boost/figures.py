@@ -17,7 +17,7 @@ from skt_components.data.preview import load_pyplot
 Curves = dict[int, dict[int, float]]  # seed -> step -> value
 PLACES = ("parameters", "picture", "stage 1", "stage 2", "stage 3")
 REGIONS = ("knowledge_bank", "weights", "region_source", "regions", "metadata")  # what decides where they lie
-TERMS = {"content": "C0", "color": "C1", "alignment": "C2"}
+TERMS = {"content": "C0", "color": "C1", "alignment": "C2", "spgrm": "C4"}
 
 
 def draw_gains(path: Path, summary: Mapping[str, Row], study: Study) -> bool:
