@@ -43,12 +43,13 @@ def judge(units: Sequence[Unit], study: Study, root: Path | None, photographs: P
     """Scores of every finished run's network on brackets of photographs that no run has seen.
 
     Raises:
-        ValueError: the study's data is no folder of photographs.
+        ValueError: the study's data is a published data set.
         FileNotFoundError: there are none.
     """
     from tqdm import tqdm
 
-    if study.base.get("data") not in ("hdr-folder", "synthetic", None):
+    simulated = isinstance(study.data, dict) and "layout" in study.data  # of photographs, in a published layout
+    if study.base.get("data") not in ("hdr-folder", "synthetic", None) and not simulated:
         raise ValueError(f"--judge takes brackets of photographs; a study of {study.base['data']} has its own")
     units, rows, batches = [unit for unit in units if unit.finished], [], None
     for unit in tqdm(units, f"judged on {photographs.name}", unit="run"):

@@ -156,3 +156,5 @@ def test_trained_networks_are_judged_on_all_photographs_of_another_folder(tmp_pa
     assert row["scores"]["ORM"]["PSNR-mu"] == pytest.approx(wanted, abs=1e-3)
     with pytest.raises(ValueError, match="has its own"):
         judge.judge([run], replace(study, base={"data": "tel"}), None, photographs)
+    simulated = replace(study, base={"data": "tel"}, data={"layout": "tel"})
+    assert judge.judge([run], simulated, None, photographs) == [row]
