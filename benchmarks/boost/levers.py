@@ -3,7 +3,7 @@
 python benchmarks/boost/levers.py --root PHOTOS --out levers.json   # all, seed 0, three quarters of an hour
 python benchmarks/boost/levers.py --root PHOTOS --out levers.json --only "content, relative" --seed 1
 All runs of a seed begin with the same weights and see the same samples. The small HDR-Transformer is the default, for
-its runs scatter least: by 0.1 dB or so. With --orm ahdrnet-small and --steps 500 it is 0.7 dB.
+its pairs scatter least: by 0.1 to 0.4 dB. With --orm ahdrnet-small and --steps 500 it is 0.7 dB.
 """
 
 from __future__ import annotations
