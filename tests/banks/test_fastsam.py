@@ -302,6 +302,7 @@ def test_compiles(pictures: Tensor) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 def test_compiles_at_sizes_that_change_and_need_padding(pictures: Tensor) -> None:
     bank = FastSAMFeatureExtractor("random", taps="fast", regions=ColorPositionKMeans(2))
     torch.compiler.reset()

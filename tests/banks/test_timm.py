@@ -375,6 +375,7 @@ def test_other_reductions_follow_the_order_asked_for(pictures: Tensor) -> None:
     assert bank.channels == (320, 160, 80, 40)
 
 
+@pytest.mark.slow
 def test_compiles_without_graph_breaks(bank: TimmFeatureExtractor, pictures: Tensor) -> None:
     torch.compiler.reset()  # or another size compiled before makes this one's shapes dynamic, which takes minutes
     priors = torch.compile(bank, fullgraph=True, backend="aot_eager")(pictures)

@@ -141,8 +141,8 @@ def test_a_tile_with_overlap_equals_the_whole_picture_inside(name, overlap, tole
     [
         HDRTransformer(features=8, depths=(2,), num_heads=(2,)),
         SCTNet(features=12, depths=(2,), num_heads=(2,)),
-        TMRNet(2, features=8, num_blocks=(1, 0, 0, 0)),
-        TMRNetPlus(2, features=8, num_blocks=(0, 0, 0, 0)),
+        pytest.param(TMRNet(2, features=8, num_blocks=(1, 0, 0, 0)), marks=pytest.mark.slow),
+        pytest.param(TMRNetPlus(2, features=8, num_blocks=(0, 0, 0, 0)), marks=pytest.mark.slow),
     ],
     ids=lambda network: type(network).__name__,
 )

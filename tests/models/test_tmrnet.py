@@ -582,6 +582,7 @@ def test_compiles(options):
         close(ours, theirs, 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [TMRNet, TMRNetPlus])
 def test_an_exported_program_takes_other_sizes(kind):
     net = small(kind, num_frames=2, num_blocks=(1, 1, 1, 1))
