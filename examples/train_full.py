@@ -126,7 +126,8 @@ def build_data(config: skt.TrainConfig, processes: int = 1) -> tuple[Data, Data]
     train: dict[str, Any] = {"crop": config.crop, "seed": config.seed, "samples_per_epoch": per_epoch}
     validation: dict[str, Any] = {"crop": config.val_crop, "samples_per_epoch": config.val_samples}
     if config.data == "hdr-folder":
-        photos = partial(skt.HDRFolder, config.root, camera=camera, val_fraction=0.2)  # split by photograph
+        named = config.val_names or None  # split by photograph
+        photos = partial(skt.HDRFolder, config.root, camera=camera, val_fraction=0.2, val_names=named)
         return photos(**train), photos(split="val", **validation)
     published: Callable[..., Data] = skt.Tel23 if config.data == "tel" else skt.Kalantari17
     if config.data.startswith("bracketire"):
@@ -523,7 +524,8 @@ def run_seed(
         draw_samples(run / "samples.png", config, drawn, framework, data[1])
         skt.save_curves(run / "metrics.jsonl", run / "curves.png")
         listed = {k: {n: {m: v.tolist() for m, v in row.items()} for n, row in s.items()} for k, s in found.items()}
-        (run / "scores.json").write_text(json.dumps(listed) + "\n", encoding="utf-8")
+        (run / ".scores.json").write_text(json.dumps(listed) + "\n", encoding="utf-8")
+        (run / ".scores.json").replace(run / "scores.json")  # whole or not at all: it says that the run is finished
         if config.seeds > 1:  # that of the whole run comes with its table
             skt.write_run_summary(run)
     engine.accelerator.wait_for_everyone()

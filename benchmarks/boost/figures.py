@@ -14,7 +14,8 @@ from units import Unit
 import skt_components as skt
 from skt_components.data.preview import load_pyplot
 
-Curves = dict[int, dict[int, float]]  # seed -> step -> value
+Run = tuple[int, int]  # seed and fold
+Curves = dict[Run, dict[int, float]]  # run -> step -> value
 PLACES = ("parameters", "picture", "stage 1", "stage 2", "stage 3")
 REGIONS = ("knowledge_bank", "weights", "region_source", "regions", "metadata")  # what decides where they lie
 TERMS = {"content": "C0", "color": "C1", "alignment": "C2", "spgrm": "C4"}
@@ -105,7 +106,7 @@ def draw_places(axis: Any, gradients: Sequence[Any], name: str, title: str) -> N
     axis.set_title(title, fontsize=9)
 
 
-def draw_lead(axis: Any, runs: Mapping[int, Sequence[Row]]) -> None:
+def draw_lead(axis: Any, runs: Mapping[Run, Sequence[Row]]) -> None:
     """The teacher's lead on the validation pictures."""
 
     def validated(line: Row) -> float | None:
@@ -135,25 +136,25 @@ def region_distance(line: Row, name: str) -> float | None:
     return line.get("validation", {}).get(name, {}).get("region distance")
 
 
-def read_all(units: Sequence[Unit]) -> dict[str, dict[int, list[Row]]]:
-    """Metrics of the finished runs: arm -> seed -> lines."""
-    found: dict[str, dict[int, list[Row]]] = {}
+def read_all(units: Sequence[Unit]) -> dict[str, dict[Run, list[Row]]]:
+    """Metrics of the finished runs: arm -> run -> lines."""
+    found: dict[str, dict[Run, list[Row]]] = {}
     for unit in units:
         if unit.finished:
-            found.setdefault(unit.arm, {})[unit.seed] = skt.read_metrics(unit.folder / "metrics.jsonl")
+            found.setdefault(unit.arm, {})[unit.seed, unit.fold] = skt.read_metrics(unit.folder / "metrics.jsonl")
     return found
 
 
-def pick(runs: Mapping[int, Sequence[Row]], value: Callable[..., float | None]) -> Curves:
-    """Values by seed and step, where a line has one."""
+def pick(runs: Mapping[Run, Sequence[Row]], value: Callable[..., float | None]) -> Curves:
+    """Values by run and step, where a line has one."""
     return {
-        seed: {line["step"]: found for line in lines if (found := value(line)) is not None}
-        for seed, lines in runs.items()
+        run: {line["step"]: found for line in lines if (found := value(line)) is not None}
+        for run, lines in runs.items()
     }
 
 
 def draw_band(axis: Any, curves: Curves, *, band: bool = True, label: str | None, color: str, **options: Any) -> None:
-    """Mean over the seeds at the steps that all of them have, from the smallest to the largest."""
+    """Mean over the runs at the steps that all of them have, from the smallest to the largest."""
     steps = sorted(set.intersection(*(set(curve) for curve in curves.values()))) if curves else []
     if not steps:
         return

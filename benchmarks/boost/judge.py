@@ -43,7 +43,7 @@ def judge(units: Sequence[Unit], study: Study, root: Path | None, photographs: P
     """Scores of every finished run's network on brackets of photographs that no run has seen.
 
     Raises:
-        ValueError: the study's data is a published data set.
+        ValueError: the study's data is a published data set, or a photograph is one of the study's.
         FileNotFoundError: there are none.
     """
     from tqdm import tqdm
@@ -51,6 +51,7 @@ def judge(units: Sequence[Unit], study: Study, root: Path | None, photographs: P
     simulated = isinstance(study.data, dict) and "layout" in study.data  # of photographs, in a published layout
     if study.base.get("data") not in ("hdr-folder", "synthetic", None) and not simulated:
         raise ValueError(f"--judge takes brackets of photographs; a study of {study.base['data']} has its own")
+    check_unseen(study, photographs)
     units, rows, batches = [unit for unit in units if unit.finished], [], None
     for unit in tqdm(units, f"judged on {photographs.name}", unit="run"):
         config = read_config(unit, study, root)
@@ -65,12 +66,30 @@ def judge(units: Sequence[Unit], study: Study, root: Path | None, photographs: P
             for metric, measure in measures.items():
                 scores[metric] += measure(hdr, sample.target, peak=config.peak).tolist()
         steps = unit.options["steps"]
-        rows.append({"arm": unit.arm, "seed": unit.seed, "steps": steps, "options": {}, "scores": {"ORM": scores}})
+        name = {"arm": unit.arm, "seed": unit.seed, "fold": unit.fold, "steps": steps, "options": {}}
+        rows.append({**name, "scores": {"ORM": scores}})
     return rows
+
+
+def check_unseen(study: Study, photographs: Path) -> None:
+    """Raise ValueError where a photograph of the folder, by name and bytes, trained or validated the study."""
+    if not isinstance(study.data, dict) or "val" not in study.data:
+        return
+    known = {(Path(name).name, size) for part in study.data.values() for name, size in part.items()}
+    files = skt.HDRFolder(photographs, split="all").files
+    if seen := [path.name for path in files if (path.name, path.stat().st_size) in known]:
+        raise ValueError(f"--judge takes photographs that no run has seen; the study has {', '.join(seen)}")
+
+
+def merge_folds(rows: Sequence[dict[str, Any]], study: Study) -> tuple[list[dict[str, Any]], Study]:
+    """Rows and study for other photographs, which are the same for all folds: each fold is a seed more."""
+    merged = [{**row, "seed": row["seed"] * study.folds + row["fold"], "fold": 0} for row in rows]
+    return merged, replace(study, folds=1, data=None)
 
 
 def draw_pictures(path: Path, units: Sequence[Unit], study: Study, root: Path | None) -> bool:
     """Draw three validation scenes: the baseline's picture and the shown arm's, beside the target and the errors."""
+    units = [unit for unit in units if unit.fold == 0]
     found = {unit.arm: unit for unit in units if unit.finished and unit.seed == _shown_seed(units, study)}
     if study.shown is None or not {study.baseline, study.shown} <= found.keys():
         return False

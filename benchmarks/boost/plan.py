@@ -23,9 +23,9 @@ PAIRED = (
 GIVEN = {  # by the study itself or its command line
     **{"seed": "seeds of the study", "seeds": "seeds of the study", "root": "--root", "out": "--out"},
     **{"device": "--device", "bare": "an arm", "resume": "the same command again", "config": "[base]"},
-    **{"compare": "the arms", "dry_run": "train_full.py itself"},
+    **{"compare": "the arms", "dry_run": "train_full.py itself", "val_names": "folds"},
 }
-TOP = ("title", "seeds", "baseline", "processes", "base", "arms", "equal_compute", "picture")
+TOP = ("title", "seeds", "baseline", "processes", "base", "arms", "equal_compute", "picture", "folds")
 Options = dict[str, Any]
 
 
@@ -43,6 +43,8 @@ class Study:
     picture: str | None = None
     """The arm in pictures.png."""
     processes: int = 1
+    folds: int = 1
+    """How many groups of photographs validate in turn; each pair of a seed is trained that often."""
     device: str = "cpu"
     data: Any = None
     """Names and sizes of the photographs."""
@@ -54,6 +56,12 @@ class Study:
     def is_bare(self, arm: str) -> bool:
         """Whether an arm trains the network alone."""
         return bool(self.arms[arm].get("bare"))
+
+    def held_out(self, fold: int) -> list[str]:
+        """Photographs that validate: the last ones by name, and before these, fold by fold."""
+        names, count = sorted([*self.data["train"], *self.data["val"]]), len(self.data["val"])
+        end = len(names) - fold * count
+        return names[max(0, end - count) : end]
 
     @property
     def equal_name(self) -> str:
@@ -124,6 +132,10 @@ def _check_study(path: Path, study: Study) -> None:
     check_seeds(f"{path}: seeds", study.seeds)
     if isinstance(study.processes, bool) or not isinstance(study.processes, int) or study.processes < 1:
         raise ValueError(f"{path}: processes must be a whole number >= 1, got {study.processes!r}")
+    if isinstance(study.folds, bool) or not isinstance(study.folds, int) or study.folds < 1:
+        raise ValueError(f"{path}: folds must be a whole number >= 1, got {study.folds!r}")
+    if study.folds > 1 and study.base.get("data") != "hdr-folder":
+        raise ValueError(f'{path}: folds are of the photographs of data = "hdr-folder", got folds = {study.folds}')
     for arm, options in study.arms.items():
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", arm):
             raise ValueError(f"{path}: an arm's name must be of small letters, digits and hyphens, got {arm!r}")
@@ -197,10 +209,13 @@ def list_data(study: Study, root: Path | None) -> Any:
         return json.loads(note.read_text(encoding="utf-8")) if note is not None and note.is_file() else None
     loop = load_loop()
     data = loop.build_data(loop.parse([*to_arguments(study.base), *root_arguments(study, root)]))
-    return {
+    found = {
         split: {path.relative_to(part.root).as_posix(): path.stat().st_size for path in part.files}
         for split, part in zip(("train", "val"), data, strict=True)
     }
+    if (count := sum(map(len, found.values()))) < study.folds * len(found["val"]):
+        raise ValueError(f"{study.folds} folds of {len(found['val'])} photographs are more than the {count} of {root}")
+    return found
 
 
 def load_study(out: Path) -> Study | None:
@@ -223,7 +238,8 @@ def join_studies(out: Path, study: Study) -> Study:
             raise ValueError(f"--out {out} exists, is not empty and holds no study: choose another")
         return study
     shared = [arm for arm in study.arms if arm in before.arms]
-    fixed = ["base", "baseline", "device", "data", *(["equal_compute"] if before.equal_compute is not None else [])]
+    fixed = ["base", "baseline", "folds", "device", "data"]
+    fixed += [] if before.equal_compute is None else ["equal_compute"]
     old, new = (
         {**{name: getattr(of, name) for name in fixed}, "arms": {arm: of.arms[arm] for arm in shared}}
         for of in (before, study)

@@ -36,6 +36,7 @@ def describe_unit(unit: Unit, study: Study) -> Row:
     return {
         "arm": unit.arm,
         "seed": unit.seed,
+        "fold": unit.fold,
         "steps": steps,
         "options": {key: value for key, value in unit.options.items() if study.base.get(key) != value},
         "scores": {name: {m: row[m] for m in METRICS} for name, row in scores.items()},
@@ -112,10 +113,10 @@ def _environment(folder: Path) -> Row:
 
 def find_unpaired(rows: Sequence[Row], baseline: str) -> list[str]:
     """What says that runs are no pairs: the first validation, of untrained networks, differs from the baseline's."""
-    starts = {row["seed"]: row["start"] for row in rows if row["arm"] == baseline}
+    starts = {(row["seed"], row["fold"]): row["start"] for row in rows if row["arm"] == baseline}
     found = []
     for row in rows:
-        wanted = starts.get(row["seed"])
+        wanted = starts.get((row["seed"], row["fold"]))
         if wanted is None or row["arm"] == baseline:
             continue
         who = f"{row['arm']}, seed {row['seed']}, is no pair with {baseline}"
@@ -130,6 +131,8 @@ def find_unpaired(rows: Sequence[Row], baseline: str) -> list[str]:
 def find_mixed(rows: Sequence[Row]) -> list[str]:
     """What the runs were not made with alike."""
     found = []
+    if any(row["environment"].get("dirty") for row in rows):
+        found.append("some runs were made with code that is not committed")
     for name in ("device", "threads", "torch", "commit"):
         values = dict.fromkeys(str(row["environment"].get(name)) for row in rows)
         if len(values) > 1:
@@ -137,17 +140,42 @@ def find_mixed(rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def compare(rows: Sequence[Row], ours: str, theirs: str, metric: str) -> PairedSummary | None:
-    """Paired gain of one arm over another, over the seeds that both have."""
-    values: dict[str, dict[int, torch.Tensor]] = {ours: {}, theirs: {}}
-    for row in rows:
-        if row["arm"] in values:
-            values[row["arm"]][row["seed"]] = torch.tensor(row["scores"]["ORM"][metric], dtype=torch.float64)
-    seeds = sorted(values[ours].keys() & values[theirs].keys())
+def compare(rows: Sequence[Row], study: Study, ours: str, theirs: str, metric: str) -> PairedSummary | None:
+    """Paired gain of one arm over another, over the seeds that both have, with all of the study's folds."""
+    values = {(row["arm"], row["seed"], row["fold"]): row["scores"]["ORM"][metric] for row in rows}
+    seeds, folds = sorted({seed for _, seed, _ in values}), range(study.folds)
+    seeds = [s for s in seeds if all((arm, s, fold) in values for arm in (ours, theirs) for fold in folds)]
     if not seeds:
         return None
-    of_ours, of_theirs = ([values[arm][seed] for seed in seeds] for arm in (ours, theirs))
-    return skt.paired_summary(of_ours, of_theirs, metric=METRICS[metric])
+    of_ours, of_theirs = (
+        [torch.tensor([x for fold in folds for x in values[arm, s, fold]], dtype=torch.float64) for s in seeds]
+        for arm in (ours, theirs)
+    )
+    groups = None
+    if study.folds > 1:  # so that there are photographs enough to draw from
+        groups = [name for fold in folds for name in name_pictures(values[ours, seeds[0], fold], study, fold)]
+    return skt.paired_summary(of_ours, of_theirs, groups=groups, metric=METRICS[metric])
+
+
+def name_pictures(scores: Sequence[float], study: Study, fold: int) -> list[str]:
+    """The photograph that each validation picture shows: they take turns."""
+    names = study.held_out(fold)
+    return [names[index % len(names)] for index in range(len(scores))]
+
+
+def gains_by_photograph(rows: Sequence[Row], study: Study, arm: str) -> dict[str, float]:
+    """PSNR-mu gained over the baseline, photograph by photograph; nothing of data without them."""
+    if not isinstance(study.data, dict) or "val" not in study.data:
+        return {}
+    values = {(row["arm"], row["seed"], row["fold"]): row["scores"]["ORM"]["PSNR-mu"] for row in rows}
+    found: dict[str, list[float]] = {}
+    for (of, seed, fold), ours in values.items():
+        theirs = values.get((study.baseline, seed, fold))
+        if of != arm or theirs is None:
+            continue
+        for name, a, b in zip(name_pictures(ours, study, fold), ours, theirs, strict=True):
+            found.setdefault(name, []).append(a - b)
+    return {name: statistics.fmean(gains) for name, gains in sorted(found.items())}
 
 
 def summarise(rows: Sequence[Row], study: Study, ratios: Mapping[str, float]) -> dict[str, Row]:
@@ -157,24 +185,26 @@ def summarise(rows: Sequence[Row], study: Study, ratios: Mapping[str, float]) ->
         mine = [row for row in rows if row["arm"] == arm]
         if not mine:
             continue
-        seeds = [row["seed"] for row in mine]
+        seeds = sorted({row["seed"] for row in mine})
         found[arm] = {"seeds": seeds, "steps": mine[0]["steps"], "options": mine[0]["options"]}
         step = ratios.get(study.baseline if arm == study.equal_name else arm)
         found[arm] |= {} if step is None else {"time per step": step}
         found[arm]["means"] = {name: {m: _mean(mine, name, m) for m in METRICS} for name in mine[0]["scores"]}
         if arm == study.baseline:
             continue
-        # The baseline's mean over the seeds that this arm has.
-        theirs = [row for row in rows if row["arm"] == study.baseline and row["seed"] in seeds]
+        # The baseline's mean over the runs that this arm has.
+        pairs = {(row["seed"], row["fold"]) for row in mine}
+        theirs = [row for row in rows if row["arm"] == study.baseline and (row["seed"], row["fold"]) in pairs]
         found[arm]["baseline"] = {m: _mean(theirs, "ORM", m) for m in METRICS} if theirs else {}
-        found[arm]["gain"] = _gains(rows, arm, study.baseline)
+        found[arm]["gain"] = _gains(rows, study, arm, study.baseline)
+        found[arm]["gain by photograph"] = gains_by_photograph(rows, study, arm)
         if arm != study.equal_name:
-            found[arm]["gain at equal compute"] = _gains(rows, arm, study.equal_name)
+            found[arm]["gain at equal compute"] = _gains(rows, study, arm, study.equal_name)
     return found
 
 
-def _gains(rows: Sequence[Row], ours: str, theirs: str) -> dict[str, Row]:
-    found = {metric: compare(rows, ours, theirs, metric) for metric in METRICS}
+def _gains(rows: Sequence[Row], study: Study, ours: str, theirs: str) -> dict[str, Row]:
+    found = {metric: compare(rows, study, ours, theirs, metric) for metric in METRICS}
     return {metric: gain._asdict() for metric, gain in found.items() if gain is not None}
 
 
@@ -226,7 +256,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 def write_summary(path: Path, rows: Sequence[Row], **entries: Any) -> None:
     """Everything worth keeping in one small file: the table's values, and PSNR-mu of every picture."""
     runs = [
-        {key: row[key] for key in ("arm", "seed", "steps", "seconds", "gradients", "lead", "environment")}
+        {key: row[key] for key in ("arm", "seed", "fold", "steps", "seconds", "gradients", "lead", "environment")}
         | {"PSNR-mu": {name: [round(x, 3) for x in scores["PSNR-mu"]] for name, scores in row["scores"].items()}}
         for row in rows
     ]

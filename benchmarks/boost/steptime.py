@@ -1,6 +1,6 @@
 """How long a training step of each arm takes beside the others', in turns: what equal compute means.
 
-python benchmarks/boost/steptime.py DIR     # of a study, which calls it before its first run; writes DIR/timing.json
+python benchmarks/boost/steptime.py DIR     # of a study, which calls it before a first run; writes DIR/timing.json
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,11 @@ def make_step(config: skt.TrainConfig, engine: skt.Engine) -> Callable[[], None]
     return step
 
 
-def time_arms(study: Study, root: Path | None, rounds: int) -> dict[str, Any]:
-    """Median milliseconds of each arm's step, and its ratio to the baseline's."""
+def time_arms(study: Study, root: Path | None, rounds: int, arms: Collection[str]) -> dict[str, Any]:
+    """Median milliseconds of the step of arms and baseline, and its ratio to the baseline's."""
     loop = load_loop()
     fixed = [*root_arguments(study, root), "--device", study.device, "--seed", str(study.seeds[0])]
-    configs = {arm: loop.parse([*to_arguments(study.options(arm)), *fixed]) for arm in study.arms}
+    configs = {arm: loop.parse([*to_arguments(study.options(arm)), *fixed]) for arm in {*arms, study.baseline}}
     engine = skt.Engine(configs[study.baseline])
     steps: dict[str, Callable[[], object]] = {arm: make_step(config, engine) for arm, config in configs.items()}
     found = ratios(interleave(steps, engine.device, rounds, warmup=2), study.baseline)
@@ -76,12 +76,17 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--root", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--arms", nargs="+", help="these, beside what the file has; all when not given")
     options = parser.parse_args()
     study = load_study(options.out)
     if study is None:
         sys.exit(f"steptime.py: no study in {options.out}")
-    timing = time_arms(study, options.root, options.rounds)
-    (options.out / "timing.json").write_text(json.dumps(timing, indent=1) + "\n", encoding="utf-8")
+    file = options.out / "timing.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    timing = time_arms(study, options.root, options.rounds, options.arms or study.arms)
+    for name in ("arms", "ratios"):  # a ratio that a run at equal compute has its steps from stays
+        timing[name] = {**timing[name], **before.get(name, {})}
+    file.write_text(json.dumps(timing, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -78,11 +78,16 @@ def read_ratios(out: Path) -> dict[str, float]:
 
 
 def time_steps(study: Study, options: argparse.Namespace, processes: int) -> None:
-    """Measure in a process like those of the runs, while none of them works; once for a study."""
-    if study.equal_compute is None or {study.equal_compute, study.baseline} <= read_ratios(options.out).keys():
+    """Measure in a process like those of the runs, while none of them works; once for each arm."""
+    if study.equal_compute is None:
+        return
+    asked = {study.baseline, study.equal_compute, *(options.arms or study.arms)}
+    arms = [arm for arm in study.arms if arm in asked and arm not in read_ratios(options.out)]
+    if not arms:
         return
     print("timing the arms' steps in turns; on a busy machine they are only as good as the turns", flush=True)
     command = [sys.executable, str(HERE / "steptime.py"), str(options.out), *root_arguments(study, options.root)]
+    command += ["--arms", *arms]
     subprocess.run(command, env=make_environment(0, processes, study.device), check=True)
 
 
@@ -109,7 +114,8 @@ def run(options: argparse.Namespace) -> tuple[Study, list[Unit]]:
 def describe_command(study: Study, file: Path) -> str:
     """The command that makes the whole study, without where this machine keeps its files."""
     written, words = read_study(file), ["python", "benchmarks/boost/study.py", f"benchmarks/boost/studies/{file.name}"]
-    words += [] if study.base.get("data", "synthetic") == "synthetic" else ["--root", "PHOTOS"]
+    roots = {"synthetic": [], "hdr-folder": ["--root", "PHOTOS"]}
+    words += roots.get(study.base.get("data", "synthetic"), ["--root", "SCENES"])
     words += ["--steps", str(study.base["steps"])] if study.base["steps"] != written.base["steps"] else []
     words += ["--seeds", *map(str, study.seeds)] if study.seeds != written.seeds else []
     return " ".join([*words, "--out", "DIR"])
@@ -158,13 +164,14 @@ def draw(study: Study, options: argparse.Namespace, units: Sequence[Unit], summa
 
 def judge_networks(study: Study, options: argparse.Namespace) -> None:
     """Score the networks of all finished runs on other photographs; write lines and table."""
-    from judge import judge
+    from judge import judge, merge_folds
     from results import make_table, summarise, write_rows
 
     rows = judge(list_units(study, options.out), study, options.root, options.judge)
     if not rows:
         return
-    table = make_table(summarise(rows, study, read_ratios(options.out)), study)
+    merged, of = merge_folds(rows, study)
+    table = make_table(summarise(merged, of, read_ratios(options.out)), of)
     name = f"judge-{options.judge.resolve().name}"
     write_rows(options.out / f"{name}.jsonl", rows)
     title = f"# {study.title}, on the photographs of {options.judge.resolve().name}"
@@ -180,6 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = load_study(options.out)
         if found is None:
             raise ValueError(f"--report: there is no study in {options.out}")
+        if found.title != read_study(options.file).title:
+            raise ValueError(f"--report: {options.out} holds {found.title!r}, not the study of {options.file}")
         study = found.with_equal_compute(read_ratios(options.out))
     else:
         study, failed = run(options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -23,12 +24,13 @@ TAIL = 15  # lines that are shown of a run that failed
 
 
 class Unit(NamedTuple):
-    """One run: an arm with a seed."""
+    """One run: an arm with a seed, and the photographs that validate."""
 
     arm: str
     seed: int
     folder: Path
     options: dict[str, Any]
+    fold: int = 0
 
     @property
     def log(self) -> Path:
@@ -49,16 +51,18 @@ class Unit(NamedTuple):
         return 0
 
     def __str__(self) -> str:
-        return f"{self.arm}, seed {self.seed}"
+        return f"{self.arm}, seed {self.seed}" + (f", fold {self.fold}" if "val_names" in self.options else "")
 
 
 def list_units(study: Study, out: Path) -> list[Unit]:
     """All arms of the first seed, then those of the next, so that a study that is cut short has whole pairs."""
-    return [
-        Unit(arm, seed, out / "runs" / re.sub(r"\W+", "-", arm) / f"seed-{seed}", study.options(arm))
-        for seed in study.seeds
-        for arm in study.arms
-    ]
+    units = []
+    for seed, fold, arm in itertools.product(study.seeds, range(study.folds), study.arms):
+        options, name = study.options(arm), f"seed-{seed}"
+        if study.folds > 1:
+            options, name = {**options, "val_names": study.held_out(fold)}, f"{name}-fold-{fold}"
+        units.append(Unit(arm, seed, out / "runs" / re.sub(r"\W+", "-", arm) / name, options, fold))
+    return units
 
 
 def make_command(unit: Unit, study: Study, root: Path | None) -> list[str]:

@@ -154,6 +154,8 @@ class TrainConfig:
     """Seeds weights, data and masks."""
     seeds: int = 1
     """Train that many times, with --seed, --seed + 1, ..., and report them together."""
+    val_names: tuple[str, ...] = ()
+    """Photographs of hdr-folder that validate, as paths below --root; the last fifth by name when not given."""
     val_crop: int = 128
     """Side of the validation pictures, as that of the crops."""
     val_samples: int = 16
@@ -252,6 +254,8 @@ class TrainConfig:
             raise ValueError(
                 f"--camera {self.camera} takes pictures of synthetic or hdr-folder: --data {self.data} has its own"
             )
+        if self.val_names and self.data != "hdr-folder":
+            raise ValueError(f"--val-names are photographs of --data hdr-folder: --data {self.data} has its own split")
         if self.metadata and self.domain == "srgb":
             raise ValueError("--metadata is that of RAW data: it goes with --camera raw, raw-x4 or --data bracketire")
         for name in ("crop", "val_crop"):

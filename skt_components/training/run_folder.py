@@ -16,7 +16,7 @@ from skt_components.training.config import TrainConfig, read_toml
 _FIXED = (
     *("data", "camera", "metadata", "orm", "taps", "knowledge_bank", "bank_taps", "region_source", "regions"),
     *("perceptual", "joint", "org_rms_weight", "org_perceptual_weight", "teacher_stride", "teacher_domain"),
-    *("optimizer", "crop", "val_crop", "seed", "seeds", "bare", "val_samples"),
+    *("optimizer", "crop", "val_crop", "seed", "seeds", "bare", "val_samples", "val_names"),
 )
 
 

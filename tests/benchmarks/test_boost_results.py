@@ -20,13 +20,14 @@ from boost_study import EQUAL, SMALL, read, write
 import skt_components as skt
 
 
-def fabricate(out: Path, study: plan.Study, values: dict[tuple[str, int], list[float]], **start: float) -> None:
+def fabricate(out: Path, study: plan.Study, values: dict[tuple, list[float]], **start: float) -> None:
     """Folders as finished runs leave them."""
     for unit in units.list_units(study, out):
-        if (unit.arm, unit.seed) not in values:
+        key = (unit.arm, unit.seed) + ((unit.fold,) if study.folds > 1 else ())
+        if key not in values:
             continue
         unit.folder.mkdir(parents=True)
-        rows = {"ORM": values[unit.arm, unit.seed]}
+        rows = {"ORM": values[key]}
         if not study.is_bare(unit.arm):
             rows["SPGRM"] = [value + 2 for value in rows["ORM"]]
         scores = {name: dict.fromkeys(results.METRICS, of) for name, of in rows.items()}
@@ -54,6 +55,7 @@ def test_the_table_has_the_numbers_that_a_hand_computes(tmp_path: Path) -> None:
     assert gain["seed_gains"] == (-0.25, 1.5)  # in the order of the seeds
     assert gain["gain"] == pytest.approx((1 + 2 - 1 + 0.5) / 4)
     assert gain["wins"] == 1
+    assert summary["ours"]["seeds"] == [1, 3]
     ours, theirs = ([torch.tensor(values[arm, seed]) for seed in (1, 3)] for arm in ("ours", "bare"))
     wanted = skt.paired_summary(ours, theirs)
     assert (gain["low"], gain["high"]) == pytest.approx((wanted.low, wanted.high))
@@ -72,6 +74,36 @@ def test_the_table_has_the_numbers_that_a_hand_computes(tmp_path: Path) -> None:
     assert by_arm["bare, equal compute"]["gain [dB]"].startswith("+0.500 [")
     assert by_arm["bare, equal compute"]["bare PSNR-mu"] == "25.00"  # of the seed that both have
     assert by_arm["bare"]["gain [dB]"] == "-"
+
+
+def test_folds_of_a_seed_are_one_set_of_pictures_by_photograph(tmp_path: Path) -> None:
+    text = SMALL.replace("[base]", 'folds = 2\n[base]\ndata = "hdr-folder"', 1)
+    data = {"train": {f"{name}.hdr": 1 for name in "abc"}, "val": {"d.hdr": 1, "e.hdr": 1}}
+    study = replace(read(write(tmp_path / "s.toml", text), tmp_path), data=data)
+    assert [study.held_out(fold) for fold in (0, 1)] == [["d.hdr", "e.hdr"], ["b.hdr", "c.hdr"]]
+    generator = torch.Generator().manual_seed(0)
+    values = {(arm, 3, fold): torch.rand(4, generator=generator).tolist() for arm in study.arms for fold in (0, 1)}
+    values |= {("bare", 1, 0): [20.0] * 4, ("ours", 1, 0): [25.0] * 4, ("bare", 1, 1): [20.0] * 4}  # not whole
+    fabricate(tmp_path, study, values)
+    runs = units.list_units(study, tmp_path)
+    assert runs[2].folder.name == "seed-3-fold-1"
+    assert runs[2].options["val_names"] == ["b.hdr", "c.hdr"]
+    assert str(runs[2]) == "bare, seed 3, fold 1"
+    rows = results.collect(runs, study)
+    assert results.find_unpaired(rows, "bare") == []
+    summary = results.summarise(rows, study, {})["ours"]
+    ours, theirs = (torch.tensor([*values[arm, 3, 0], *values[arm, 3, 1]]).double() for arm in ("ours", "bare"))
+    wanted = skt.paired_summary([ours], [theirs], groups=["d", "e", "d", "e", "b", "c", "b", "c"])
+    assert summary["gain"]["PSNR-mu"] == wanted._asdict()
+    gains = (ours - theirs)[4:].tolist()
+    assert summary["gain by photograph"]["b.hdr"] == pytest.approx((gains[0] + gains[2]) / 2)
+    assert summary["gain by photograph"]["d.hdr"] != pytest.approx(5.0)
+    assert figures.draw_curves(tmp_path / "curves.png", runs, study)
+    merged, of = judge.merge_folds(rows, study)
+    assert sorted({row["seed"] for row in merged}) == [2, 3, 6, 7]
+    assert results.summarise(merged, of, {})["ours"]["gain"]["PSNR-mu"]["seed_gains"] == pytest.approx(
+        [5.0, float((ours - theirs)[:4].mean()), float((ours - theirs)[4:].mean())]
+    )
 
 
 def test_a_row_says_how_the_run_went(tmp_path: Path) -> None:
@@ -110,6 +142,8 @@ def test_runs_of_different_machines_or_code_are_named() -> None:
     rows = [{"environment": {"torch": "2.6", "threads": threads}} for threads in (1, 1, 2)]
     assert results.find_mixed(rows) == ["the runs differ in threads: 1, 2"]
     assert results.find_mixed(rows[:2]) == []
+    rows[0]["environment"]["dirty"] = True
+    assert results.find_mixed(rows[:2]) == ["some runs were made with code that is not committed"]
 
 
 def test_the_figures_are_drawn_and_the_summary_is_small(tmp_path: Path) -> None:
@@ -158,3 +192,7 @@ def test_trained_networks_are_judged_on_all_photographs_of_another_folder(tmp_pa
         judge.judge([run], replace(study, base={"data": "tel"}), None, photographs)
     simulated = replace(study, base={"data": "tel"}, data={"layout": "tel"})
     assert judge.judge([run], simulated, None, photographs) == [row]
+    size = (photographs / "1.hdr").stat().st_size
+    seen = replace(study, data={"train": {"below/1.hdr": size}, "val": {"0.hdr": 1}})
+    with pytest.raises(ValueError, match=r"no run has seen; the study has 1\.hdr$"):
+        judge.judge([run], seen, None, photographs)

@@ -52,6 +52,37 @@ def test_the_interval_holds_the_true_gain(seeds, pictures, of_seed, of_picture, 
     assert coverage(200, seeds, pictures, of_seed, of_picture, rest) >= 0.90
 
 
+def test_views_of_one_scene_are_not_taken_for_many_scenes():
+    """Four views each of four or eight scenes, which gain differently: by view the interval is far too narrow."""
+    generator, held = torch.Generator().manual_seed(6), {True: 0, False: 0}
+    for number in range(200):
+        scenes = 4 if number % 2 else 8
+        ours, theirs = simulate(generator, 3, scenes, 0.02, 0.3, 0.02)
+        rows = [[values.repeat(4) for values in of] for of in (ours, theirs)]
+        for grouped in held:
+            groups = list(range(scenes)) * 4 if grouped else None
+            found = paired_summary(*rows, groups=groups, resamples=300)
+            held[grouped] += found.low <= 0.1 <= found.high
+    assert held[True] >= 180
+    assert held[False] < 150
+
+
+def test_groups_of_one_picture_each_change_nothing_and_of_any_size_leave_the_gain():
+    ours, theirs = simulate(torch.Generator().manual_seed(7), 3, 6, 0.1, 0.1, 0.1)
+    one, other = paired_summary(ours, theirs, groups="abcdef"), paired_summary(ours, theirs)
+    assert (one.low, one.high) == pytest.approx((other.low, other.high), rel=1e-9)
+    uneven = paired_summary(ours, theirs, groups=["a", "a", "a", "b", "c", "c"])
+    assert uneven.gain == paired_summary(ours, theirs).gain
+    assert uneven.low < uneven.gain < uneven.high
+
+
+@pytest.mark.parametrize("groups", [["a"] * 6, ["a", "b"]])
+def test_groups_must_be_two_and_of_all_pictures(groups):
+    ours, theirs = simulate(torch.Generator().manual_seed(7), 3, 6, 0.1, 0.1, 0.1)
+    with pytest.raises(ValueError, match="groups must name at least two groups for 6 pictures, got"):
+        paired_summary(ours, theirs, groups=groups)
+
+
 def test_the_interval_is_not_just_wide():
     assert coverage(200, 5, 16, 0.1, 0.1, 0.02, confidence=0.5) <= 0.65
 

@@ -300,6 +300,11 @@ def test_a_folder_of_photographs(loop: ModuleType, tmp_path: Path) -> None:
     run, root = tmp_path / "run", photographs(tmp_path / "photos")
     loop.main([*SMALL, "--data", "hdr-folder", "--root", str(root), "--out", str(run)])
     assert (run / "samples.png").stat().st_size > 10_000
+    first = skt.HDRFolder(root, split="all").files[0].name
+    config = loop.parse(["--data", "hdr-folder", "--root", str(root), "--val-names", first])
+    train, held_out = loop.build_data(config)
+    assert [path.name for path in held_out.files] == [first]
+    assert first not in [path.name for path in train.files]
 
 
 @pytest.mark.slow
