@@ -58,13 +58,17 @@ def frozen(loss: Any) -> Any:
     return Frozen(loss) if isinstance(loss, nn.Module) and loss.state_dict() else loss
 
 
-def raw_difference(
+def compare_sensed(
     transfer: DomainTransfer, refined: Tensor, target: Tensor, metadata: Mapping[str, Tensor] | None
-) -> Tensor:
-    """Eq. 13 over the sensor's values: what the colour filters see of the teacher's picture, after mu-law."""
+) -> tuple[Tensor, Tensor]:
+    """Return the teacher's picture as rendered from what colour filters see of it, and eq. 13 over these values.
+
+    Two thirds of what it puts out lie between the filters: no loss would train them, and nobody shall learn from them.
+    """
     with torch.autocast(refined.device.type, enabled=False):
         packed = transfer.inverse(refined, **(metadata or {}))
-        return mu_l1_loss(packed, full(target), mu=transfer.mu, peak=transfer.peak)
+        loss = mu_l1_loss(packed, full(target), mu=transfer.mu, peak=transfer.peak)
+        return transfer(packed, **(metadata or {})), loss
 
 
 def check_arguments(orm: object, bank: object, weights: object, sample: object) -> None:

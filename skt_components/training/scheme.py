@@ -19,7 +19,7 @@ from skt_components.modules.domain_transfer import DomainTransfer
 from skt_components.modules.skam import SKAM
 from skt_components.modules.taps import as_feature_map, eval_mode
 from skt_components.ops._checks import check_choice, check_same_shape, check_tensor
-from skt_components.training._parts import STAGES, check_arguments, find_taps, frozen, full, make_spgrm, raw_difference
+from skt_components.training._parts import STAGES, check_arguments, compare_sensed, find_taps, frozen, full, make_spgrm
 from skt_components.training.config import LossWeights
 from skt_components.training.diagnosis import TermGradient, compare_gradients, region_distance
 from skt_components.training.setup import ForwardORM, call_network
@@ -46,7 +46,7 @@ class StepOutput(NamedTuple):
     tonemapped: Tensor
     """H_s = T(H_in)."""
     refined: Tensor
-    """The teacher's picture."""
+    """The teacher's picture; of RAW with ``teacher_domain="network"`` as rendered from its values at the sensor."""
     priors: SemanticPriors
     """What the knowledge bank said about ``tonemapped`` (or T(target)), with the caller's regions if there are any."""
     stages: tuple[Tensor, ...]
@@ -197,6 +197,10 @@ class SemanticKnowledgeTransfer(nn.Module):
         priors = self._describe(truth if self.priors_of == "target" else tonemapped, labels, num_regions)
         with self.teacher_taps.capture(self.spgrm) as teacher_stages:
             refined = full(self.spgrm(self._given(tonemapped, ramp), priors.features))
+        if self.teacher_domain == "rgb" or self.transfer.domain == "srgb":
+            of_teacher = (refined - truth).abs().mean()
+        else:
+            refined, of_teacher = compare_sensed(self.transfer, refined, target, metadata)
         terms = {"org": full(self.orm_loss(hdr, target))}
         terms |= self._transfer_terms(tonemapped, refined, priors)
         if self.weights.alignment_weight > 0:
@@ -204,14 +208,9 @@ class SemanticKnowledgeTransfer(nn.Module):
             stages = [as_feature_map(stage, size) for stage in student_stages]
             self._check_stages(stages, hdr)
             terms["alignment"] = self._alignment(stages, teacher_stages, generator)
-        if self.teacher_domain == "rgb" or self.transfer.domain == "srgb":
-            terms["spgrm"] = (refined - truth).abs().mean()
-        else:
-            terms["spgrm"] = raw_difference(self.transfer, refined, target, metadata)
         orm_loss = sum((ramp * w * terms[name] for name, w in self._active_weights(terms)), terms["org"])
-        total = orm_loss + terms["spgrm"]
-        tapped = tuple(student_stages)
-        return StepOutput(orm_loss, terms["spgrm"], total, terms, hdr, tonemapped, refined, priors, tapped)
+        terms["spgrm"], tapped = of_teacher, tuple(student_stages)
+        return StepOutput(orm_loss, of_teacher, orm_loss + of_teacher, terms, hdr, tonemapped, refined, priors, tapped)
 
     @torch.no_grad()
     def reconstruct(

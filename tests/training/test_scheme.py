@@ -991,6 +991,19 @@ def test_the_teacher_of_raw_can_be_judged_after_demosaicing_as_in_eq_13(metadata
     torch.testing.assert_close(output.terms["spgrm"], (output.refined - truth).abs().mean())
 
 
+@pytest.mark.parametrize("metadata", [None, METADATA])
+def test_nobody_learns_from_what_lies_between_the_colour_filters(metadata):
+    """L_spg sees a third of the teacher's values; the others, untrained, must not be in the picture it shows."""
+    framework, bracket, target = make_raw()
+    output = framework(bracket, target, metadata=metadata)
+    transfer, known = DomainTransfer("raw"), metadata or {}
+    again = transfer(transfer.inverse(output.refined, **known), **known)
+    torch.testing.assert_close(again, output.refined, atol=2e-3, rtol=1e-2)  # mu-law is steep at 0
+    free, bracket, target = make_raw(teacher_domain="rgb")
+    shown = free(bracket, target, metadata=metadata).refined
+    assert (transfer(transfer.inverse(shown, **known), **known) - shown).abs().max() > 0.01
+
+
 def test_l_spg_and_l_org_of_a_teacher_that_changes_nothing_are_one():
     framework, bracket, target = make_raw(awake=False, joint=True, detach_teacher=False)
     output = framework(bracket, target)
