@@ -55,7 +55,7 @@ Data: TypeAlias = "skt.SyntheticScenes | skt.HDRFolder | skt.Kalantari17 | skt.B
 Forward = Callable[[nn.Module, Tensor], Tensor]
 Network = Callable[[Tensor], Tensor]
 Scores = dict[str, dict[str, Tensor]]
-Measures = Mapping[str, Callable[[Tensor, Tensor], Tensor]]
+Measures = Mapping[str, Callable[[Tensor, skt.HDRSample], Tensor]]
 FILES = {"framework": "orm", "bare": "bare"}  # names of the weights' files
 BROKEN = 1000  # above all signals
 METRICS = {"PSNR-mu": skt.psnr_mu, "PSNR-L": skt.psnr_l, "SSIM-mu": skt.ssim_mu}
@@ -216,9 +216,15 @@ def build_optimizer(config: skt.TrainConfig, module: nn.Module) -> torch.optim.O
 
 
 def make_measures(config: skt.TrainConfig, framework: Framework) -> Measures:
-    """What is measured of linear pictures and their targets, a number for each; all but the last are in the table."""
-    measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"region distance": framework.region_distance}
-    return {name: partial(f, peak=config.peak) for name, f in METRICS.items()} | measures
+    """What is measured of linear pictures and their samples, a number for each; all but the last are in the table."""
+
+    def metric(measure: Callable[..., Tensor], picture: Tensor, sample: skt.HDRSample) -> Tensor:
+        return measure(picture, sample.target, peak=config.peak)
+
+    def regions(picture: Tensor, sample: skt.HDRSample) -> Tensor:
+        return framework.region_distance(picture, sample.target, rendering(config, sample))
+
+    return {**{name: partial(metric, measure) for name, measure in METRICS.items()}, "region distance": regions}
 
 
 @torch.no_grad()
@@ -239,7 +245,7 @@ def validate(
         hdr, refined = module.reconstruct(sample.bracket, orm=orm, metadata=rendering(config, sample))
         pictures = {"ORM": hdr} | ({} if refined is None else {"SPGRM": refined})
         scores = {
-            name: {m: f(picture, sample.target).tolist() for m, f in measures.items()}
+            name: {m: f(picture, sample).tolist() for m, f in measures.items()}
             for name, picture in pictures.items()
         }
         for i, number in enumerate(mine[start : start + size]):
