@@ -184,6 +184,7 @@ def build_modules(config: skt.TrainConfig, sample: Tensor) -> tuple[Framework, B
         perceptual=None if extractor is None else skt.PerceptualLoss(extractor),
         joint=config.joint,
         detach_teacher=not config.joint,
+        detach_features=config.detach_features,
         teacher_domain=config.teacher_domain,
         teacher_stride=config.teacher_stride,
         sample=sample,
@@ -245,8 +246,7 @@ def validate(
         hdr, refined = module.reconstruct(sample.bracket, orm=orm, metadata=rendering(config, sample))
         pictures = {"ORM": hdr} | ({} if refined is None else {"SPGRM": refined})
         scores = {
-            name: {m: f(picture, sample).tolist() for m, f in measures.items()}
-            for name, picture in pictures.items()
+            name: {m: f(picture, sample).tolist() for m, f in measures.items()} for name, picture in pictures.items()
         }
         for i, number in enumerate(mine[start : start + size]):
             rows[number] = {name: {m: values[i] for m, values in row.items()} for name, row in scores.items()}

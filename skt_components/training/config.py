@@ -114,8 +114,10 @@ class TrainConfig:
     org_perceptual_weight: float = 0.0
     """Weight of a perceptual term in L_org, of the bare network too, over the features of --perceptual."""
     joint: bool = True
-    """Let L_spg through the teacher into the network, and L_content, L_color and L_feat into the teacher: no gradient
-    is stopped, and teacher and network move towards each other."""
+    """Let L_spg through the teacher into the network, and L_content and L_color into the teacher: teacher and network
+    move towards each other."""
+    detach_features: bool = True
+    """Keep L_feat from training the teacher, which would make its features small."""
     transfer_start: int = 0
     """Steps during which only L_org trains the network, while the teacher learns."""
     transfer_ramp: int = 0

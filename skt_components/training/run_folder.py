@@ -15,7 +15,15 @@ from skt_components.training.config import TrainConfig, read_toml
 # What makes a run the run that it is; the rest may change when it goes on.
 _FIXED = (
     *("data", "camera", "metadata", "orm", "taps", "knowledge_bank", "bank_taps", "region_source", "regions"),
-    *("perceptual", "joint", "org_rms_weight", "org_perceptual_weight", "teacher_stride", "teacher_domain"),
+    *(
+        "perceptual",
+        "joint",
+        "detach_features",
+        "org_rms_weight",
+        "org_perceptual_weight",
+        "teacher_stride",
+        "teacher_domain",
+    ),
     *("optimizer", "crop", "val_crop", "seed", "seeds", "bare", "val_samples", "val_names"),
 )
 

@@ -57,9 +57,9 @@ class SemanticKnowledgeTransfer(nn.Module):
     """Train any HDR network with semantic knowledge transfer; at inference use the network alone.
 
     The network is not changed: no layer is added to it, and its state dict keeps its keys. Network and teacher (the
-    SPGRM with its pyramid) learn jointly: every loss trains both, L_feat the SKAMs too, L_org the network alone, and
-    nothing trains the bank. With ``joint=False, detach_teacher=True`` L_spg trains the teacher alone, and all other
-    losses the network.
+    SPGRM with its pyramid) learn jointly: L_spg, L_content and L_color train both, L_org the network alone, L_feat the
+    network and the SKAMs, and nothing trains the bank. With ``joint=False, detach_teacher=True`` L_spg trains the
+    teacher alone, and all other losses the network.
 
     Args:
         orm: the reconstruction network, any ``nn.Module``.
@@ -80,8 +80,10 @@ class SemanticKnowledgeTransfer(nn.Module):
         latent_channels: width of the SKAMs' latent space; the width of the network's stage when None.
         mask_ratio: share of the latent that the SKAMs take from the teacher.
         joint: let L_spg through the teacher's input into the network.
-        detach_teacher: keep L_content, L_color and L_feat from training the teacher. With ``joint=False`` it makes a
-            teacher that L_spg alone trains and that refines what it is given; the two go together.
+        detach_teacher: keep L_content and L_color, and L_feat too, from training the teacher. With ``joint=False`` it
+            makes a teacher that L_spg alone trains and that refines what it is given; the two go together.
+        detach_features: keep L_feat from training the teacher, for which the easiest way to make its features match
+            is to make them small.
         priors_of: the picture that the bank describes. "tonemapped" is the paper's: the network's own output, whose
             regions and features move while it learns. "target" is the tone-mapped ground truth: the same in every
             epoch, so it can be kept on disk, and right from the first step, but the teacher then gets features of
@@ -123,6 +125,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         mask_ratio: float = 0.5,
         joint: bool = True,
         detach_teacher: bool = False,
+        detach_features: bool = True,
         priors_of: Described = "tonemapped",
         teacher_stride: int | None = None,
         teacher_domain: Compared = "network",
@@ -143,8 +146,8 @@ class SemanticKnowledgeTransfer(nn.Module):
         default = MuL1Loss(self.transfer.mu, self.transfer.peak)
         self.orm_loss = frozen(default if orm_loss is None else orm_loss)
         self.color_loss = frozen(SemanticHistogramLoss() if color_loss is None else color_loss)
-        self.joint, self.detach_teacher, self.priors_of = joint, detach_teacher, priors_of
-        self.teacher_domain = teacher_domain
+        self.joint, self.detach_teacher, self.detach_features = joint, detach_teacher, detach_features
+        self.priors_of, self.teacher_domain = priors_of, teacher_domain
         student, hdr, scale = self._try_network(sample)
         self.spgrm = spgrm if spgrm is not None else make_spgrm(orm, knowledge_bank, teacher_stride or 2 * scale)
         self.teacher_taps = find_taps(self.spgrm, None)
@@ -318,11 +321,8 @@ class SemanticKnowledgeTransfer(nn.Module):
         teacher: list[Tensor],
         generator: torch.Generator | Sequence[torch.Generator] | None,
     ) -> Tensor:
-        losses = [
-            skam(s, t, generator=generator, detach_teacher=self.detach_teacher).loss
-            for skam, s, t in zip(self.skams, student, teacher, strict=True)
-        ]
-        return torch.stack(losses).mean()
+        detach, triples = self.detach_teacher or self.detach_features, zip(self.skams, student, teacher, strict=True)
+        return torch.stack([m(s, t, generator=generator, detach_teacher=detach).loss for m, s, t in triples]).mean()
 
     def _active_weights(self, terms: dict[str, Tensor]) -> list[tuple[str, float]]:
         weights = {

@@ -38,6 +38,7 @@ OTHER = TrainConfig(
     perceptual="bank",
     org_rms_weight=0.5,
     joint=False,
+    detach_features=False,
     org_perceptual_weight=0.25,
     transfer_start=11,
     transfer_ramp=12,

@@ -21,7 +21,7 @@ from skt_components.banks import GridRegions, NoKnowledge, TimmFeatureExtractor,
 from skt_components.banks.priors import priors_from_masks
 from skt_components.losses import PerceptualLoss, mu_l1_loss, semantic_histogram_loss
 from skt_components.models import SPGRM, AHDRNet
-from skt_components.modules import DomainTransfer
+from skt_components.modules import DomainTransfer, FeatureTaps
 from skt_components.ops import mosaic
 from skt_components.ops.reference import eq10_color_loss, eq11_enhanced_feature, eq12_alignment_loss
 from skt_components.training import LossWeights, SemanticKnowledgeTransfer
@@ -111,6 +111,7 @@ def reached(framework: SemanticKnowledgeTransfer, loss: torch.Tensor) -> dict[st
 
 DETACHED, JOINT = {"joint": False, "detach_teacher": True}, {"joint": True, "detach_teacher": True}
 OPEN, BOTH = {"joint": False, "detach_teacher": False}, {"joint": True, "detach_teacher": False}
+OPEN_TO_ALL, ALL_OF_BOTH = ({**switches, "detach_features": False} for switches in (OPEN, BOTH))
 ROUTING = [
     ("org", DETACHED, {"orm"}),
     ("spgrm", DETACHED, {"spgrm", "pyramid"}),
@@ -126,12 +127,15 @@ ROUTING = [
     ("spgrm", OPEN, {"spgrm", "pyramid"}),
     ("content", OPEN, {"orm", "spgrm", "pyramid"}),
     ("color", OPEN, {"orm", "spgrm", "pyramid"}),
-    ("alignment", OPEN, {"orm", "skam", "spgrm", "pyramid"}),
+    ("alignment", OPEN, {"orm", "skam"}),
+    ("alignment", OPEN_TO_ALL, {"orm", "skam", "spgrm", "pyramid"}),
+    ("alignment", {**DETACHED, "detach_features": False}, {"orm", "skam"}),
     ("org", BOTH, {"orm"}),
     ("spgrm", BOTH, {"orm", "spgrm", "pyramid"}),
     ("content", BOTH, {"orm", "spgrm", "pyramid"}),
     ("color", BOTH, {"orm", "spgrm", "pyramid"}),
-    ("alignment", BOTH, {"orm", "skam", "spgrm", "pyramid"}),
+    ("alignment", BOTH, {"orm", "skam"}),
+    ("alignment", ALL_OF_BOTH, {"orm", "skam", "spgrm", "pyramid"}),
 ]
 
 
@@ -146,7 +150,7 @@ def test_each_loss_trains_its_parts_and_no_other(term, switches, trained, part):
         assert found[part] == set()
         return
     everything = set(parts(framework)[part])
-    through_the_teacher = switches == BOTH
+    through_the_teacher = switches == ALL_OF_BOTH
     if term == "alignment" and part == "orm" and not through_the_teacher:  # nothing after the last tap is reached
         everything = {n for n in everything if n.split(".")[0] not in ("GFF_1x1", "GFF_3x3", "conv_up", "conv3")}
     if term == "alignment" and part == "spgrm":
@@ -857,10 +861,28 @@ def test_the_share_of_a_term_follows_the_ramp_and_not_the_scale():
     assert framework.compare_gradients(output, ramp=0.0)["picture"]["content"] == (0, 0)
 
 
-def test_by_default_nothing_stops_a_gradient():
+def test_by_default_nothing_but_the_features_stops_a_gradient():
     framework = SemanticKnowledgeTransfer(make_orm(), TinyBank())
     assert framework.joint
     assert not framework.detach_teacher
+    assert framework.detach_features
+
+
+def test_a_teacher_that_l_feat_trains_makes_its_features_small():
+    """Why they are detached: the loss falls, but not because the student comes closer."""
+    size = {}
+    for detached in (True, False):
+        weights = LossWeights(0.0, 0.0, 1.0, 0.0)
+        framework = make(awake=False, joint=True, detach_teacher=False, detach_features=detached, weights=weights)
+        data, optimizer = make_data(), torch.optim.Adam(framework.parameters(), lr=3e-3)
+        for step in range(30):
+            with FeatureTaps(framework.teacher_taps.layers).capture(framework.spgrm) as stages:
+                output = framework(*data, generator=generator(step))
+            optimizer.zero_grad()
+            output.total.backward()
+            optimizer.step()
+        size[detached] = sum(float(stage.detach().var((0, 2, 3)).mean()) for stage in stages)
+    assert size[False] < 0.7 * size[True]
 
 
 def test_the_ramp_scales_all_that_a_joint_teacher_does_to_the_network():
@@ -891,11 +913,13 @@ def test_the_ramp_scales_all_that_a_joint_teacher_does_to_the_network():
 
 
 def test_what_a_joint_teacher_does_to_the_network_is_compared_too():
-    framework = make(joint=True, detach_teacher=False)
+    framework = make(joint=True, detach_teacher=False, detach_features=False)
     found = framework.compare_gradients(framework(*make_data()))
     assert list(found["picture"]) == ["org", "content", "color", "alignment", "spgrm"]
     assert found["picture"]["spgrm"].norm > 0
     assert found["picture"]["alignment"].norm > 0  # through the teacher's features
+    detached = make(joint=True, detach_teacher=False)
+    assert detached.compare_gradients(detached(*make_data()))["picture"]["alignment"].norm == 0
 
 
 def test_comparing_gradients_leaves_none_and_backward_still_works():
