@@ -90,6 +90,13 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("[base]", 'picture = "theirs"\n[base]', "picture must be one of the arms"),
         ("[base]", 'equal_compute = "bare"\n[base]', "another arm than the baseline"),
         ("[base]", "processes = 0\n[base]", "processes must be a whole number >= 1"),
+        ("[base]", "folds = 0\n[base]", "folds must be a whole number >= 1"),
+        ("[base]", "folds = 2\n[base]", 'folds are of the photographs of data = "hdr-folder"'),
+        (
+            "content_weight = 0.5",
+            'val_names = ["a.hdr"]',
+            "val_names is not an option of a study's file: folds says it",
+        ),
         ("arms.ours", 'arms."O/o"', "small letters"),
         ("steps = 6", "", "must say how many steps"),
         ("steps = 6", 'steps = "six"', "steps.*six"),
