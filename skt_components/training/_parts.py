@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from skt_components.banks.frozen import Frozen
-from skt_components.banks.priors import KnowledgeBank
+from skt_components.banks.priors import KnowledgeBank, SemanticPriors
+from skt_components.losses.histogram import HistogramLoss
 from skt_components.losses.reconstruction import mu_l1_loss
 from skt_components.models.spgrm import SPGRM
 from skt_components.modules.domain_transfer import DomainTransfer
-from skt_components.modules.taps import FeatureTaps, unwrap
-from skt_components.ops._checks import check_tensor, float_dtype
+from skt_components.modules.taps import FeatureTaps, eval_mode, unwrap
+from skt_components.ops._checks import check_count, check_tensor, float_dtype
 from skt_components.training.config import LossWeights
 
 STAGES = 3
+_MAPS = 4  # that a bank gives
 
 
 def find_taps(model: nn.Module, names: Sequence[str] | None) -> FeatureTaps:
@@ -53,6 +57,19 @@ def make_spgrm(orm: nn.Module, bank: KnowledgeBank, stride: int) -> SPGRM:
     )
 
 
+def try_teacher(spgrm: nn.Module, taps: FeatureTaps, tonemapped: Tensor, bank: KnowledgeBank) -> list[int]:
+    """Run the teacher once on empty features, in eval mode and without gradient: its stages' widths."""
+    tonemapped = tonemapped.float().to(next(spgrm.parameters(), tonemapped).device)
+    height, width = tonemapped.shape[-2:]
+    features = [
+        torch.zeros(1, c, -(-height // r), -(-width // r), device=tonemapped.device)
+        for c, r in zip(bank.channels, bank.reduction, strict=True)
+    ]
+    with torch.no_grad(), eval_mode(spgrm), taps.capture(spgrm) as teacher:
+        spgrm(tonemapped[:1], features)
+    return [stage.shape[1] for stage in teacher]
+
+
 def frozen(loss: Any) -> Any:
     """A loss with weights of its own (a VGG inside L_org, say) is neither trained nor saved."""
     return Frozen(loss) if isinstance(loss, nn.Module) and loss.state_dict() else loss
@@ -71,15 +88,83 @@ def compare_sensed(
         return transfer(packed, **(metadata or {})), loss
 
 
-def check_arguments(orm: object, bank: object, weights: object, sample: object) -> None:
+def check_arguments(
+    orm: object, bank: object, weights: object, sample: object, functions: Mapping[str, object]
+) -> None:
     if not isinstance(orm, nn.Module):
         raise TypeError(f"orm must be an nn.Module, got {type(orm).__name__}")
     if not isinstance(bank, nn.Module) or not (hasattr(bank, "channels") and hasattr(bank, "reduction")):
         raise TypeError(f"knowledge_bank must be an nn.Module with channels and reduction, got {type(bank).__name__}")
+    _check_maps(bank.channels, bank.reduction)
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be callable, got {function!r}")
+    if isinstance(functions.get("color_loss"), HistogramLoss):
+        raise TypeError("color_loss must take regions, as SemanticHistogramLoss does, got HistogramLoss")
     if weights is not None and not isinstance(weights, LossWeights):
         raise TypeError(f"weights must be LossWeights, got {type(weights).__name__}")
     if sample is not None:
         check_tensor("sample", sample, ndim=5, layout="(B, N, C, H, W)")
+
+
+def _check_maps(channels: Any, reduction: Any) -> None:
+    """Raise unless they are four maps, coarse to fine, or none, as of a bank without features."""
+    for name, values in (("channels", channels), ("reduction", reduction)):
+        if not isinstance(values, Sequence) or len(values) not in (0, _MAPS):
+            raise ValueError(
+                f"knowledge_bank.{name} must have {_MAPS} numbers, coarse to fine, or () for none, got {values!r}"
+            )
+        for value in values:
+            check_count(f"every number of knowledge_bank.{name}", value, 1)
+    if len(channels) != len(reduction):
+        raise ValueError(
+            f"knowledge_bank.channels and reduction must be of the same maps, got {channels!r} and {reduction!r}"
+        )
+    if any(coarse <= fine for coarse, fine in itertools.pairwise(reduction)):
+        raise ValueError(
+            f"knowledge_bank.reduction must fall from coarse to fine, such as (16, 8, 4, 2), got {reduction!r}"
+        )
+
+
+def check_priors(priors: object, channels: Sequence[int]) -> SemanticPriors:
+    """Return what a bank says if it is what it promised."""
+    if not isinstance(priors, SemanticPriors):
+        raise TypeError(
+            f"knowledge_bank must return SemanticPriors, such as priors_from_labels makes, got {type(priors).__name__}"
+        )
+    shapes = [tuple(getattr(feature, "shape", ())) for feature in priors.features]
+    if [shape[1] if len(shape) == 4 else None for shape in shapes] != list(channels):
+        raise ValueError(
+            f"knowledge_bank must return features (B, C, H, W) with its channels {tuple(channels)}, got {shapes}"
+        )
+    return priors
+
+
+def check_ramp(ramp: float) -> None:
+    if not 0 <= ramp <= 1:
+        raise ValueError(f"ramp must be in [0, 1], got {ramp!r}")
+
+
+def check_output(hdr: object) -> Tensor:
+    if not isinstance(hdr, Tensor):
+        raise TypeError(
+            f"the network returned {type(hdr).__name__}, not a tensor (B, C, H, W): choose the picture with "
+            "forward_orm=lambda orm, bracket: orm(bracket)[...]"
+        )
+    check_tensor("the network's output", hdr, ndim=4, layout="(B, C, H, W)")
+    return full(hdr)
+
+
+def warn_without_gradient(layers: Sequence[str], stages: list[Tensor], hdr: Tensor) -> None:
+    if not (torch.is_grad_enabled() and hdr.requires_grad):
+        return
+    for name, stage in zip(layers, stages, strict=True):
+        if not stage.requires_grad:
+            warnings.warn(
+                f"tap {name!r} carries no gradient, so L_feat can not train the network there: its layers are "
+                "frozen, or it is inside checkpoint(..., use_reentrant=True)",
+                stacklevel=4,
+            )
 
 
 def full(x: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -18,8 +17,21 @@ from skt_components.losses.reconstruction import MuL1Loss
 from skt_components.modules.domain_transfer import DomainTransfer
 from skt_components.modules.skam import SKAM
 from skt_components.modules.taps import as_feature_map, eval_mode
-from skt_components.ops._checks import check_choice, check_same_shape, check_tensor
-from skt_components.training._parts import STAGES, check_arguments, compare_sensed, find_taps, frozen, full, make_spgrm
+from skt_components.ops._checks import check_choice, check_count, check_same_shape, check_tensor
+from skt_components.training._parts import (
+    STAGES,
+    check_arguments,
+    check_output,
+    check_priors,
+    check_ramp,
+    compare_sensed,
+    find_taps,
+    frozen,
+    full,
+    make_spgrm,
+    try_teacher,
+    warn_without_gradient,
+)
 from skt_components.training.config import LossWeights
 from skt_components.training.diagnosis import TermGradient, compare_gradients, region_distance
 from skt_components.training.setup import ForwardORM, call_network
@@ -81,7 +93,8 @@ class SemanticKnowledgeTransfer(nn.Module):
         mask_ratio: share of the latent that the SKAMs take from the teacher.
         joint: let L_spg through the teacher's input into the network.
         detach_teacher: keep L_content and L_color, and L_feat too, from training the teacher. With ``joint=False`` it
-            makes a teacher that L_spg alone trains and that refines what it is given; the two go together.
+            makes a teacher that L_spg alone trains and that refines what it is given. ``joint=False`` without it is
+            allowed: then L_content and L_color train the teacher too, on a constant picture of the network.
         detach_features: keep L_feat from training the teacher, for which the easiest way to make its features match
             is to make them small.
         priors_of: the picture that the bank describes. "tonemapped" is the paper's: the network's own output, whose
@@ -96,8 +109,10 @@ class SemanticKnowledgeTransfer(nn.Module):
             shape of the domain when None.
 
     Raises:
+        TypeError: an argument is of another kind, or a loss cannot be called as it must be.
         ValueError: taps are missing or are not three, a tapped layer does not exist, the sample does not fit the
-            network, or ``perceptual`` is missing while its weight is not 0.
+            network, ``perceptual`` is missing while its weight is not 0, ``teacher_stride`` is no whole number >= 1,
+            or the bank's channels and strides are not those of four maps, coarse to fine.
         RuntimeError: a tapped layer does not run.
 
     Example:
@@ -134,7 +149,15 @@ class SemanticKnowledgeTransfer(nn.Module):
         super().__init__()
         check_choice("priors_of", priors_of, get_args(Described))
         check_choice("teacher_domain", teacher_domain, get_args(Compared))
-        check_arguments(orm, knowledge_bank, weights, sample)
+        functions = {
+            "orm_loss": orm_loss,
+            "perceptual": perceptual,
+            "color_loss": color_loss,
+            "forward_orm": forward_orm,
+        }
+        check_arguments(orm, knowledge_bank, weights, sample, functions)
+        if teacher_stride is not None:
+            check_count("teacher_stride", teacher_stride, 1)
         self.weights = weights if weights is not None else LossWeights.recommended(joint)
         self.perceptual = frozen(perceptual)
         self._check_weights()
@@ -151,7 +174,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         student, hdr, scale = self._try_network(sample)
         self.spgrm = spgrm if spgrm is not None else make_spgrm(orm, knowledge_bank, teacher_stride or 2 * scale)
         self.teacher_taps = find_taps(self.spgrm, None)
-        teacher = self._teacher_channels(hdr)
+        teacher = try_teacher(self.spgrm, self.teacher_taps, self._tonemap(hdr), knowledge_bank)
         latent = student if latent_channels is None else [latent_channels] * STAGES
         self.skams = nn.ModuleList(SKAM(*widths, mask_ratio) for widths in zip(student, teacher, latent, strict=True))
 
@@ -184,16 +207,20 @@ class SemanticKnowledgeTransfer(nn.Module):
                 None, or an empty one, is the paper's: demosaicing and mu-law alone.
 
         Raises:
-            TypeError: an argument, or what the network returns, is not a floating-point tensor.
-            ValueError: shapes do not fit; the message names them.
+            TypeError: an argument, or what the network returns, is not a floating-point tensor; or the bank returns
+                no :class:`SemanticPriors`.
+            ValueError: shapes do not fit, the batch is empty, or ``ramp`` is outside [0, 1]; the message names them.
         """
         self._check_weights()
+        check_ramp(ramp)
         check_tensor("bracket", bracket, ndim=5, layout="(B, N, C, H, W)")
+        if not bracket.numel():
+            raise ValueError(f"bracket must hold at least one sample (B, N, C, H, W), got shape {tuple(bracket.shape)}")
         check_tensor("target", target, ndim=4, layout="(B, C, H, W)")
         if unknown := set(metadata or {}) - set(_METADATA):
             raise ValueError(f"metadata can hold {' and '.join(_METADATA)}, got {', '.join(sorted(map(str, unknown)))}")
         with self.taps.capture(self.orm) as student_stages:
-            hdr = self._check_output(self.forward_orm(self.orm, bracket))
+            hdr = check_output(self.forward_orm(self.orm, bracket))
         check_same_shape("the network's output", hdr, "target", target)
         tonemapped = self._tonemap(hdr, metadata)
         truth = self._tonemap(target, metadata)
@@ -209,7 +236,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         if self.weights.alignment_weight > 0:
             size = (bracket.shape[-2], bracket.shape[-1])
             stages = [as_feature_map(stage, size) for stage in student_stages]
-            self._check_stages(stages, hdr)
+            warn_without_gradient(self.taps.layers, stages, hdr)
             terms["alignment"] = self._alignment(stages, teacher_stages, generator)
         orm_loss = sum((ramp * w * terms[name] for name, w in self._active_weights(terms)), terms["org"])
         terms["spgrm"], tapped = of_teacher, tuple(student_stages)
@@ -230,9 +257,9 @@ class SemanticKnowledgeTransfer(nn.Module):
             orm: what to run in the network's place, such as a moving average of it.
             metadata: of RAW data, as ``forward`` takes it.
         """
-        hdr = self._check_output(self.forward_orm(self.orm if orm is None else orm, bracket))
+        hdr = check_output(self.forward_orm(self.orm if orm is None else orm, bracket))
         tonemapped = self._tonemap(hdr, metadata)
-        refined = full(self.spgrm(tonemapped, self.bank(tonemapped).features))
+        refined = full(self.spgrm(tonemapped, self._ask_bank(tonemapped).features))
         return hdr, self.transfer.inverse(refined, **(metadata or {}))
 
     def compare_gradients(
@@ -253,6 +280,7 @@ class SemanticKnowledgeTransfer(nn.Module):
             output) and "stage 1" to "stage 3" (the tapped ones); those without a gradient are missing. A network with
             reentrant activation checkpointing needs ``checkpoint(..., use_reentrant=False)`` for it.
         """
+        check_ramp(ramp)
         weighted = {name: ramp * weight * output.terms[name] for name, weight in self._active_weights(output.terms)}
         if self.joint:
             weighted["spgrm"] = output.terms["spgrm"]
@@ -272,8 +300,11 @@ class SemanticKnowledgeTransfer(nn.Module):
         See :func:`region_distance`.
         """
         truth = self._tonemap(target, metadata)
-        priors = self.bank(truth)
+        priors = self._ask_bank(truth)
         return region_distance(self._tonemap(hdr, metadata), truth, priors).sum(1) / priors.valid.sum(1).clamp_min(1)
+
+    def _ask_bank(self, picture: Tensor) -> SemanticPriors:
+        return check_priors(self.bank(picture), cast(KnowledgeBank, self.bank.network).channels)
 
     def _describe(self, picture: Tensor, labels: Tensor | None, num_regions: int | None) -> SemanticPriors:
         if (labels is None) != (num_regions is None):
@@ -282,7 +313,7 @@ class SemanticKnowledgeTransfer(nn.Module):
                 + ("num_regions alone" if labels is None else "labels alone; their largest is not looked up")
             )
         with torch.no_grad():
-            priors = self.bank(picture.detach())
+            priors = self._ask_bank(picture.detach())
         if labels is None or num_regions is None:
             return priors
         own = priors_from_labels(priors.features, labels, num_regions)
@@ -339,26 +370,6 @@ class SemanticKnowledgeTransfer(nn.Module):
                 "perceptual=PerceptualLoss(VGG19Features(weights=FILE)), or set the weight to 0"
             )
 
-    def _check_stages(self, stages: list[Tensor], hdr: Tensor) -> None:
-        if not (torch.is_grad_enabled() and hdr.requires_grad):
-            return
-        for name, stage in zip(self.taps.layers, stages, strict=True):
-            if not stage.requires_grad:
-                warnings.warn(
-                    f"tap {name!r} carries no gradient, so L_feat can not train the network there: its layers are "
-                    "frozen, or it is inside checkpoint(..., use_reentrant=True)",
-                    stacklevel=4,
-                )
-
-    def _check_output(self, hdr: object) -> Tensor:
-        if not isinstance(hdr, Tensor):
-            raise TypeError(
-                f"the network returned {type(hdr).__name__}, not a tensor (B, C, H, W): choose the picture with "
-                "forward_orm=lambda orm, bracket: orm(bracket)[...]"
-            )
-        check_tensor("the network's output", hdr, ndim=4, layout="(B, C, H, W)")
-        return full(hdr)
-
     def _tonemap(self, hdr: Tensor, metadata: Mapping[str, Tensor] | None = None) -> Tensor:
         # The mu-law's slope of 587 at 0 leaves half precision nothing to say about dark pixels.
         with torch.autocast(hdr.device.type, enabled=False):
@@ -379,20 +390,7 @@ class SemanticKnowledgeTransfer(nn.Module):
                     f"the network did not run on a bracket of shape {tuple(sample.shape)}: {error}. Pass "
                     "sample=<a bracket it takes>, or forward_orm=lambda orm, bracket: ... if it is called differently"
                 ) from error
-            hdr = self._check_output(hdr)
+            hdr = check_output(hdr)
         size = (sample.shape[-2], sample.shape[-1])
         student_channels = [as_feature_map(stage, size).shape[1] for stage in student]
         return student_channels, hdr, max(round(hdr.shape[-1] / size[-1]), 1)
-
-    def _teacher_channels(self, hdr: Tensor) -> list[int]:
-        device = next(self.spgrm.parameters(), hdr).device
-        tonemapped = self._tonemap(hdr).float().to(device)
-        height, width = tonemapped.shape[-2:]
-        bank = cast(KnowledgeBank, self.bank.network)
-        features = [
-            torch.zeros(1, c, -(-height // r), -(-width // r), device=device)
-            for c, r in zip(bank.channels, bank.reduction, strict=True)
-        ]
-        with torch.no_grad(), eval_mode(self.spgrm), self.teacher_taps.capture(self.spgrm) as teacher:
-            self.spgrm(tonemapped[:1], features)
-        return [stage.shape[1] for stage in teacher]

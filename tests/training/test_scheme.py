@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from skt_components.banks import GridRegions, NoKnowledge, TimmFeatureExtractor, priors_from_labels
 from skt_components.banks.priors import priors_from_masks
-from skt_components.losses import PerceptualLoss, mu_l1_loss, semantic_histogram_loss
+from skt_components.losses import HistogramLoss, PerceptualLoss, mu_l1_loss, semantic_histogram_loss
 from skt_components.models import SPGRM, AHDRNet
 from skt_components.modules import DomainTransfer, FeatureTaps
 from skt_components.ops import mosaic
@@ -1101,6 +1101,10 @@ class Silent(AHDRNet):
         ({"weights": LossWeights.paper()}, r"weights.perceptual_weight is 0.01 but perceptual is None: pass"),
         ({"domain": "yuv"}, r"domain must be one of"),
         ({"priors_of": "hdr"}, r"priors_of must be one of \['target', 'tonemapped'\], got 'hdr'"),
+        *(
+            ({"teacher_stride": stride}, rf"teacher_stride must be a whole number >= 1, got {stride}")
+            for stride in (0, -1, 2.5)
+        ),
         ({"mask_ratio": 2.0}, r"mask_ratio must be in \[0, 1\], got 2.0"),
         ({"latent_channels": 0}, r"student, teacher and latent channels must be >= 1, got \(8, 8, 0\)"),
         ({"spgrm": nn.Conv2d(3, 3, 1)}, r"Conv2d does not say its stages in fusion_taps"),
@@ -1116,6 +1120,89 @@ def test_rejects_a_bank_that_is_no_module():
         TypeError, match=r"knowledge_bank must be an nn.Module with channels and reduction, got function"
     ):
         make(knowledge_bank=lambda x: x)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": (8, 8, 8)}, r"knowledge_bank\.channels must have 4 numbers, coarse to fine, .*got \(8, 8, 8\)"),
+        ({"reduction": 16}, r"knowledge_bank\.reduction must have 4 numbers, coarse to fine, .*got 16"),
+        ({"channels": (8, 0, 8, 8)}, r"every number of knowledge_bank\.channels must be a whole number >= 1, got 0"),
+        ({"reduction": (16, 8, 4, 0.5)}, r"every number of knowledge_bank\.reduction must be .* >= 1, got 0\.5"),
+        ({"reduction": ()}, r"knowledge_bank\.channels and reduction must be of the same maps, got .* and \(\)"),
+        ({"reduction": (2, 4, 8, 16)}, r"knowledge_bank\.reduction must fall .*, got \(2, 4, 8, 16\)"),
+        ({"reduction": (16, 8, 8, 2)}, r"knowledge_bank\.reduction must fall .*, got \(16, 8, 8, 2\)"),
+    ],
+)
+def test_rejects_a_bank_whose_maps_are_not_four_from_coarse_to_fine(change, message):
+    bank = TinyBank()
+    for name, value in change.items():
+        setattr(bank, name, value)
+    with pytest.raises(ValueError, match=message):
+        make(knowledge_bank=bank)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (lambda said: said.masks, TypeError, r"knowledge_bank must return SemanticPriors, .*got Tensor"),
+        (lambda said: tuple(said), TypeError, r"knowledge_bank must return SemanticPriors, .*got tuple"),
+        (
+            lambda said: said._replace(features=said.features[:3]),
+            ValueError,
+            r"must return features .* channels \(7, 6, 5, 4\), got \[\(2, 7, 2, 2\), .*, \(2, 5, 8, 6\)\]",
+        ),
+        (
+            lambda said: said._replace(features=said.features[::-1]),
+            ValueError,
+            r"its channels .*got \[\(2, 4, 16, 12\)",
+        ),
+        (lambda said: said._replace(features=[None] * 4), ValueError, r"its channels .*got \[\(\), \(\), \(\), \(\)\]"),
+    ],
+)
+def test_rejects_what_a_bank_did_not_promise(answer, error, message):
+    class Wrong(TinyBank):
+        def forward(self, tonemapped: torch.Tensor):
+            return answer(super().forward(tonemapped))
+
+    framework, (bracket, target) = make(knowledge_bank=Wrong()), make_data()
+    calls = (
+        framework,
+        lambda bracket, target: framework.reconstruct(bracket),
+        lambda _, t: framework.region_distance(t, t),
+    )
+    for call in calls:
+        with pytest.raises(error, match=message):
+            call(bracket, target)
+
+
+@pytest.mark.parametrize("name", ["orm_loss", "perceptual", "color_loss", "forward_orm"])
+def test_rejects_what_cannot_be_called(name):
+    with pytest.raises(TypeError, match=rf"{name} must be callable, got 'l1'"):
+        make(**{name: "l1"})
+
+
+def test_a_color_loss_without_regions_is_refused():
+    with pytest.raises(
+        TypeError, match=r"color_loss must take regions, as SemanticHistogramLoss does, got HistogramLoss"
+    ):
+        make(color_loss=HistogramLoss())
+
+
+@pytest.mark.parametrize("stride", [None, 1])
+def test_an_empty_batch_is_refused(stride):
+    framework = make(teacher_stride=stride)
+    with pytest.raises(ValueError, match=r"bracket must hold at least one sample .*, got shape \(0, 3, 6, 32, 24\)"):
+        framework(torch.rand(0, 3, 6, 32, 24), torch.rand(0, 3, 32, 24))
+
+
+@pytest.mark.parametrize("ramp", [-0.1, 1.5, math.nan])
+def test_a_ramp_outside_its_range_is_refused(ramp):
+    framework, data = make(), make_data()
+    with pytest.raises(ValueError, match=rf"ramp must be in \[0, 1\], got {ramp}"):
+        framework(*data, ramp=ramp)
+    with pytest.raises(ValueError, match=rf"ramp must be in \[0, 1\], got {ramp}"):
+        framework.compare_gradients(framework(*data), ramp)
 
 
 def test_a_layer_that_does_not_run_is_an_error():
