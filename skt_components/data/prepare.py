@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +50,8 @@ def verify(dataset: str, root: str | os.PathLike[str], *, progress: bool = True)
 
     Checked are, against what was published: the number of scenes in each split, that each has its files, their
     formats, bit depths and sizes in pixels, that exposures hold values of their range, labels finite values from 0 on,
-    and that exposure values rise. Of a prepared data set, all checksums.
+    and that exposure values rise. Of a prepared data set, all checksums. Where ``simulated.json`` says that
+    ``simulate_dataset`` wrote the folder, scenes may be as many as they are, and as large as most of their split.
 
     Args:
         dataset: "kalantari", "tel", "bracketire" or "bracketire-plus".
@@ -69,8 +72,11 @@ def verify(dataset: str, root: str | os.PathLike[str], *, progress: bool = True)
     if not root.is_dir():
         raise FileNotFoundError(f"root must be the folder of a data set, there is none at {root}")
     layout, stored = LAYOUTS[dataset], prepared.is_prepared(root)
-    counts, files, problems = dict.fromkeys(SPLITS, 0), 0, []
+    counts, files, problems = dict.fromkeys(SPLITS, 0), 0, list[str]()
+    simulated = _simulated_folders(root, problems)
     for split in SPLITS:
+        if simulated is not None and layout.split_folders[split] not in simulated:
+            continue  # it was not asked for
         try:
             scenes = prepared.list_scenes(root, layout.name, split) if stored else layout.list_scenes(root, split)
         except (FileNotFoundError, ValueError) as error:
@@ -78,11 +84,17 @@ def verify(dataset: str, root: str | os.PathLike[str], *, progress: bool = True)
             continue
         counts[split] = len(scenes)
         folder = root / layout.split_folders[split]
-        if len(scenes) != layout.scene_counts[split]:
+        if simulated is None and len(scenes) != layout.scene_counts[split]:
             problems.append(f"{folder}: has {len(scenes)} scenes, published were {layout.scene_counts[split]}")
+        size, sizes = (layout.picture_size if simulated is None else None), dict[Path, tuple[int, int]]()
         for scene in progress_bar(scenes, f"{dataset} {split}", "scene", progress):
-            found, read = prepared.faults(layout, folder / scene) if stored else _scene_faults(layout, folder / scene)
+            if stored:
+                found, read = prepared.faults(layout, folder / scene)
+            else:
+                found, read = _scene_faults(layout, folder / scene, size, sizes)
             problems, files = problems + found, files + read
+        if simulated is not None:
+            problems += _odd_sizes(sizes)
     return Verification(dataset, root, counts, files, problems)
 
 
@@ -180,11 +192,27 @@ def _claim(out: Path, name: str, scenes: dict[str, list[str]]) -> None:
     prepared.write_index(out, name, scenes)
 
 
-def _scene_faults(layout: SceneLayout, folder: Path) -> tuple[list[str], int]:
-    """Return what is wrong with the files of a published scene, and how many were read."""
+def _simulated_folders(root: Path, problems: list[str]) -> list[str] | None:
+    """Return which folders ``simulate_dataset`` wrote here by what it noted; None where it noted nothing."""
+    note = root / "simulated.json"
+    if not note.is_file():
+        return None
+    try:
+        return list(json.loads(note.read_text(encoding="utf-8"))["first_samples"])
+    except (ValueError, KeyError, TypeError) as error:
+        problems.append(f"{note}: broken ({error})")
+        return None
+
+
+def _scene_faults(
+    layout: SceneLayout, folder: Path, size: tuple[int, int] | None, sizes: dict[Path, tuple[int, int]]
+) -> tuple[list[str], int]:
+    """Return what is wrong with the files of a scene, and how many were read; ``sizes`` gets that of its label.
+
+    Labels must have ``size``, if there is one.
+    """
     *exposures, label, info = layout.files(folder)
     faults, read = layout.missing_files(folder), 0
-    height, width = layout.picture_size
     for path in (label, *exposures, info):
         if not path.is_file():
             continue
@@ -197,17 +225,29 @@ def _scene_faults(layout: SceneLayout, folder: Path) -> tuple[list[str], int]:
         if path == info:
             found = layout.info_faults(content)
         elif path == label:
-            found = _picture_faults(content, (height, width), None)
-            height, width = content.shape[:2]  # the exposures must fit it, whatever was published
+            found = _picture_faults(content, size, None)
+            sizes[path] = size = content.shape[:2]  # the exposures must fit it, whatever was published
         else:
-            found = _picture_faults(content, (height // layout.scale, width // layout.scale), layout.white)
+            fitting = None if size is None else (size[0] // layout.scale, size[1] // layout.scale)
+            found = _picture_faults(content, fitting, layout.white)
         faults += [f"{path}: {fault}" for fault in found]
     return faults, read
 
 
-def _picture_faults(picture: Array, size: tuple[int, int], white: int | None) -> Iterator[str]:
-    if picture.shape[:2] != size:
-        yield f"must have {size[0]}x{size[1]} pixels, has {picture.shape[0]}x{picture.shape[1]}"
+def _odd_sizes(sizes: dict[Path, tuple[int, int]]) -> list[str]:
+    """Return which labels have another size than more than half of all; nothing where there is no such size."""
+    usual, count = Counter(sizes.values()).most_common(1)[0] if sizes else ((0, 0), 0)
+    odd = [path for path, size in sizes.items() if size != usual] if 2 * count > len(sizes) else []
+    return [f"{path}: {_wrong_size(usual, sizes[path])}, unlike most labels" for path in odd]
+
+
+def _wrong_size(wanted: tuple[int, int], found: tuple[int, ...]) -> str:
+    return f"must have {wanted[0]}x{wanted[1]} pixels, has {found[0]}x{found[1]}"
+
+
+def _picture_faults(picture: Array, size: tuple[int, int] | None, white: int | None) -> Iterator[str]:
+    if size is not None and picture.shape[:2] != size:
+        yield _wrong_size(size, picture.shape)
     low, high = picture.min(), picture.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         yield "holds infinite or NaN values"

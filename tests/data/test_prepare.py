@@ -16,7 +16,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skt_components.data import BracketIRE, Kalantari17, Tel23, prepare, verify
+from skt_components.data import (
+    BracketIRE,
+    Camera,
+    Kalantari17,
+    RawCamera,
+    SyntheticScenes,
+    Tel23,
+    prepare,
+    simulate_dataset,
+    verify,
+    write_kalantari_scene,
+)
 from skt_components.data import _prepared_scene as prepared_scene
 from skt_components.data._stored import decode_rgbe, encode_rgbe
 
@@ -379,6 +390,41 @@ def test_verify_checks_raw_values(fake_bracketire):
     assert "raw_16.npy: no such file" in text
     np.save(folder / "raw_gt.npy", np.full((48, 64, 4), np.inf))
     assert "raw_gt.npy: holds infinite" in str(verify("bracketire", fake.root, progress=False))
+
+
+@pytest.mark.parametrize("name", ["kalantari", "bracketire", "bracketire-plus"])
+def test_verify_finds_nothing_in_what_simulate_wrote(tmp_path, name):
+    scale = 4 if name == "bracketire-plus" else 1
+    camera = Camera(bits=16) if name == "kalantari" else RawCamera(scale=scale)
+    simulate_dataset(name, tmp_path / "set", SyntheticScenes(2, (32, 48), camera=camera), None, progress=False)
+    found = verify(name, tmp_path / "set", progress=False)
+    assert found.problems == []
+    assert found.scenes == {"train": 2, "test": 0}
+
+
+def test_verify_still_finds_damage_in_simulated_scenes(tmp_path):
+    camera, root = Camera(bits=16), tmp_path / "set"
+    train, test = (SyntheticScenes(3, (32, 48), split=split, camera=camera) for split in ("train", "val"))
+    simulate_dataset("kalantari", root, train, test, progress=False)
+    one, two = sorted((root / "Training").iterdir())[:2]
+    (one / "HDRImg.hdr").unlink()
+    shutil.rmtree(two)
+    write_kalantari_scene(two, SyntheticScenes(1, (24, 48), camera=camera)[0])
+    (two / "input_1.tif").write_bytes((one / "input_1.tif").read_bytes())
+    shutil.rmtree(root / "Test")
+    found = verify("kalantari", root, progress=False).problems
+    assert found[:2] == [
+        f"{one / 'HDRImg.hdr'}: no such file",
+        f"{two / 'input_1.tif'}: must have 24x48 pixels, has 32x48",
+    ]
+    assert "root must have a folder Test" in found[-1]
+    assert len(found) == 3  # of the two labels that are left, none is like most
+
+    (one / "HDRImg.hdr").write_bytes((sorted((root / "Training").iterdir())[2] / "HDRImg.hdr").read_bytes())
+    found = verify("kalantari", root, progress=False).problems
+    assert f"{two / 'HDRImg.hdr'}: must have 32x48 pixels, has 24x48, unlike most labels" in found
+    (root / "simulated.json").write_text("{")
+    assert f"{root / 'simulated.json'}: broken" in str(verify("kalantari", root, progress=False))
 
 
 def test_verify_finds_a_flipped_bit_in_a_prepared_file(fakes, tmp_path):
