@@ -229,6 +229,8 @@ def _number(value: float, metric: str) -> str:
 
 
 def _interval(value: Summary, metric: str) -> str:
+    if math.isnan(value.low):
+        return "–"
     return f"{_number(value.low, metric)} to {_number(value.high, metric)}"
 
 

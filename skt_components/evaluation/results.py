@@ -10,7 +10,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from skt_components.evaluation.paired import _interval
 from skt_components.modules.weights import replacing
 from skt_components.ops._checks import check_count, check_positive, check_same_shape, check_tensor
 from skt_components.ops.transfer import mu_law
@@ -29,7 +30,7 @@ Scores = Mapping[str, Mapping[str, float]]
 
 
 class Summary(NamedTuple):
-    """A mean over pictures and the interval that holds it with 95 % confidence."""
+    """A mean over pictures and the interval that holds it with 95 % confidence; nan where there is no interval."""
 
     mean: float
     low: float
@@ -41,13 +42,17 @@ def bootstrap_mean(
 ) -> Summary:
     """Return a mean and its percentile bootstrap interval: pictures drawn with replacement, over and over.
 
-    It says how much another choice of such pictures would move the mean, not how precise a number is.
+    It says how much another choice of such pictures would move the mean, not how precise a number is. For few pictures
+    it is widened as in :func:`paired_summary`; one picture says nothing about others.
 
     Args:
-        values: one per picture; infinite ones make the mean and a side of the interval infinite.
+        values: one per picture; infinite ones make the mean infinite or nan.
         confidence: share of the resampled means inside, in (0, 1).
         resamples: how many.
         seed: of the draws; the same values give the same interval.
+
+    Returns:
+        Mean and interval; its ends are nan for one picture, and where a value is infinite or nan.
 
     Raises:
         ValueError: there are no values, or an option is out of range.
@@ -61,19 +66,10 @@ def bootstrap_mean(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence!r}")
     count = check_count("resamples", resamples, 1)
-    array, generator = np.asarray(values, np.float64), np.random.default_rng(seed)
-    drawn = np.concatenate(  # in pieces: thousands of pictures need no gigabyte
-        [array[generator.integers(len(array), size=(n, len(array)))].mean(1) for n in _pieces(count, 1000)]
-    )
-    drawn.sort()
-    # No interpolation: between finite and infinite means there is nothing.
-    low = drawn[math.floor((count - 1) * (1 - confidence) / 2)]
-    high = drawn[math.ceil((count - 1) * (1 + confidence) / 2)]
-    return Summary(float(array.mean()), float(low), float(high))
-
-
-def _pieces(total: int, size: int) -> list[int]:
-    return [min(size, total - start) for start in range(0, total, size)]
+    array, low, high = np.asarray(values, np.float64), math.nan, math.nan
+    if len(array) > 1:
+        low, high = _interval(array[None], confidence, count, np.random.default_rng(seed))  # as of one seed
+    return Summary(float(array.mean()), low, high)
 
 
 class EvaluationResults:
@@ -85,9 +81,14 @@ class EvaluationResults:
         folder: made where it is missing.
         description: what has to be the same for the numbers to belong together (models, data, protocol), as plain
             values with names.
+        source: returns what tells the files of the picture of a name from others, None where there is no such picture;
+            it has to be the same for every finished picture. None: not compared.
+        names: the pictures that count. Others that are finished stay in ``metrics.json``, under "others", for a run in
+            which they count. None: all.
 
     Raises:
-        ValueError: the folder holds results with another description, or its ``metrics.json`` is broken.
+        ValueError: the folder holds results with another description or of other files, or its ``metrics.json`` is
+            broken.
 
     Attributes:
         pictures: name -> model -> metric -> value.
@@ -102,12 +103,22 @@ class EvaluationResults:
         {'001': {'ours': {'PSNR-mu': 41.5}}}
     """
 
-    def __init__(self, folder: str | os.PathLike[str], description: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        description: Mapping[str, Any],
+        *,
+        source: Callable[[str], str | None] | None = None,
+        names: Collection[str] | None = None,
+    ) -> None:
         self.folder = Path(folder)
         self.description = json.loads(json.dumps(description))  # as it will be read back
         self.pictures: dict[str, dict[str, dict[str, float]]] = {}
         self.warnings: dict[str, list[str]] = {}
         self.errors: dict[str, str] = {}
+        self._source, self._names = source, names
+        self._sources: dict[str, str | None] = {}  # of all finished pictures
+        self._others: dict[str, dict[str, Any]] = {}
         self.versions = [library_versions()]
         """Of this run and of the earlier ones that were different."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +140,8 @@ class EvaluationResults:
         """
         self.errors.pop(name, None)
         self.pictures[name] = {model: dict(row) for model, row in scores.items()}
+        if self._source is not None:
+            self._sources[name] = self._source(name)
         self.warnings.pop(name, None)
         if warnings:
             self.warnings[name] = list(warnings)
@@ -176,6 +189,8 @@ class EvaluationResults:
             "pictures": self.pictures,
             "warnings": self.warnings,
             "errors": self.errors,
+            "sources": self._sources,
+            "others": self._others,
         }
         with replacing(self.json_file) as temporary, open(temporary, "w", encoding="utf-8") as file:
             json.dump(_plain(content), file, indent=1, ensure_ascii=False)
@@ -196,25 +211,38 @@ class EvaluationResults:
             for model, line in self.summary().items():
                 for kind, title in zip(Summary._fields, ("mean", "mean, 95% low", "mean, 95% high"), strict=True):
                     cells = [getattr(line[m], kind) if m in line else "" for m in metrics]
+                    cells = ["-" if kind != "mean" and cell != cell else cell for cell in cells]  # nan: no interval
                     writer.writerow([title, model, *cells])
 
     def _read(self) -> None:
         try:
             content = json.loads(self.json_file.read_text(encoding="utf-8"))
-            described, pictures = content["description"], content["pictures"]
-            pictures = {
+            others = content.get("others", {})
+            kinds = {kind: content[kind] | others.get(kind, {}) for kind in ("pictures", "warnings", "errors")}
+            kinds["pictures"] = {
                 name: {model: {metric: float(v) for metric, v in line.items()} for model, line in row.items()}
-                for name, row in pictures.items()
+                for name, row in kinds["pictures"].items()
             }
-            versions, warnings, errors = content["versions"], dict(content["warnings"]), dict(content["errors"])
+            described, versions, sources = content["description"], content["versions"], dict(content.get("sources", {}))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{self.json_file} is not what an evaluation writes; move it away: {error!r}") from error
-        if differences := list(_differences(described, self.description)):
+        differences = _differences(described, self.description)
+        if self._source is not None:
+            found = ((name, sources.get(name), self._source(name)) for name in kinds["pictures"])
+            differences += [
+                f"{name} {old or 'unknown'}, {new or 'no such picture'}" for name, old, new in found if old != new
+            ]
+        if differences:
             raise ValueError(
                 f"{self.folder} holds results of another evaluation; choose another folder. There and here: "
                 + "; ".join(differences[:4])
             )
-        self.pictures, self.warnings, self.errors = pictures, warnings, errors
+        for kind, held in kinds.items():
+            counts = {name: value for name, value in held.items() if self._names is None or name in self._names}
+            setattr(self, kind, counts)
+            if rest := {name: value for name, value in held.items() if name not in counts}:
+                self._others[kind] = rest
+        self._sources = sources
         self.versions = [v for v in versions if v != self.versions[0]] + self.versions
 
 
@@ -274,6 +302,8 @@ def find_suspicious(
 ) -> list[str]:
     """Return, in words, what looks like a wrong channel order or a wrong peak; nothing for what looks right.
 
+    A prediction that is not finite is said to be so, and not compared.
+
     Args:
         prediction: ``(3, H, W)`` linear RGB on the scale of ``peak``.
         target: alike.
@@ -297,14 +327,15 @@ def find_suspicious(
     check_same_shape("prediction", prediction, "target", target)
     check_positive("peak", peak)
     prediction, target = (picture.detach().double() / peak for picture in (prediction, target))
-    found = [*_suspicious_order(prediction, target)]
+    finite = bool(prediction.isfinite().all())
+    found = _suspicious_order(prediction, target) if finite else ["the prediction holds infinite or NaN values"]
     highest, above = float(target.max()), float((target > 1).double().mean())
     if above > 0.05 or (bounded and highest > 1.001):
         found.append(f"the target reaches {highest * peak:.4g}, above the peak of {peak:g}: a wrong peak?")
     elif highest < 1 / 64 and not low_light:
         found.append(f"the target reaches only {highest * peak:.3g}, the peak is {peak:g}: a wrong peak?")
     ratio = float(prediction.mean() / target.mean()) if target.mean() > 0 else 1.0
-    if not 1 / 6 < ratio < 6:
+    if finite and not 1 / 6 < ratio < 6:
         found.append(f"the prediction is {ratio:.3g} times as bright as the target: a wrong peak or exposure?")
     return found
 

@@ -222,6 +222,12 @@ def test_the_table_links_what_is_shown(tmp_path):
     assert "∞" in page.words
 
 
+def test_one_picture_has_a_dash_for_its_interval(tmp_path):
+    text = make_report(tmp_path, [make_scene()]).read_text(encoding="utf-8")
+    assert "40.00<small>–</small>" in text
+    assert "NaN" not in Page(text).words
+
+
 def test_an_evaluation_without_pictures_has_a_report_too(tmp_path):
     results = EvaluationResults(tmp_path, {})
     results.fail("lost", ValueError("cut short"))

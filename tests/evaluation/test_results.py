@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from skt_components.evaluation.results import (
@@ -36,16 +37,30 @@ def natural_picture() -> torch.Tensor:
 # the bootstrap
 
 
-def test_interval_is_that_of_all_resamples():
+@pytest.mark.parametrize("confidence", [0.95, 0.5])
+def test_interval_is_that_of_all_resamples_widened_for_few(confidence):
     values = [30.0, 35.5, 41.0, 38.2, 33.3]
-    means = np.array(list(itertools.product(values, repeat=5))).mean(1)  # all 3125, equally likely
-    found = bootstrap_mean(values, resamples=20_000)
+    off = np.array(list(itertools.product(values, repeat=5))).mean(1) - np.mean(values)  # all 3125, equally likely
+    found = bootstrap_mean(values, resamples=20_000, confidence=confidence)
+    upper = (1 + confidence) / 2
+    wider = math.sqrt(5 / 4) * scipy.stats.t.ppf(upper, 4) / scipy.stats.norm.ppf(upper)
     assert found.mean == pytest.approx(np.mean(values), abs=1e-12)
-    assert found.low == pytest.approx(np.quantile(means, 0.025), abs=0.15)
-    assert found.high == pytest.approx(np.quantile(means, 0.975), abs=0.15)
-    assert bootstrap_mean(values, resamples=20_000, confidence=0.5).low == pytest.approx(
-        np.quantile(means, 0.25), abs=0.15
-    )
+    assert found.low - found.mean == pytest.approx(wider * np.quantile(off, 1 - upper), abs=0.2)
+    assert found.high - found.mean == pytest.approx(wider * np.quantile(off, upper), abs=0.2)
+
+
+def test_hardly_anything_is_widened_for_many():
+    values = np.random.default_rng(0).normal(40, 2, 400)
+    half = 1.96 * values.std() / 20
+    found = bootstrap_mean(values, resamples=20_000)
+    assert [found.low, found.high] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.05 * half)
+
+
+def test_one_picture_has_no_interval():
+    found = bootstrap_mean([40.0])
+    assert found.mean == 40.0
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
 
 
 def test_interval_depends_on_the_seed_alone():
@@ -54,11 +69,11 @@ def test_interval_depends_on_the_seed_alone():
     assert bootstrap_mean(values, seed=3) != bootstrap_mean(values, seed=4)
 
 
-def test_an_infinite_value_gives_no_nan():
+def test_an_infinite_value_has_no_interval():
     found = bootstrap_mean([40.0, math.inf, 42.0])
     assert found.mean == math.inf
-    assert found.high == math.inf
-    assert 40 <= found.low <= math.inf
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +101,10 @@ def test_json_holds_everything(tmp_path):
     assert content["description"] == DESCRIPTION
     assert content["pictures"]["002"] == {"ours": {"PSNR-mu": 42.0}, "theirs": {"PSNR-mu": 41.0}}
     assert content["summary"]["ours"]["PSNR-mu"]["mean"] == 41.0
-    assert content["summary"]["ours - theirs"]["PSNR-mu"] == {"mean": 1.5, "low": 1.0, "high": 2.0}
+    gain = content["summary"]["ours - theirs"]["PSNR-mu"]
+    assert gain["mean"] == 1.5
+    assert gain == bootstrap_mean([2.0, 1.0])._asdict()
+    assert gain["low"] < 0  # two pictures say little
     assert content["warnings"] == {"002": ["looks odd"]}
     assert content["errors"] == {"003": "ValueError: raw_1.npy: is cut short"}
     assert content["versions"] == [library_versions()]
@@ -104,7 +122,15 @@ def test_csv_has_pictures_means_and_intervals(tmp_path):
     assert rows[0] == ["picture", "model", "PSNR-mu"]
     assert rows[1:3] == [['a,"b"', "ours", "40.0"], ["c", "ours", "44.0"]]
     assert [row[0] for row in rows[3:]] == ["mean", "mean, 95% low", "mean, 95% high"]
-    assert [float(row[2]) for row in rows[3:]] == [42.0, 40.0, 44.0]
+    assert [float(row[2]) for row in rows[3:]] == list(bootstrap_mean([40.0, 44.0]))
+
+
+def test_csv_has_a_dash_where_there_is_no_interval(tmp_path):
+    results = EvaluationResults(tmp_path, DESCRIPTION)
+    results.add("001", scores(40.0))
+    results.save_csv()
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()[-3:]
+    assert rows == ["mean,ours,40.0", '"mean, 95% low",ours,-', '"mean, 95% high",ours,-']
 
 
 def test_infinity_survives_strict_json(tmp_path):
@@ -120,6 +146,7 @@ def test_infinity_survives_strict_json(tmp_path):
 def test_equal_infinite_numbers_differ_by_nothing(tmp_path):
     results = EvaluationResults(tmp_path, DESCRIPTION)
     results.add("001", scores(math.inf, math.inf))
+    results.add("002", scores(math.inf, math.inf))
     assert results.summary()["ours - theirs"]["PSNR-mu"] == (0.0, 0.0, 0.0)
 
 
@@ -165,6 +192,34 @@ def test_results_of_another_evaluation_are_refused(tmp_path, other, message):
     assert (tmp_path / "metrics.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(("source", "there"), [({"001": "5 bytes"}.get, "5 bytes"), ({}.get, "no such picture")])
+def test_results_of_other_files_are_refused(tmp_path, source, there):
+    EvaluationResults(tmp_path, DESCRIPTION, source={"001": "4 bytes"}.get).add("001", scores(40.0))
+    with pytest.raises(ValueError, match=f"There and here: 001 4 bytes, {there}"):
+        EvaluationResults(tmp_path, DESCRIPTION, source=source)
+    same = EvaluationResults(tmp_path, DESCRIPTION, source={"001": "4 bytes", "002": "6 bytes"}.get)
+    same.add("002", scores(41.0))
+    with pytest.raises(ValueError, match="002 6 bytes, no such picture"):
+        EvaluationResults(tmp_path, DESCRIPTION, source={"001": "4 bytes"}.get)
+
+
+def test_pictures_that_are_not_asked_for_are_kept_and_not_counted(tmp_path):
+    results = EvaluationResults(tmp_path, DESCRIPTION)
+    results.add("001", scores(40.0))
+    results.add("002", scores(42.0), ["looks odd"])
+    results.fail("003", OSError("gone"))
+    part = EvaluationResults(tmp_path, DESCRIPTION, names=["001", "004"])
+    assert (list(part.pictures), part.warnings, part.errors) == (["001"], {}, {})
+    part.add("004", scores(44.0))
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(content["pictures"]) == ["001", "004"]
+    assert content["summary"]["ours"]["PSNR-mu"]["mean"] == 42.0
+    whole = EvaluationResults(tmp_path, DESCRIPTION)
+    assert sorted(whole.pictures) == ["001", "002", "004"]
+    assert whole.warnings == {"002": ["looks odd"]}
+    assert list(whole.errors) == ["003"]
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"pictures": {}}', '{"description": {}, "pictures": 3}'])
 def test_a_broken_file_is_named(tmp_path, content):
     (tmp_path / "metrics.json").write_text(content)
@@ -201,6 +256,13 @@ def test_the_order_that_is_named_mends_a_rotation():
     (found,) = find_suspicious(rotated, target)
     name = found.split("channels as ")[1][:3]
     assert torch.equal(rotated[["RGB".index(channel) for channel in name]], target)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_prediction_that_is_not_finite_is_not_compared(value):
+    prediction = natural_picture()
+    prediction[0, 3, 4] = value
+    assert find_suspicious(prediction, natural_picture()) == ["the prediction holds infinite or NaN values"]
 
 
 def test_a_grey_picture_has_no_order():
