@@ -11,8 +11,10 @@ where the last one stopped. Exit status 1: at least one picture could not be eva
 
 from __future__ import annotations
 
+import hashlib
+import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -49,6 +51,7 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 SIMULATED = ("hdr-folder", "synthetic")
 Data: TypeAlias = "skt.SyntheticScenes | skt.HDRFolder | skt.Kalantari17 | skt.BracketIRE"
+Source: TypeAlias = Callable[[str], "str | None"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Options:
     crop: int | None = None
     """Side of the pictures from hdr-folder and synthetic; 256 for synthetic, whole ones for hdr-folder."""
     limit: int | None = None
-    """Only the first pictures; 8 for synthetic."""
+    """Only the first pictures; 8 for synthetic. Others that are finished are not counted."""
     tile: int | None = None
     """Overlapping, blended tiles of this side instead of what the protocol does; for pictures too large."""
     vdp: bool = False
@@ -99,6 +102,19 @@ class Model(NamedTuple):
     identity: dict[str, Any]
 
 
+def check_options(options: Options) -> None:
+    """Raise ValueError for numbers out of range, and for a folder that would not be read."""
+    for name, least in {"crop": 1, "limit": 1, "tile": 1, "scenes": 0}.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be a whole number >= {least}, got {value}")
+    if options.data == "synthetic" and options.root is not None:
+        raise ValueError(
+            "--root is a folder of data, which --data synthetic does not read: choose --data hdr-folder or "
+            "kalantari, tel, bracketire, bracketire-plus"
+        )
+
+
 def choose_protocol(options: Options) -> Protocol:
     """Return how the numbers are made."""
     name = options.protocol or ("simulated" if options.data in SIMULATED else options.data)
@@ -112,27 +128,44 @@ def choose_protocol(options: Options) -> Protocol:
     return replace(protocol, metrics=metrics, tile=None if options.tile else protocol.tile)
 
 
-def build_data(options: Options) -> tuple[Data, list[str]]:
-    """Return the pictures and their names, which are known before the files are read."""
+def build_data(options: Options) -> tuple[Data, list[str], Source | None]:
+    """Return the pictures, their names, which are known before the files are read, and what tells their files apart."""
     if options.data == "synthetic":
         data: Data = skt.SyntheticScenes(options.limit or 8, options.crop or 256, split="val")
-        return data, [f"synthetic-val-{index}" for index in range(len(data))]
+        return data, [f"synthetic-val-{index}" for index in range(len(data))], None
     if options.root is None:
         raise ValueError(f"--data {options.data} needs --root, the folder where it is")
     if options.data == "hdr-folder":
         count = None if options.crop is None else options.limit
         data = skt.HDRFolder(options.root, crop=options.crop, split="val", val_fraction=1.0, samples_per_epoch=count)
-        files = [path.relative_to(options.root).as_posix() for path in data.files]
-        views = [divmod(index, len(files)) for index in range(len(data))]
-        names = [files[file] + (f"-{view}" if options.crop else "") for view, file in views]
-    elif options.data.startswith("bracketire"):
+        photos = {path.relative_to(options.root).as_posix(): [path] for path in data.files}
+        views = [divmod(index, len(photos)) for index in range(len(data))]
+        names = [list(photos)[file] + (f"-{view}" if options.crop else "") for view, file in views]
+        return data, names[: options.limit], partial(picture_source, photos, bool(options.crop))
+    if options.data.startswith("bracketire"):
         scale = 4 if options.data == "bracketire-plus" else 1
         data = skt.BracketIRE(options.root, "test", scale=scale, border=0)  # borders are the protocol's business
-        names = data.scenes
     else:
         data = (skt.Tel23 if options.data == "tel" else skt.Kalantari17)(options.root, "test")
-        names = data.scenes
-    return data, names[: options.limit]
+    files = [sorted(f.glob("*.npy")) if data.is_prepared else data.layout.files(f) for f in data.folders]
+    scenes = dict(zip(data.scenes, files, strict=True))
+    return data, data.scenes[: options.limit], partial(picture_source, scenes, False)
+
+
+def picture_source(files: Mapping[str, Sequence[Path]], viewed: bool, name: str) -> str | None:
+    """Return size and digest of a picture's files: of their names, sizes and middles, for raw files are of one size."""
+    found, total, digest = files.get(name.rpartition("-")[0] if viewed else name), 0, hashlib.sha256()
+    if found is None:
+        return None
+    for path in found:
+        size = path.stat().st_size if path.is_file() else 0
+        digest.update(f"{path.name} {size} ".encode())
+        total += size
+        if size:
+            with path.open("rb") as file:
+                file.seek(size // 2)
+                digest.update(file.read(4096))
+    return f"{total} bytes {digest.hexdigest()[:16]}"
 
 
 def load_model(name: str, checkpoint: Path | None, orm: str, official: bool, data: str) -> Model:
@@ -158,11 +191,40 @@ def load_model(name: str, checkpoint: Path | None, orm: str, official: bool, dat
         network, forward = skt.load_network(orm, NETWORKS, **bracket)
         if checkpoint is not None:
             skt.load_weights(checkpoint, network)
+    if checkpoint is None:  # a change of its code cannot be known
+        identity |= {"network": type(network).__name__, "sha256": state_digest(network)}
+    if ":" not in orm:  # a stranger's may call ours with what it likes
+        check_network(network, name, data)
     return Model(name, network.eval(), forward, identity)
 
 
+def state_digest(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's weights, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        if isinstance(tensor, Tensor):  # not what get_extra_state returns
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_network(network: nn.Module, name: str, data: str) -> None:
+    """Raise ValueError for one of ours that was made for other brackets, as no picture could be evaluated."""
+    if not isinstance(network, skt.ReconstructionNetwork):
+        return
+    plus = isinstance(network, skt.TMRNetPlus) or network.config.get("scale") == 4
+    made = (network.num_frames, network.in_channels, 4 if plus else 1)
+    wanted = (5, 4, 4 if data == "bracketire-plus" else 1) if data.startswith("bracketire") else (3, 6, 1)
+    if made != wanted:
+        ours, theirs = ("{} exposures of {} channels, scale {}".format(*numbers) for numbers in (made, wanted))
+        raise ValueError(f"the network of {name} is for {ours}; those of --data {data} are {theirs}")
+
+
 def load_models(options: Options, device: torch.device) -> list[Model]:
-    """Return the model, and the one to compare it with; they are called as their files, numbered if alike."""
+    """Return the model, and the one to compare it with; they are called as their files, numbered if alike.
+
+    Raises ValueError for tiles that one of them cannot take.
+    """
     asked = [(options.checkpoint, options.orm, options.official)]
     if options.against is not None:
         asked.append((options.against, options.against_orm or options.orm, options.against_official))
@@ -171,8 +233,17 @@ def load_models(options: Options, device: torch.device) -> list[Model]:
         names = [f"{name}-{number}" for number, name in enumerate(names, 1)]
     models = [load_model(name, *model, options.data) for name, model in zip(names, asked, strict=True)]
     for model in models:
+        multiple, tile = size_multiple(model), options.tile
+        least = multiple if multiple < 4 else 2 * multiple  # a quarter is shared
+        if tile is not None and (tile % multiple or tile < least):
+            raise ValueError(f"--tile must be a multiple of {multiple} >= {least} for {model.name}, got {tile}")
         model.network.to(device)
     return models
+
+
+def size_multiple(model: Model) -> int:
+    """Return what the sides of the network's tiles have to be multiples of."""
+    return max(getattr(model.network, "size_multiple", 1), 1)
 
 
 def reconstruct(model: Model, bracket: Tensor, protocol: Protocol, tile: int | None, device: torch.device) -> Tensor:
@@ -183,9 +254,8 @@ def reconstruct(model: Model, bracket: Tensor, protocol: Protocol, tile: int | N
 
     if tile is None:
         return protocol.infer(run, bracket)
-    multiple = max(getattr(model.network, "size_multiple", 1), 1)
-    options: dict[str, Any] = {"tile": tile, "overlap": tile // 4, "size_multiple": multiple, "progress": False}
-    return protocol.infer(partial(tiled_inference, run, **options), bracket)
+    options: dict[str, Any] = {"tile": tile, "overlap": tile // 4, "size_multiple": size_multiple(model)}
+    return protocol.infer(partial(tiled_inference, run, progress=False, **options), bracket)
 
 
 def compared(protocol: Protocol, prediction: Tensor, target: Tensor, metadata: Mapping[str, Tensor]) -> list[Tensor]:
@@ -208,6 +278,8 @@ def evaluate_picture(
     pictures, visibility, warnings = {}, {}, []
     for model in models:
         prediction = reconstruct(model, sample.bracket[None], protocol, options.tile, device)
+        if bad := prediction.numel() - int(prediction.isfinite().sum()):
+            raise ValueError(f"{model.name}: {bad} of {prediction.numel()} predicted values are infinite or NaN")
         found = {metric: float(value) for metric, value in quick.score(prediction, target, metadata).items()}
         linear, wanted = compared(protocol, prediction, target, metadata)
         if options.vdp:
@@ -228,13 +300,13 @@ def evaluate_picture(
 
 
 def keep_worst(results: EvaluationResults, sections: Path, count: int) -> dict[str, str]:
-    """Delete all sections of the report but those of the worst pictures, and return these."""
+    """Delete the sections of all pictures that count but the worst, and return the sections of these."""
     model, metric = results.columns()[0]
     worst = sorted(results.pictures, key=lambda name: results.pictures[name][model][metric])[:count]
-    kept = {name: sections / f"{scene_anchor(name)}.html" for name in results.pictures if name in worst}
-    for file in set(sections.glob("*.html")) - set(kept.values()):
-        file.unlink()
-    return {name: file.read_text(encoding="utf-8") for name, file in kept.items() if file.is_file()}
+    files = {name: sections / f"{scene_anchor(name)}.html" for name in results.pictures}
+    for name in files.keys() - set(worst):
+        files[name].unlink(missing_ok=True)
+    return {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
 
 
 def write_reports(results: EvaluationResults, sections: Path, options: Options, notes: list[str]) -> None:
@@ -246,8 +318,9 @@ def write_reports(results: EvaluationResults, sections: Path, options: Options, 
     rows: dict[str, dict[str, float]] = {}
     for model, row in results.summary().items():
         rows[model] = {metric: value.mean for metric, value in row.items()}
-        rows[f"{model}, 95% low"] = {metric: value.low for metric, value in row.items()}
-        rows[f"{model}, 95% high"] = {metric: value.high for metric, value in row.items()}
+        known = {metric: value for metric, value in row.items() if not math.isnan(value.low)}  # a dash for the others
+        rows[f"{model}, 95% low"] = {metric: value.low for metric, value in known.items()}
+        rows[f"{model}, 95% high"] = {metric: value.high for metric, value in known.items()}
     print(skt.format_table(rows), *notes, f"{len(results.pictures)} pictures -> {options.out}", sep="\n")
     for name, lines in results.warnings.items():
         print(*(f"warning, {name}: {line}" for line in lines), sep="\n", file=sys.stderr)
@@ -258,8 +331,9 @@ def write_reports(results: EvaluationResults, sections: Path, options: Options, 
 def main(arguments: list[str]) -> int:
     """Evaluate picture by picture, keeping each; return the exit status."""
     options = tyro.cli(Options, args=arguments, description=__doc__)
+    check_options(options)
     device, protocol = skt.pick_device(options.device), choose_protocol(options)
-    data, names = build_data(options)
+    data, names, source = build_data(options)
     models = load_models(options, device)
     overlapping = f"instead of the protocol's inference: blended tiles of {options.tile}, a quarter shared"
     notes = [protocol.describe(), *([overlapping] if options.tile else [])]
@@ -270,7 +344,7 @@ def main(arguments: list[str]) -> int:
         "tile": options.tile,
         "notes": notes,
     }
-    results = EvaluationResults(options.out, description)
+    results = EvaluationResults(options.out, description, source=source, names=names)
     sections = options.out / "sections"  # of the report, so that a run that goes on has those of finished pictures
     sections.mkdir(exist_ok=True)
     for index, name in enumerate(tqdm(names, "pictures", disable=None)):
@@ -278,7 +352,7 @@ def main(arguments: list[str]) -> int:
             continue
         try:
             scene = evaluate_picture(data[index], name, models, protocol, options, device)
-        except (OSError, ValueError, RuntimeError) as error:  # of this picture; the others can do without it
+        except Exception as error:  # of this picture, whatever a network raises; the others can do without it
             results.fail(name, error)
             continue
         if options.scenes > 0:

@@ -46,6 +46,26 @@ def strangers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
             return bracket[:, 0, :3]
 
     module.Shortest = Shortest  # type: ignore[attr-defined]
+
+    class Weighted(Shortest):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.tensor(module.gain))  # type: ignore[attr-defined]
+
+    class Failing(nn.Module):
+        error: BaseException | None = None
+        value = 0.0
+
+        def forward(self, bracket: torch.Tensor) -> torch.Tensor:
+            if self.error is not None:
+                raise self.error
+            picture = bracket[:, 0, :3].clone()
+            picture[..., 0, 0] = self.value
+            return picture
+
+    module.gain = 1.0  # type: ignore[attr-defined]
+    module.Weighted = Weighted  # type: ignore[attr-defined]
+    module.Failing = Failing  # type: ignore[attr-defined]
     module.swapped = lambda: (Shortest(), lambda network, bracket: network(bracket).flip(1))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "strangers", module)
     return module
@@ -210,6 +230,12 @@ def test_the_report_shows_the_worst_pictures_only(script, tmp_path):
         (["--orm", "strangers:Shortest", "--protocol", "bracketire"], "for raw pictures, those of synthetic are srgb"),
         (["--orm", "strangers:Shortest", "--checkpoint", "FILE", "--official"], "--official needs --orm, one of"),
         (["--orm", "strangers:Nothing"], "strangers:Nothing does not give a network"),
+        (["--limit", "0"], "--limit must be a whole number >= 1, got 0"),
+        (["--crop", "0"], "--crop must be a whole number >= 1, got 0"),
+        (["--tile", "0"], "--tile must be a whole number >= 1, got 0"),
+        (["--tile", "-5"], "--tile must be a whole number >= 1, got -5"),
+        (["--scenes", "-1"], "--scenes must be a whole number >= 0, got -1"),
+        (["--root", "photos"], "--root is a folder of data, which --data synthetic does not read: choose --data hdr-"),
     ],
 )
 def test_bad_options_are_named(script, weights, tmp_path, arguments, message):
@@ -219,7 +245,71 @@ def test_bad_options_are_named(script, weights, tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_network_for_other_brackets_is_refused_at_once(script, weights, tmp_path):
+    raw = tmp_path / "raw.safetensors"
+    skt.save_weights(raw, skt.TMRNet(features=8, num_blocks=(1, 1, 1, 1)))
+    message = "raw is for 5 exposures of 4 channels, scale 1; those of --data synthetic are 3 exposures of 6 channels"
+    with pytest.raises(ValueError, match=message):
+        script.main(["--checkpoint", str(raw), *SMALL, "--out", str(tmp_path / "out")])
+    data = skt.SyntheticScenes(1, (24, 32), split="val", camera=skt.RawCamera())
+    skt.simulate_dataset("bracketire", tmp_path / "data", None, data, progress=False)
+    arguments = ["--data", "bracketire", "--root", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="ours is for 3 exposures of 6 channels, scale 1; those"):
+        script.main(["--checkpoint", str(weights[0]), *arguments])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tile", ["8", "20"])
+def test_tiles_that_the_network_cannot_take_are_refused_at_once(script, strangers, tmp_path, tile):
+    strangers.Shortest.size_multiple = 8
+    arguments = ["--orm", "strangers:Shortest", "--crop", "32", "--limit", "1", "--out", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match=f"--tile must be a multiple of 8 >= 16 for Shortest, got {tile}"):
+        script.main([*arguments, "--tile", tile])
+    assert script.main([*arguments, "--tile", "16"]) == 0
+
+
+def test_a_smaller_limit_counts_the_first_pictures_alone(script, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["--orm", "strangers:Shortest", "--crop", "32", "--out", str(out), "--limit"]
+    script.main([*arguments, "3"])
+    psnr = [row["Shortest"]["PSNR-mu"] for row in read(out)["pictures"].values()]
+    capsys.readouterr()
+    script.main([*arguments, "1"])
+    shown = capsys.readouterr().out
+    assert f"{psnr[0]:.3f}" in shown
+    assert "1 pictures" in shown
+    assert shown.splitlines()[2].split() == ["Shortest,", "95%", "low", "-", "-", "-", "-"]
+    assert "synthetic-val-1" not in (out / "metrics.csv").read_text(encoding="utf-8")
+    assert (out / "report.html").read_text(encoding="utf-8").count('class="scene"') == 1
+    script.main([*arguments, "3"])
+    assert f"{sum(psnr) / 3:.3f}" in capsys.readouterr().out
+    assert (out / "report.html").read_text(encoding="utf-8").count('class="scene"') == 3
+
+
 # failures
+
+
+@pytest.mark.parametrize("save", ["hdr", "none"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_prediction_that_is_not_finite_is_a_failure(script, strangers, tmp_path, save, value):
+    strangers.Failing.value = value
+    out = tmp_path / "out"
+    assert script.main(["--orm", "strangers:Failing", *SMALL, "--save", save, "--out", str(out)]) == 1
+    found = read(out)
+    assert (found["pictures"], found["warnings"]) == ({}, {})
+    wanted = f"ValueError: Failing: 3 of {3 * 48 * 48} predicted values are infinite or NaN"
+    assert found["errors"] == dict.fromkeys(["synthetic-val-0", "synthetic-val-1"], wanted)
+
+
+def test_whatever_a_network_raises_is_its_pictures_failure(script, strangers, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--orm", "strangers:Failing", *SMALL, "--out", str(out)]
+    strangers.Failing.error = KeyError("flow")
+    assert script.main(arguments) == 1
+    assert read(out)["errors"] == dict.fromkeys(["synthetic-val-0", "synthetic-val-1"], "KeyError: 'flow'")
+    strangers.Failing.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        script.main(arguments)
 
 
 def test_an_unreadable_picture_costs_itself_alone_and_is_tried_again(script, strangers, tmp_path, capsys):
@@ -272,6 +362,48 @@ def test_results_of_another_evaluation_are_refused(script, weights, tmp_path, ch
     change = [str(other) if part == "OTHER" else part for part in change]
     with pytest.raises(ValueError, match=message):
         script.main(["--checkpoint", str(weights[0]), *SMALL, "--limit", "1", "--scenes", "0", *change, "--out", out])
+
+
+def test_weights_of_a_strangers_network_are_its_identity(script, strangers, tmp_path):
+    arguments = ["--orm", "strangers:Weighted", *SMALL, "--out", str(tmp_path / "out")]
+    assert script.main(arguments) == 0
+    assert read(tmp_path / "out")["description"]["models"]["Weighted"]["network"] == "Weighted"
+    assert script.main(arguments) == 0
+    strangers.gain = 2.0
+    with pytest.raises(ValueError, match=r"models.Weighted.sha256"):
+        script.main(arguments)
+
+
+@pytest.mark.parametrize("name", ["a.hdr", "b.hdr"])
+@pytest.mark.parametrize("crop", [[], ["--crop", "24"]])
+def test_two_folders_of_one_name_are_not_mixed(script, tmp_path, name, crop):
+    roots = [tmp_path / parent / "photos" for parent in ("one", "two")]
+    for root, picture in zip(roots, ("a.hdr", name), strict=True):
+        root.mkdir(parents=True)
+        skt.write_image(root / picture, 0.1 + torch.rand(3, 40, 50))
+    arguments = ["--orm", "strangers:Shortest", "--data", "hdr-folder", *crop, "--out", str(tmp_path / "out")]
+    assert script.main([*arguments, "--limit", "1", "--root", str(roots[0])]) == 0
+    with pytest.raises(ValueError, match=r"results of another evaluation.* a.hdr(-0)? \d+ bytes"):
+        script.main([*arguments, "--root", str(roots[1])])
+    skt.write_image(roots[0] / "c.hdr", 0.1 + torch.rand(3, 40, 50))  # more of the same is none of another
+    assert script.main([*arguments, "--limit", "2", "--root", str(roots[0])]) == 0
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_raw_files_of_one_size_are_told_apart(script, strangers, tmp_path, prepared):
+    roots = []
+    for seed in (0, 1):
+        data = skt.SyntheticScenes(1, (24, 32), seed=seed, split="val", camera=skt.RawCamera())
+        root = tmp_path / str(seed) / "data"
+        skt.simulate_dataset("bracketire", root, data, data, progress=False)
+        roots.append(
+            skt.prepare("bracketire", root, tmp_path / f"{seed}-p" / "data", progress=False) if prepared else root
+        )
+    strangers.Shortest.forward = lambda self, bracket: bracket[:, 0]
+    arguments = ["--orm", "strangers:Shortest", "--data", "bracketire", "--out", str(tmp_path / "out"), "--root"]
+    assert [script.main([*arguments, str(roots[0])]) for _ in range(2)] == [0, 0]
+    with pytest.raises(ValueError, match="results of another evaluation"):
+        script.main([*arguments, str(roots[1])])
 
 
 def test_swapped_channels_are_said(script, tmp_path, capsys):
