@@ -23,8 +23,9 @@ _DIFF_LIMIT = 200_000  # bytes
 def describe_environment() -> dict[str, Any]:
     """Return what made a run, as plain values: versions, devices, command line, date, and the code's state in git.
 
-    ``"git"`` is that of the repository around the working directory: commit, branch, whether tracked files differ
-    from the commit, and ``git diff HEAD`` up to 200 kB. It is None without git or a repository.
+    ``"git"`` is that of the repository that the running script is in, wherever it was started from, or else that of
+    this package: commit, branch, whether tracked files differ from the commit, and ``git diff HEAD`` up to 200 kB. It
+    is None without git, or where neither is in a repository. What a repository ignores is not in it.
 
     Example:
         >>> sorted(describe_environment())
@@ -118,29 +119,49 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def _code_folder() -> Path | None:
+    """Return the folder of the script, or else of the package, that a repository holds."""
+    script = getattr(sys.modules["__main__"], "__file__", None)  # none in a notebook
+    for file in (script, __file__):
+        if file is not None and (folder := Path(file).resolve().parent).is_dir():
+            inside = _git(folder, "rev-parse", "--is-inside-work-tree") == "true\n"
+            if inside and _git(folder, "check-ignore", "--quiet", ".") is None:
+                return folder
+    return None
+
+
 def _git_state() -> dict[str, Any] | None:
-    if _git("rev-parse", "--is-inside-work-tree") != "true\n":
+    folder = _code_folder()
+    if folder is None:
         return None
-    changes = _git("status", "--porcelain", "--untracked-files=no")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
     # Whatever the user's settings say: no colours, no other program, all of the repository.
-    diff = _git("diff", "--no-color", "--no-ext-diff", "--no-textconv", "--no-relative", "HEAD") or ""
+    diff = _git(folder, "diff", "--no-color", "--no-ext-diff", "--no-textconv", "--no-relative", "HEAD") or ""
     if len(content := diff.encode("utf-8", "surrogateescape")) > _DIFF_LIMIT:
         kept = content[:_DIFF_LIMIT].decode("utf-8", "surrogateescape")
         diff = f"{kept}\n[cut here: {_DIFF_LIMIT} of {len(content)} bytes]\n"
     return {
-        "commit": (_git("rev-parse", "--verify", "--quiet", "HEAD") or "").strip() or None,  # none before the first
-        "branch": (_git("symbolic-ref", "--quiet", "--short", "HEAD") or "").strip() or None,  # none when detached
+        "commit": (_git(folder, "rev-parse", "--verify", "--quiet", "HEAD") or "").strip()
+        or None,  # none before the first
+        "branch": (_git(folder, "symbolic-ref", "--quiet", "--short", "HEAD") or "").strip()
+        or None,  # none when detached
         "dirty": None if changes is None else bool(changes),
         "diff": diff,
     }
 
 
-def _git(*arguments: str) -> str | None:
+def _git(folder: Path, *arguments: str) -> str | None:
     """Return what git says, or None: a run must not fail over a note about its code."""
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # leave the repository's index alone
     try:
         done = subprocess.run(
-            ["git", *arguments], capture_output=True, stdin=subprocess.DEVNULL, timeout=20, env=environment, check=True
+            ["git", *arguments],
+            cwd=folder,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=20,
+            env=environment,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

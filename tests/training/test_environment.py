@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from skt_components.training import describe_environment, write_environment
+from skt_components.training import describe_environment, environment, write_environment
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
@@ -24,15 +24,23 @@ def git(folder, *arguments) -> str:
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A repository of one commit, as the working directory."""
-    folder = tmp_path / "code"
+    """A repository of one commit, with the script that runs; the working directory is in another one."""
+    folder, elsewhere = tmp_path / "code", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    git(elsewhere, "init", "-q", "-b", "mine")
+    monkeypatch.chdir(elsewhere)
     (folder / "deep").mkdir(parents=True)
-    monkeypatch.chdir(folder)
+    run_from(monkeypatch, folder)
     git(folder, "init", "-q", "-b", "trunk")
     (folder / "net.py").write_text("x = 1\n")
     git(folder, "add", ".")
     git(folder, "commit", "-q", "-m", "first")
     return folder
+
+
+def run_from(monkeypatch, folder) -> None:
+    """Let a script of this folder be what runs."""
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(folder / "train.py"), raising=False)
 
 
 def entries(folder) -> list[dict]:
@@ -75,7 +83,7 @@ def test_the_diff_gives_the_code_back_also_from_a_folder_below(repository, monke
     (repository / "net.py").write_bytes(text)
     git(repository, "config", "color.ui", "always")
     git(repository, "config", "diff.relative", "true")
-    monkeypatch.chdir(repository / "deep")
+    run_from(monkeypatch, repository / "deep")
     write_environment(tmp_path)
     state = entries(tmp_path)[0]["git"]
     assert (state["dirty"], state["diff"]) == (True, "git.diff")
@@ -97,14 +105,28 @@ def test_a_repository_without_a_commit_and_a_detached_one_are_no_errors(tmp_path
     git(repository, "checkout", "-q", "--detach")
     assert describe_environment()["git"]["branch"] is None
     (tmp_path / "new").mkdir()
-    monkeypatch.chdir(tmp_path / "new")
+    run_from(monkeypatch, tmp_path / "new")
     git(tmp_path / "new", "init", "-q", "-b", "trunk")
     assert describe_environment()["git"] == {"commit": None, "branch": "trunk", "dirty": False, "diff": ""}
 
 
+@needs_git
+@pytest.mark.parametrize("main", ["outside", "ignored", "notebook"])
+def test_a_script_that_is_in_no_repository_leaves_that_of_the_package(repository, tmp_path, monkeypatch, main):
+    monkeypatch.setattr(environment, "__file__", str(repository / "deep" / "environment.py"))
+    (repository.parent / "elsewhere" / ".gitignore").write_text("bin/\n")
+    (repository.parent / "elsewhere" / "bin").mkdir()
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    run_from(monkeypatch, tmp_path if main == "outside" else tmp_path / "elsewhere" / "bin")
+    if main == "notebook":
+        monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    assert describe_environment()["git"]["branch"] == "trunk"
+
+
 def test_neither_git_nor_a_repository_is_needed(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
+    run_from(monkeypatch, tmp_path)
     assert describe_environment()["git"] is None
     monkeypatch.setenv("PATH", str(tmp_path))  # no git at all
     write_environment(tmp_path)
