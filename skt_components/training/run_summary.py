@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from skt_components.modules.weights import replacing
+from skt_components.training.checkpoint_folder import CheckpointFolder
 from skt_components.training.config import TrainConfig, read_toml
 from skt_components.training.environment import read_environments
 from skt_components.training.run_folder import to_toml
@@ -101,7 +103,38 @@ def _trained(folder: Path, config: dict[str, Any], environments: list[dict[str, 
         f"crops of {value['crop']} pixels."
     )
     others = f"Options that are not the defaults: {', '.join(changed)}." if changed else "All options are the defaults."
-    return [text, f"{others} All of them: {_link(folder, folder / 'config.toml')}."]
+    return [text, *_unfinished(folder, value), f"{others} All of them: {_link(folder, folder / 'config.toml')}."]
+
+
+def _unfinished(folder: Path, value: dict[str, Any]) -> list[str]:
+    """Say how far the runs came that did not come to their end, unless there is no trace of any."""
+    several = value["seeds"] > 1
+    runs = [folder / f"seed-{value['seed'] + i}" for i in range(value["seeds"])] if several else [folder]
+    names = ["bare"] if value["bare"] else ["framework", "bare"] if value["compare"] else ["framework"]
+    done = {(run, name): _steps_done(run, name) for run in runs for name in names}
+    if all(count is None for count in done.values()):  # of a loop with other names
+        return []
+    short = [
+        f"{run.name + ' ' if several else ''}{name} {count or 0}"
+        for (run, name), count in done.items()
+        if (count or 0) < value["steps"]
+    ]
+    return [f"**Not finished**: {', '.join(short)} of {value['steps']} steps."] if short else []
+
+
+def _steps_done(run: Path, name: str) -> int | None:
+    logged = (entry for entry in _entries(run) if entry.get("run") == name and "notice" not in entry)
+    steps = [int(entry.get("step", 0)) + ("terms" in entry) for entry in logged]  # which are of a step that is done
+    return max([*steps, *CheckpointFolder(run / "checkpoints", name).steps()], default=None)
+
+
+def _entries(run: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of metrics.jsonl that are whole."""
+    with suppress(OSError), open(run / "metrics.jsonl", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            with suppress(ValueError):  # half a line of a run that was killed
+                if isinstance(entry := json.loads(line), dict):
+                    yield entry
 
 
 def _result(folder: Path) -> list[str]:
@@ -117,13 +150,10 @@ def _notices(folder: Path) -> list[str]:
     found = []
     for run in (folder, *_seed_folders(folder)):
         seed = "" if run == folder else f"{run.name} "
-        with suppress(OSError), open(run / "metrics.jsonl", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                with suppress(ValueError):  # half a line of a run that was killed
-                    entry = json.loads(line)
-                    if isinstance(entry, dict) and "notice" in entry:
-                        place = f"{seed}{entry.get('run', '')} step {entry.get('step', '?')}"
-                        found.append(f"{place}: {' '.join(str(entry['notice']).split())}")
+        for entry in _entries(run):
+            if "notice" in entry:
+                place = f"{seed}{entry.get('run', '')} step {entry.get('step', '?')}"
+                found.append(f"{place}: {' '.join(str(entry['notice']).split())}")
     if not found:
         return []
     more = [f"and {len(found) - _NOTICES} more in metrics.jsonl"] if len(found) > _NOTICES else []

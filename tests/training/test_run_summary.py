@@ -27,6 +27,7 @@ def make_run(folder: Path, **options) -> Path:
     write_environment(run)
     lines = [
         {"run": "framework", "step": 3, "terms": {"org": 1.0}},
+        {"run": "framework", "step": options.get("steps", 300), "validation": {}},
         {"run": "framework", "step": 5, "notice": "a\nspike"},
     ]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"run": "fra', encoding="utf-8")
@@ -51,6 +52,7 @@ def test_the_page_of_a_whole_run(tmp_path):
     page = (run / "README.md").read_text(encoding="utf-8")
     assert page.startswith("# run\n\n`ahdrnet-small` on `synthetic`, with the knowledge of `tf_efficientnet_lite0`: ")
     assert "7 steps, batches of 6, crops of 64 pixels" in page
+    assert "Not finished" not in page
     options = set(re.findall(r"`(\w+) = [^`]*`", page))
     assert options == {"steps", "batch_size", "accumulate"}
     assert "ORM after   40.123" in section(page, "Result")
@@ -60,6 +62,36 @@ def test_the_page_of_a_whole_run(tmp_path):
     assert f"--resume {run.as_posix()}" in section(page, "Continue")
     assert f"torch {torch.__version__.split('+')[0]}" in section(page, "Made with")
     assert "- [checkpoints](checkpoints/) (1): the states to continue from" in section(page, "Files")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "framework 36"),
+        ({"bare": True}, "bare 4"),
+        ({"compare": True}, "framework 36, bare 4"),
+        ({"seeds": 2}, "seed-0 framework 36, seed-1 framework 0"),
+        ({"steps": 36}, None),
+        ({"steps": 36, "compare": True}, "bare 4"),
+        ({"seed": 7, "seeds": 2}, None),  # of which there is no trace
+    ],
+)
+def test_a_run_that_was_stopped_says_how_far_it_came(tmp_path, options, said):
+    run = make_run_folder(TrainConfig(out=tmp_path / "run", **{"steps": 400, **options}))
+    traces = run / "seed-0" if "seeds" in options else run
+    (traces / "checkpoints").mkdir(parents=True)
+    (traces / "checkpoints" / "framework-00000036.ckpt").touch()
+    lines = [
+        {"run": "framework", "step": 25, "terms": {"org": 1.0}},
+        {"run": "bare", "step": 0, "validation": {}},
+        {"run": "bare", "step": 3, "terms": {"org": 1.0}},
+        {"run": "end", "step": 36, "notice": "no space"},
+    ]
+    (traces / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n{")
+    page = write_run_summary(run).read_text()
+    found = re.search(r"\*\*Not finished\*\*: (.*) of (\d+) steps\.", page)
+    assert (found and found[1]) == said
+    assert found is None or int(found[2]) == options.get("steps", 400)
 
 
 def test_every_link_leads_somewhere_and_every_file_is_listed(tmp_path):
