@@ -169,9 +169,6 @@ def build_modules(config: skt.TrainConfig, sample: Tensor) -> tuple[Framework, B
     if config.perceptual is not None:
         extractor = bank if config.perceptual == "bank" else skt.VGG19Features(weights=config.perceptual)
     org_loss = OrgLoss(config, extractor)
-    overrides = {f: v for f in asdict(skt.LossWeights.paper()) if (v := getattr(config, f)) is not None}
-    paper = config.loss_weights == "paper"
-    preset = skt.LossWeights.paper() if paper else skt.LossWeights.recommended(config.joint)
     bare = Bare(copy.deepcopy(orm), forward, org_loss)
     framework = Framework(
         orm,
@@ -179,7 +176,7 @@ def build_modules(config: skt.TrainConfig, sample: Tensor) -> tuple[Framework, B
         taps=config.taps or None,
         orm_loss=org_loss,
         domain=config.domain,
-        weights=replace(preset, **overrides),
+        weights=None if config.bare and extractor is None else config.term_weights,
         forward_orm=forward,
         perceptual=None if extractor is None else skt.PerceptualLoss(extractor),
         joint=config.joint,
@@ -538,7 +535,7 @@ def run_seed(
     return found
 
 
-def make_table(config: skt.TrainConfig, folders: list[Path], results: list[dict[str, Scores]]) -> str:
+def make_table(config: skt.TrainConfig, folders: list[Path], results: list[dict[str, Scores]], validation: Data) -> str:
     """Means over pictures and seeds before and after, and what is gained over the bare network."""
     lines = [skt.read_metrics(folder / "metrics.jsonl") for folder in folders]
     before = [next(line["validation"]["ORM"] for line in of if "validation" in line) for of in lines]
@@ -554,9 +551,27 @@ def make_table(config: skt.TrainConfig, folders: list[Path], results: list[dict[
     }
     text = skt.format_table(averages)
     if config.compare:
-        pairs = [[r[name]["ORM"]["PSNR-mu"] for r in results] for name in ("framework", "bare")]
-        text += f"\n{skt.paired_summary(*pairs)}"
+        ours, theirs = ([r[name]["ORM"]["PSNR-mu"] for r in results] for name in ("framework", "bare"))
+        if (count := len(ours[0])) > 1:
+            text += f"\n{skt.paired_summary(ours, theirs)}"
+        else:
+            gain = float(torch.stack(ours).sub(torch.stack(theirs)).mean())
+            text += f"\npaired gain over 1 picture: {gain:+.3f} dB PSNR-mu; an interval needs two pictures"
+        if isinstance(validation, skt.HDRFolder):  # whose photographs take turns
+            files = min(len(validation.files), count)
+            text += f" ({count} view{'s' * (count > 1)} of {files} photograph{'s' * (files > 1)})"
     return text
+
+
+def warn_of_idle(config: skt.TrainConfig, engine: skt.Engine) -> None:
+    """Say which options these steps are too few for; no error, for a trial of a long run is short."""
+    idle = {"warmup_steps": "the learning rate does not reach --lr"}
+    if not config.bare:
+        idle["transfer_start"] = "the framework does not train the network"
+    for name, what in idle.items():
+        if (value := getattr(config, name)) >= config.steps:
+            option = name.replace("_", "-")
+            engine.accelerator.print(f"--{option} {value} of --steps {config.steps}: {what}", file=sys.stderr)
 
 
 def leave_word(run: Path, folder: Path, error: BaseException) -> None:
@@ -576,6 +591,7 @@ def main(arguments: list[str]) -> None:
     config = parse(arguments)
     skt.check_bank_weights(config.knowledge_bank, config.weights, download=config.download)  # before any other work
     engine = skt.Engine(config)
+    warn_of_idle(config, engine)
     downloads = config.download or "pretrained" in (config.weights, config.perceptual)
     with engine.accelerator.local_main_process_first() if downloads else nullcontext():
         parts = build(config, engine.processes)  # before the folder is made: a mistake leaves nothing behind
@@ -601,7 +617,7 @@ def main(arguments: list[str]) -> None:
             leave_word(run, folders[-1], error)
         raise
     if engine.is_main:
-        table = make_table(config, folders, results)
+        table = make_table(config, folders, results, parts.data[1])
         (run / "table.txt").write_text(table + "\n", encoding="utf-8")
         skt.write_run_summary(run)
         print(table)

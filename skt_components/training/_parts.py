@@ -30,8 +30,9 @@ def find_taps(model: nn.Module, names: Sequence[str] | None) -> FeatureTaps:
         names = getattr(unwrap(model), "fusion_taps", None)
     if names is None:
         raise ValueError(
-            f"{type(model).__name__} does not say its stages in fusion_taps: pass taps=[three layer names]; "
-            "suggest_taps(model, bracket) lists candidates. (A teacher of your own must have the attribute.)"
+            f"{type(model).__name__} does not say its stages in fusion_taps: pass taps=[three layer names], or to "
+            "train_full.py --taps; suggest_taps(model, bracket) lists candidates. (A teacher of your own must have the "
+            "attribute.)"
         )
     taps = FeatureTaps(names)
     if len(set(taps.layers)) != STAGES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,9 +58,10 @@ class LossWeights:
 
 
 _COUNTS = (
-    *("steps", "batch_size", "accumulate", "crop", "log_every", "validate_every", "checkpoint_every", "keep"),
+    *("steps", "batch_size", "accumulate", "log_every", "validate_every", "checkpoint_every", "keep"),
     *("regions", "seeds", "val_samples"),
 )
+_LEAST = {"crop": 8, "val_crop": 16}
 _WEIGHTS = ("warmup_lr", "weight_decay", "spike_factor", "org_rms_weight", "org_perceptual_weight")
 _PUBLISHED = ("kalantari", "tel", "bracketire", "bracketire-plus")
 
@@ -194,7 +195,8 @@ class TrainConfig:
     compare: bool = False
     """Also train the bare network from the same weights on the same data, and print the paired gain."""
     bare: bool = False
-    """Train the bare network alone, as --compare does beside the framework."""
+    """Train the bare network alone, as --compare does beside the framework: its regions are measured with the bank,
+    which must be there, and a network of your own needs its --taps."""
     config: Path | None = None
     """TOML file of these options; those on the command line win."""
     dry_run: bool = False
@@ -204,21 +206,31 @@ class TrainConfig:
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{_flag(name)} must be >= 1, got {getattr(self, name)}")
-        if self.val_crop < 16:
-            raise ValueError(f"--val-crop must be >= 16, got {self.val_crop}")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"--{_flag(name)} must be >= {least}, got {getattr(self, name)}")
+        largest = 2**63 - 1 - self.seeds  # what generators take
+        if not 0 <= self.seed <= largest:
+            raise ValueError(f"--seed must be in [0, {largest}], got {self.seed}")
         for name in ("lr", "final_lr", "clip_grad"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"--{_flag(name)} must be a finite number > 0, got {value}")
-        for name in ("workers", "transfer_start", "transfer_ramp", "warmup_steps", *_WEIGHTS):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"--{_flag(name)} must be a finite number >= 0, got {getattr(self, name)}")
+        of_terms = (field.name for field in fields(LossWeights))
+        for name in ("workers", "transfer_start", "transfer_ramp", "warmup_steps", *_WEIGHTS, *of_terms):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"--{_flag(name)} must be a finite number >= 0, got {value}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema-decay must be in [0, 1), got {self.ema_decay}")
         if self.teacher_stride is not None and self.teacher_stride < 1:
             raise ValueError(f"--teacher-stride must be >= 1, got {self.teacher_stride}")
-        if self.org_perceptual_weight > 0 and self.perceptual is None:
-            raise ValueError("--org-perceptual-weight needs features: give --perceptual")
+        if self.perceptual is None:
+            self._check_no_features()
+        if self.bank_taps != "paper" and self.knowledge_bank != "fastsam":
+            raise ValueError(
+                f"--bank-taps {self.bank_taps} is for fastsam: --knowledge-bank {self.knowledge_bank} has none"
+            )
         if self.final_lr is not None and self.schedule == "constant":
             raise ValueError("--final-lr is where a schedule ends: --schedule constant has none")
         if self.warmup_lr and not self.warmup_steps:
@@ -243,6 +255,26 @@ class TrainConfig:
     def peak(self) -> float:
         """Linear value of white."""
         return 16.0 if self.domain == "raw" else 1.0
+
+    @property
+    def term_weights(self) -> LossWeights:
+        """Weights of the terms: those of --loss-weights, and what overrides them."""
+        paper = self.loss_weights == "paper"
+        preset = LossWeights.paper() if paper else LossWeights.recommended(self.joint)
+        given = {field.name: getattr(self, field.name) for field in fields(preset)}
+        return replace(preset, **{name: value for name, value in given.items() if value is not None})
+
+    def _check_no_features(self) -> None:
+        weights = self.term_weights
+        used = not self.bare and weights.content_weight > 0 and weights.perceptual_weight > 0
+        options = {
+            "--org-perceptual-weight": self.org_perceptual_weight > 0,
+            f"--perceptual-weight {self.perceptual_weight}": used and self.perceptual_weight is not None,
+            "--loss-weights paper": used,
+        }
+        for option, needed in options.items():
+            if needed:
+                raise ValueError(f"{option} needs features: give --perceptual bank, pretrained or FILE")
 
     def _check_data(self) -> None:
         if self.data == "synthetic" and self.root is not None:

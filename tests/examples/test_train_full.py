@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -165,7 +166,28 @@ def test_compare_trains_the_bare_network_from_the_same_start(
     assert found == {"bare": before["bare"]}
     assert not (alone / "orm.safetensors").exists()
     assert "without the framework" in (alone / "README.md").read_text()
+    assert "Not finished" not in (run / "README.md").read_text() + (alone / "README.md").read_text()
     assert 'load_model("bare.safetensors")' in (alone / "README.md").read_text()
+
+
+def test_a_bare_run_asks_for_no_features_of_terms_that_it_has_not(loop: ModuleType) -> None:
+    bracket = torch.rand(1, 3, 6, 32, 32)
+    plain, paper = (
+        loop.build_modules(skt.TrainConfig(bare=bare, **options), bracket)[1].state_dict()
+        for bare, options in ((False, {}), (True, {"loss_weights": "paper"}))
+    )
+    assert all(torch.equal(value, paper[key]) for key, value in plain.items())
+
+
+def test_options_that_come_too_late_are_named(loop: ModuleType, capsys: pytest.CaptureFixture) -> None:
+    late = ["--dry-run", "--steps", "5", "--warmup-steps", "5", "--transfer-start", "9"]
+    loop.main(late)
+    assert capsys.readouterr().err.splitlines() == [
+        "--warmup-steps 5 of --steps 5: the learning rate does not reach --lr",
+        "--transfer-start 9 of --steps 5: the framework does not train the network",
+    ]
+    loop.main([*late, "--steps", "10"])
+    assert capsys.readouterr().err == ""
 
 
 def test_the_root_mean_square_joins_l_org_of_both(loop: ModuleType) -> None:
@@ -324,6 +346,38 @@ def test_perceptual_term_over_the_bank(loop: ModuleType, tmp_path: Path) -> None
     assert all(np.isfinite(list(line["terms"].values())).all() for line in metrics(run) if "terms" in line)
 
 
+# --- the table
+
+
+def fabricated(loop: ModuleType, folder: Path, pictures: int, validation: object, **options: object) -> str:
+    """The table of two seeds, whose framework is 1 and 2 dB better than the bare network."""
+    (folder / "metrics.jsonl").write_text(json.dumps({"validation": {"ORM": dict.fromkeys(loop.METRICS, 20.0)}}) + "\n")
+    results = []
+    for gain in (1.0, 2.0):
+        scores = {name: torch.full((pictures,), 30.0, dtype=torch.float64) for name in loop.METRICS}
+        better = {name: values + gain for name, values in scores.items()}
+        results.append({"framework": {"ORM": better, "SPGRM": better}, "bare": {"ORM": scores}})
+    return loop.make_table(skt.TrainConfig(compare=True, **options), [folder, folder], results, validation)
+
+
+def test_one_validation_picture_gives_a_gain_without_an_interval(loop: ModuleType, tmp_path: Path) -> None:
+    text = fabricated(loop, tmp_path, 1, skt.SyntheticScenes(1, 16, split="val"))
+    assert text.splitlines()[-1] == "paired gain over 1 picture: +1.500 dB PSNR-mu; an interval needs two pictures"
+    assert "bare ORM after" in text
+
+
+@pytest.mark.parametrize(
+    ("pictures", "said"),
+    [(16, "16 views of 2 photographs"), (1, "1 view of 1 photograph"), (2, "2 views of 2 photographs")],
+)
+def test_views_are_counted_by_photograph(loop: ModuleType, tmp_path: Path, pictures: int, said: str) -> None:
+    root = photographs(tmp_path / "photos")
+    data = skt.HDRFolder(root, crop=16, split="val", val_names=["a.hdr", "b.hdr"])
+    text = fabricated(loop, tmp_path, pictures, data, data="hdr-folder", root=root)
+    assert text.endswith(f" ({said})")
+    assert ("95 % interval" in text) == (pictures > 1)
+
+
 # --- RAW and the published data sets
 
 
@@ -471,6 +525,7 @@ def test_a_nan_stops_the_run_and_keeps_the_checkpoint(
     monkeypatch.setattr(skt.SemanticHistogramLoss, "forward", poisoned)
     with pytest.raises(skt.NonFiniteError, match=r"NaN or infinity in color at step \d"):
         loop.main([*SMALL, "--steps", "20", "--validate-every", "100", "--out", str(run)])
+    assert re.search(r"\*\*Not finished\*\*: framework \d of 20 steps\.", (run / "README.md").read_text())
     good = weights(run)
     assert all(value.isfinite().all() for value in good.values() if value.is_floating_point())
 
@@ -509,7 +564,6 @@ def test_nothing_is_written_over(loop: ModuleType, tmp_path: Path) -> None:
         (["--orm", "math:pow"], "math:pow does not give a network"),
         (["--orm", "os:getcwd"], "must return an nn.Module"),
         (["--device", "warp"], "no device 'warp'"),
-        (["--loss-weights", "paper"], "perceptual"),
         (["--weights", "missing.pth"], "missing.pth"),
         (["--knowledge-bank", "fastsam", "--weights", "missing.pt"], "missing.pt"),
         (["--knowledge-bank", "no_such_net"], "name must be a timm model"),
@@ -520,7 +574,7 @@ def test_nothing_is_written_over(loop: ModuleType, tmp_path: Path) -> None:
         (["--data", "bracketire-plus", "--root", "missing"], "missing"),
         (["--taps", "RDB1", "RDB2"], "taps must name 3"),
         (["--taps", "RDB1", "RDB2", "RDB9"], "RDB9"),
-        (["--content-weight", "-1"], "content_weight"),
+        (["--orm", "strangers:Stranger"], "Stranger does not say its stages in fusion_taps: .* --taps"),
     ],
 )
 def test_mistakes_are_explained(loop: ModuleType, tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -541,6 +595,9 @@ def test_mistakes_are_explained(loop: ModuleType, tmp_path: Path, arguments: lis
         (["--data", "bracketire"], "--data bracketire needs --root"),
         (["--data", "tel", "--root", ".", "--camera", "raw"], "--data tel has its own"),
         (["--metadata"], "--metadata is that of RAW data"),
+        (["--content-weight", "-1"], "--content-weight must be a finite number >= 0, got -1"),
+        (["--loss-weights", "paper"], "--loss-weights paper needs features: give --perceptual"),
+        (["--seed", "99999999999999999999"], "--seed must be in [0, "),
     ],
 )
 def test_options_out_of_range_are_refused(

@@ -27,7 +27,7 @@ OTHER = TrainConfig(
     metadata=True,
     orm="my_package.nets:MyNet",
     taps=("enc.0", "body[1]", "dec[-1]"),
-    knowledge_bank="resnet18",
+    knowledge_bank="fastsam",
     weights="weights/bank.pth",
     regions=5,
     loss_weights="paper",
@@ -109,9 +109,7 @@ def test_weights_cannot_be_changed_in_place():
 # TrainConfig
 
 
-@pytest.mark.parametrize(
-    "name", ["steps", "batch_size", "crop", "log_every", "validate_every", "checkpoint_every", "regions"]
-)
+@pytest.mark.parametrize("name", ["steps", "batch_size", "log_every", "validate_every", "checkpoint_every", "regions"])
 @pytest.mark.parametrize("value", [0, -3])
 def test_rejects_counts_below_one(name, value):
     with pytest.raises(ValueError, match=rf"--{name.replace('_', '-')} must be >= 1, got {value}"):
@@ -125,6 +123,15 @@ def test_rejects_counts_below_one(name, value):
         ({"lr": math.nan}, r"--lr must be a finite number > 0, got nan"),
         ({"workers": -1}, r"--workers must be a finite number >= 0, got -1"),
         ({"val_crop": 4}, r"--val-crop must be >= 16, got 4"),
+        ({"crop": 7}, r"--crop must be >= 8, got 7"),
+        ({"seed": -1}, r"--seed must be in \[0, 9223372036854775806\], got -1"),
+        ({"seed": 2**63 - 3, "seeds": 3}, r"--seed must be in \[0, 9223372036854775804\], got 9223372036854775805"),
+        ({"content_weight": -1.0}, r"--content-weight must be a finite number >= 0, got -1\.0"),
+        ({"alignment_weight": math.nan}, r"--alignment-weight must be a finite number >= 0, got nan"),
+        ({"loss_weights": "paper"}, r"--loss-weights paper needs features: give --perceptual bank, pretrained or FILE"),
+        ({"perceptual_weight": 1.0}, r"--perceptual-weight 1\.0 needs features: give --perceptual"),
+        ({"org_perceptual_weight": 1.0}, r"--org-perceptual-weight needs features: give --perceptual"),
+        ({"bank_taps": "fast"}, r"--bank-taps fast is for fastsam: --knowledge-bank tf_efficientnet_lite0 has none"),
         ({"resume": Path("a"), "out": Path("b")}, r"--resume continues in its own folder"),
         ({"data": "hdr-folder"}, r"--data hdr-folder needs --root FOLDER"),
         ({"bare": True, "compare": True}, r"--bare trains no framework to --compare with"),
@@ -165,6 +172,31 @@ def test_data_and_camera_give_domain_scale_and_peak(options, expected):
     config = TrainConfig(**options)
     assert (config.domain, config.scale, config.peak) == expected
     assert DomainTransfer(config.domain).peak == config.peak
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss_weights": "paper", "perceptual": "bank"},
+        {"loss_weights": "paper", "perceptual_weight": 0.0},
+        {"perceptual_weight": 1.0, "content_weight": 0.0},
+        {"loss_weights": "paper", "bare": True},
+        {"seed": 2**63 - 4, "seeds": 3},
+        {"steps": 5, "warmup_steps": 9, "transfer_start": 9},  # a trial of a long run
+    ],
+)
+def test_accepts_options_that_fit(options):
+    TrainConfig(**options)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_weights_of_the_terms_are_the_presets_and_what_overrides_them(joint):
+    own = {"color_weight": 0.0, "alignment_weight": 3.0}
+    recommended = LossWeights.recommended(joint)
+    assert TrainConfig(joint=joint).term_weights == recommended
+    assert TrainConfig(joint=joint, **own).term_weights == dataclasses.replace(recommended, **own)
+    paper = TrainConfig(joint=joint, loss_weights="paper", perceptual="bank", **own)
+    assert paper.term_weights == dataclasses.replace(LossWeights.paper(), **own)
 
 
 def test_every_option_has_a_help_text_on_the_command_line(capsys):

@@ -1090,7 +1090,7 @@ class Silent(AHDRNet):
     [
         (
             {"orm": Silent()},
-            r"Silent does not say its stages in fusion_taps: pass taps=\[three layer names\]; suggest_taps",
+            r"Silent does not say its stages in fusion_taps: pass taps=\[three layer names\], .* --taps; suggest_taps",
         ),
         (
             {"taps": ["RDB1", "RDB2"]},
