@@ -1106,7 +1106,7 @@ class Silent(AHDRNet):
             for stride in (0, -1, 2.5)
         ),
         ({"mask_ratio": 2.0}, r"mask_ratio must be in \[0, 1\], got 2.0"),
-        ({"latent_channels": 0}, r"student, teacher and latent channels must be >= 1, got \(8, 8, 0\)"),
+        ({"latent_channels": 0}, r"latent.channels must be .*>= 1, got"),
         ({"spgrm": nn.Conv2d(3, 3, 1)}, r"Conv2d does not say its stages in fusion_taps"),
     ],
 )
