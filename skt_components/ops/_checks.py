@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Collection
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def check_tensor(
@@ -40,6 +40,28 @@ def check_same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
         raise ValueError(f"{name_a} and {name_b} must be on one device, got {a.device} and {b.device}")
 
 
+def check_same_dtype(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
+    """Raise TypeError unless the dtypes are equal, or autocast is on, which mixes all but float64."""
+    if a.dtype == b.dtype:
+        return
+    device = b.device.type
+    if device != "meta" and torch.is_autocast_enabled(device) and torch.float64 not in (a.dtype, b.dtype):
+        return
+    raise TypeError(f"{name_a} and {name_b} must have one dtype, got {a.dtype} and {b.dtype}")
+
+
+def check_batch(name: str, value: Tensor) -> None:
+    """Raise ValueError when ``value`` (B, ...) holds no sample."""
+    if value.shape[0] == 0:
+        raise ValueError(f"batch must not be empty: {name} must have B >= 1, got shape {tuple(value.shape)}")
+
+
+def check_per_picture(name: str, value: Tensor, shape: tuple[int, ...], batch: int) -> None:
+    """Raise ValueError unless ``value`` has ``shape``, or ``(batch, *shape)`` for one per picture."""
+    if tuple(value.shape) not in (shape, (batch, *shape)):
+        raise ValueError(f"{name} must have shape {shape} or {(batch, *shape)}, got {tuple(value.shape)}")
+
+
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
@@ -50,6 +72,12 @@ def check_positive(name: str, value: float) -> None:
     """Raise ValueError unless ``value`` is a finite number above zero."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < float("inf"):
         raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
 
 
 def check_count(name: str, value: int, minimum: int) -> int:
@@ -68,6 +96,14 @@ def check_range(name: str, value: tuple[float, float]) -> tuple[float, float]:
     if not (low < high and abs(low) < float("inf") and abs(high) < float("inf")):
         raise ValueError(f"{name} must be finite with low < high, got {value!r}")
     return low, high
+
+
+def may_look(value: Tensor) -> bool:
+    """Whether a look at the values is free: not on a device that it would wait for, not where none are there."""
+    if value.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    # Fake tensors and those inside vmap have no values.
+    return type(value) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 def float_dtype(value: Tensor) -> torch.dtype:
