@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from skt_components.ops._checks import check_choice, check_positive, check_tensor
+from skt_components.ops._checks import check_choice, check_per_picture, check_positive, check_tensor, may_look
 from skt_components.ops.raw import apply_color_matrix, mosaic, pack_raw, render_raw
 from skt_components.ops.raw import white_balance as balance
 from skt_components.ops.transfer import mu_law, mu_law_inverse
@@ -116,12 +116,14 @@ class DomainTransfer(nn.Module):
             return linear
         if color_matrix is not None:
             check_tensor("color_matrix", color_matrix)
+            check_per_picture("color_matrix", color_matrix, (3, 3), linear.shape[0])
             linear = apply_color_matrix(linear, _invert(color_matrix.to(linear)))
         packed = pack_raw(mosaic(linear, self.cfa_pattern), self.cfa_pattern)
         if white_balance is None:
             return packed
         gains = torch.as_tensor(white_balance).to(packed)
-        if _may_look(gains) and not gains.all():
+        check_per_picture("white_balance gains", gains, (3,), packed.shape[0])
+        if may_look(gains) and not gains.all():
             raise ValueError(f"white_balance must not be 0 to be undone, got {gains.tolist()}")
         return balance(packed, 1 / gains)
 
@@ -140,19 +142,12 @@ def _refuse_metadata(white_balance: object, color_matrix: object) -> None:
 
 def _invert(matrix: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3 3"]:
     """Invert by cross products: unlike ``torch.linalg.inv`` without a look at the device."""
-    if matrix.shape[-2:] != (3, 3):
-        raise ValueError(f"color_matrix must have shape (3, 3) or (B, 3, 3), got {tuple(matrix.shape)}")
     first, second, third = matrix.unbind(dim=-2)
     columns = [torch.linalg.cross(a, b) for a, b in ((second, third), (third, first), (first, second))]
     determinant = (first * columns[0]).sum(-1)
-    if _may_look(matrix):
+    if may_look(matrix):
         # Against the largest that rows of this length can have, so that the scale does not matter.
         largest = matrix.norm(dim=-1).prod(-1)
         if (determinant.abs() <= 8 * torch.finfo(matrix.dtype).eps * largest).any():
             raise ValueError(f"color_matrix must be invertible, got {matrix.tolist()}")
     return torch.stack(columns, dim=-1) / determinant[..., None, None]
-
-
-def _may_look(value: Tensor) -> bool:
-    """Whether a look at the values is free: not on a device that it would wait for, not in a compiled graph."""
-    return value.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from skt_components.ops._checks import check_choice, check_tensor
+from skt_components.ops._checks import check_choice, check_per_picture, check_tensor
 
 CFA_PATTERNS = ("RGGB", "BGGR", "GRBG", "GBRG")
 # How far each method reaches, and so how wide the mirrored border is.
@@ -181,8 +181,7 @@ def white_balance(
     if channels not in (3, 4):
         raise ValueError(f"picture must have 3 (RGB) or 4 (packed RAW) channels, got {channels}")
     factors = torch.as_tensor(gains, dtype=picture.dtype, device=picture.device)
-    if factors.shape not in ((3,), (batch, 3)):
-        raise ValueError(f"gains must have shape (3,) or ({batch}, 3), got {tuple(factors.shape)}")
+    check_per_picture("gains", factors, (3,), batch)
     red, green, blue = factors.split(1, dim=-1)
     greens = [green] * (channels - 2)
     return picture * torch.cat([red, *greens, blue], dim=-1)[..., None, None]
@@ -213,8 +212,7 @@ def apply_color_matrix(
     """
     check_tensor("rgb", rgb, ndim=4, layout="(B, 3, H, W)", channels=3)
     check_tensor("matrix", matrix)
-    if matrix.shape not in ((3, 3), (rgb.shape[0], 3, 3)):
-        raise ValueError(f"matrix must have shape (3, 3) or ({rgb.shape[0]}, 3, 3), got {tuple(matrix.shape)}")
+    check_per_picture("matrix", matrix, (3, 3), rgb.shape[0])
     # Written out, not as a matrix product: products lose digits under autocast and TF32.
     red, green, blue = matrix.to(rgb)[..., None, None].unbind(dim=-3)
     return red * rgb[:, 0:1] + green * rgb[:, 1:2] + blue * rgb[:, 2:3]
@@ -257,8 +255,13 @@ def render_raw(
         [2.0, 1.0, 1.5]
     """
     check_tensor("packed", packed, ndim=4, layout="(B, 4, h, w)", channels=4)
+    if color_matrix is not None:  # here and below by this function's names, before others see them by their own
+        check_tensor("color_matrix", color_matrix)
+        check_per_picture("color_matrix", color_matrix, (3, 3), packed.shape[0])
     if white_balance is not None:
-        packed = _balance(packed, white_balance)
+        gains = torch.as_tensor(white_balance, dtype=packed.dtype, device=packed.device)
+        check_per_picture("white_balance gains", gains, (3,), packed.shape[0])
+        packed = _balance(packed, gains)
     rgb = demosaic(unpack_raw(packed, cfa_pattern), cfa_pattern, method)
     return rgb if color_matrix is None else apply_color_matrix(rgb, color_matrix)
 

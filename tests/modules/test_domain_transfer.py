@@ -189,14 +189,32 @@ def test_srgb_has_no_metadata(key, method):
         ({"color_matrix": torch.arange(1.0, 10).view(3, 3) / 10}, "color_matrix must be invertible"),
         ({"color_matrix": torch.stack([torch.eye(3), torch.zeros(3, 3)])}, "color_matrix must be invertible"),
         ({"color_matrix": torch.eye(4)}, r"color_matrix must have shape .*got \(4, 4\)"),
-        ({"color_matrix": torch.eye(3).expand(3, 3, 3)}, r"matrix must have shape .*\(2, 3, 3\), got \(3, 3, 3\)"),
+        (
+            {"color_matrix": torch.eye(3).expand(3, 3, 3)},
+            r"^color_matrix must have shape .*\(2, 3, 3\), got \(3, 3, 3\)",
+        ),
         ({"white_balance": (2.0, 0.0, 1.0)}, r"white_balance must not be 0 to be undone, got \[2.0, 0.0, 1.0\]"),
-        ({"white_balance": torch.ones(2)}, "gains must have shape"),
+        ({"white_balance": torch.ones(2)}, r"^white_balance gains must have shape \(3,\) or \(2, 3\), got \(2,\)"),
     ],
 )
 def test_the_inverse_rejects_metadata_that_can_not_be_undone(metadata, message):
     with pytest.raises(ValueError, match=message):
         DomainTransfer("raw").inverse(torch.rand(2, 3, 4, 4), **metadata)
+
+
+@pytest.mark.parametrize("method", ["forward", "inverse"])
+@pytest.mark.parametrize(
+    ("metadata", "error", "message"),
+    [
+        ({"color_matrix": torch.eye(3).tolist()}, TypeError, r"^color_matrix must be a torch\.Tensor, got list"),
+        ({"color_matrix": torch.eye(2)}, ValueError, r"^color_matrix must have shape \(3, 3\) or \(1, 3, 3\)"),
+        ({"white_balance": [1, 1]}, ValueError, r"^white_balance gains must have shape \(3,\) or \(1, 3\), got \(2,\)"),
+    ],
+)
+def test_bad_metadata_is_named_as_the_caller_knows_it(method, metadata, error, message):
+    picture = torch.rand(1, 4 if method == "forward" else 3, 4, 4)
+    with pytest.raises(error, match=message):
+        getattr(DomainTransfer("raw"), method)(picture, **metadata)
 
 
 def test_a_small_matrix_is_no_singular_one():

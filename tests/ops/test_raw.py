@@ -283,8 +283,8 @@ def test_one_set_of_gains_and_one_matrix_serve_every_picture():
         (lambda: apply_color_matrix(torch.ones(1, 3, 2, 2), torch.ones(4, 4)), ValueError, "matrix must"),
         (lambda: apply_color_matrix(torch.ones(1, 4, 2, 2), torch.eye(3)), ValueError, "rgb must have 3"),
         (lambda: render_raw(torch.ones(1, 3, 2, 2)), ValueError, "packed must have 4 channels"),
-        (lambda: render_raw(torch.ones(2, 4, 2, 2), white_balance=torch.ones(2)), ValueError, "gains must have shape"),
-        (lambda: render_raw(torch.ones(1, 4, 2, 2), color_matrix=torch.ones(2, 3, 3)), ValueError, "matrix must have"),
+        (lambda: render_raw(torch.ones(2, 4, 2, 2), white_balance=torch.ones(2)), ValueError, "^white_balance gains"),
+        (lambda: render_raw(torch.ones(1, 4, 2, 2), color_matrix=torch.ones(2, 3, 3)), ValueError, "^color_matrix"),
         (lambda: render_raw(torch.ones(1, 4, 2, 2), method="ahd"), ValueError, "method must be one of"),
     ],
 )
