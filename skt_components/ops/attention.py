@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import numbers
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from skt_components.ops._checks import check_same_shape, check_tensor, float_dtype
+from skt_components.ops._checks import (
+    check_count,
+    check_same_dtype,
+    check_same_shape,
+    check_tensor,
+    float_dtype,
+    may_look,
+)
 
 
 def transposed_attention(
@@ -28,8 +38,8 @@ def transposed_attention(
         query: from the semantic prior.
         key: from the image features.
         value: from the image features.
-        temperature: divisor of the logits (eq. 4's gamma), a number or a tensor that broadcasts to
-            ``(num_heads, 1, 1)``.
+        temperature: divisor of the logits (eq. 4's gamma), a number or a floating-point tensor that broadcasts to
+            ``(num_heads, 1, 1)``; neither 0 nor NaN.
         num_heads: groups of channels that attend among themselves; divides C.
         normalize: L2-normalise each query and key channel over the pixels first, as Restormer does, so that the
             logits are cosines whatever the size. False is eq. 4 literally.
@@ -38,8 +48,10 @@ def transposed_attention(
         Attended features, same shape and dtype as ``value``.
 
     Raises:
-        TypeError: query, key or value is not a floating-point tensor.
-        ValueError: their shapes differ, or ``num_heads`` does not divide C.
+        TypeError: query, key or value is not a floating-point tensor, query and key have two dtypes without autocast,
+            or ``temperature`` is neither a number nor a floating-point tensor.
+        ValueError: their shapes differ, ``num_heads`` is no whole number that divides C, or ``temperature`` has
+            another shape, or is 0 or NaN. A tensor's values are looked at on the CPU only, and not in a compiled graph.
 
     Example:
         >>> import torch
@@ -54,9 +66,12 @@ def transposed_attention(
         check_tensor(name, tensor, ndim=4, layout="(B, C, H, W)")
     check_same_shape("query", query, "key", key)
     check_same_shape("key", key, "value", value)
+    check_same_dtype("query", query, "key", key)
     batch, channels, height, width = value.shape
-    if num_heads < 1 or channels % num_heads:
+    num_heads = check_count("num_heads", num_heads, 1)
+    if channels % num_heads:
         raise ValueError(f"num_heads must divide the {channels} channels, got {num_heads}")
+    _check_temperature(temperature, num_heads)
     heads = (batch, num_heads, channels // num_heads, height * width)
     q, k, v = query.reshape(heads), key.reshape(heads), value.reshape(heads)
     device = value.device.type
@@ -73,6 +88,24 @@ def transposed_attention(
     # Softmax in float32 at least: half-precision logits would blur the weights.
     weights = torch.softmax(logits.to(float_dtype(logits)) / temperature, dim=-1)
     return (weights.to(v.dtype) @ v).reshape(batch, channels, height, width)
+
+
+def _check_temperature(temperature: Tensor | float, num_heads: int) -> None:
+    if isinstance(temperature, Tensor):
+        check_tensor("temperature", temperature)
+        sizes = zip(reversed(temperature.shape), (1, 1, num_heads), strict=False)
+        if temperature.ndim > 3 or any(size not in (1, wanted) for size, wanted in sizes):
+            raise ValueError(
+                f"temperature must broadcast to (num_heads, 1, 1) = {(num_heads, 1, 1)}, "
+                f"got shape {tuple(temperature.shape)}"
+            )
+        bad = may_look(temperature) and bool(((temperature == 0) | temperature.isnan()).any())
+    elif isinstance(temperature, bool) or not isinstance(temperature, numbers.Real):
+        raise TypeError(f"temperature must be a number or a floating-point tensor, got {type(temperature).__name__}")
+    else:
+        bad = temperature == 0 or math.isnan(temperature)
+    if bad:
+        raise ValueError(f"temperature must be neither 0 nor NaN, got {temperature!r}")
 
 
 def _channel_norms(x: Tensor) -> Tensor:

@@ -215,12 +215,73 @@ def test_rejects_what_does_not_fit():
         transposed_attention(x, x, x[:, :3])
     with pytest.raises(ValueError, match=r"query must have 4 axes \(B, C, H, W\), got shape \(6, 4, 4\)"):
         transposed_attention(x[0], x, x)
-    for num_heads in (0, -1, 4, 7):
+    for num_heads in (0, -1, 2.0, True, "2"):
+        with pytest.raises(ValueError, match=f"num_heads must be a whole number >= 1, got {num_heads!r}"):
+            transposed_attention(x, x, x, num_heads=num_heads)
+    for num_heads in (4, 7):
         with pytest.raises(ValueError, match=f"num_heads must divide the 6 channels, got {num_heads}"):
             transposed_attention(x, x, x, num_heads=num_heads)
     for arguments, name in (((x.int(), x, x), "query"), ((x, [1], x), "key"), ((x, x, x > 0), "value")):
         with pytest.raises(TypeError, match=f"^{name} must be"):
             transposed_attention(*arguments)
+
+
+def nan_in(*shape: int) -> Tensor:
+    temperature = torch.ones(shape)
+    temperature.view(-1)[-1] = float("nan")
+    return temperature
+
+
+@pytest.mark.parametrize(
+    ("temperature", "num_heads", "error", "message"),
+    [
+        (0, 1, ValueError, "must be neither 0 nor NaN, got 0"),
+        (float("nan"), 1, ValueError, "must be neither 0 nor NaN, got nan"),
+        (torch.zeros(2, 1, 1), 2, ValueError, "must be neither 0 nor NaN, got tensor"),
+        (nan_in(2, 1, 1), 2, ValueError, "must be neither 0 nor NaN, got tensor"),
+        (torch.ones(2), 2, ValueError, r"must broadcast to \(num_heads, 1, 1\) = \(2, 1, 1\), got shape \(2,\)"),
+        (torch.ones(6), 1, ValueError, r"must broadcast to .* = \(1, 1, 1\), got shape \(6,\)"),
+        (torch.ones(3, 1, 1), 2, ValueError, r"must broadcast to .* got shape \(3, 1, 1\)"),
+        (torch.ones(2, 2, 1, 1), 2, ValueError, r"must broadcast to .* got shape \(2, 2, 1, 1\)"),
+        (torch.ones((), dtype=torch.int64), 1, TypeError, r"must be a floating-point tensor, got torch\.int64"),
+        ("1", 1, TypeError, "must be a number or a floating-point tensor, got str"),
+        (None, 1, TypeError, "must be a number or a floating-point tensor, got NoneType"),
+    ],
+)
+def test_rejects_a_bad_temperature(temperature, num_heads, error, message):
+    x = torch.ones(2, 6, 4, 4)
+    with pytest.raises(error, match=f"^temperature {message}"):
+        transposed_attention(x, x, x, temperature=temperature, num_heads=num_heads)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (1, 1, 1), (2, 1, 1)])
+def test_a_temperature_may_have_any_shape_that_broadcasts_and_other_signs(shape):
+    q, k, v, _ = features(1, 4, 3, 3, dtype=torch.float32)
+    wanted = transposed_attention(q, k, v, temperature=-2.0, num_heads=2)
+    assert torch.equal(transposed_attention(q, k, v, temperature=torch.full(shape, -2.0), num_heads=2), wanted)
+
+
+def test_the_temperature_is_looked_at_only_where_that_is_free():
+    x = torch.rand(2, 4, 3, 3)
+    out = torch.vmap(lambda t: transposed_attention(x, x, x, temperature=t))(torch.tensor([1.0, 2.0]))
+    torch.testing.assert_close(out[1], transposed_attention(x, x, x, temperature=2.0))
+    meta = x.to("meta")
+    assert transposed_attention(meta, meta, meta, temperature=torch.ones(1, device="meta")).shape == x.shape
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.bfloat16, torch.float32)])
+def test_query_and_key_have_one_dtype_unless_autocast_makes_it_one(dtypes):
+    x = torch.rand(2, 4, 3, 3)
+    query, key = (x.to(dtype) for dtype in dtypes)
+    message = f"^query and key must have one dtype, got {dtypes[0]} and {dtypes[1]}"
+    with pytest.raises(TypeError, match=message):
+        transposed_attention(query, key, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        if torch.float64 not in dtypes:
+            assert transposed_attention(query, key, x).shape == x.shape
+        else:
+            with pytest.raises(TypeError, match=message):
+                transposed_attention(query, key, x)
 
 
 # compiles
