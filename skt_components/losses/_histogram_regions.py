@@ -30,16 +30,29 @@ def check_regions(
         return masks
     if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(masks):
         # Not looked at: as weights, masks of 0 and 1 mean the same, and others are not rounded up to 1.
-        return masks if masks.is_floating_point() else masks.bool()
+        if masks.is_floating_point():
+            return masks
+        if masks.dtype != torch.uint8:  # without fullgraph=True the loss then runs uncompiled, and verifies them
+            raise ValueError(
+                f"masks inside torch.compile and torch.vmap must be bool, floating-point or uint8, got {masks.dtype}: "
+                "nobody can look there whether they are a label map, which goes into labels=; pass masks.bool()"
+            )
+        return masks.bool()
     return remember("binary", masks, lambda: _binary(masks))
 
 
 def _binary(masks: Tensor) -> Tensor:
+    integers = not masks.is_floating_point()
+    # 255 is 1 in mask files; beside 1 it is most likely "ignore".
+    one = 255 if integers and any(bool((part == 255).any()) for part in _shares(masks)) else 1
     for part in _shares(masks):
-        binary = (part == 0) | (part == 1)
-        if not masks.is_floating_point():
-            binary |= part == 255  # as mask files have it
-        if not bool(binary.all()):
+        if not bool(((part == 0) | (part == one)).all()):
+            if integers:
+                raise ValueError(
+                    f"masks of {masks.dtype} must hold 0 and 1, or 0 and 255, got {masks.unique()[-8:].tolist()}. "
+                    "A label map goes into labels=, a pixel to ignore into no mask; masks that are weights must be "
+                    'floating-point, with soft_masks="weighted" or "literal"'
+                )
             raise ValueError(
                 "masks hold values other than 0 and 1. A label map goes into labels=; otherwise pass masks > 0.5, or "
                 'say which loss is meant with soft_masks="weighted" (pixels counted in proportion) or "literal" (the '

@@ -53,9 +53,10 @@ def semantic_histogram_loss(
         student: picture that learns, nominally in ``value_range``.
         teacher: picture it is compared with, same shape. It receives a gradient too unless detached. Or a target
             from :meth:`SemanticHistogramLoss.precompute`, which brings its regions along.
-        masks: regions, bool or binary. Others must say ``soft_masks``; without it masks have to be 0 or 1, which is
-            verified once for each tensor. Inside ``torch.compile`` and ``torch.vmap``, where nothing can be looked at,
-            floats count as weights.
+        masks: regions, bool or binary: 0 and 1, integers also 0 and 255, which is verified once for each tensor. Floats
+            that are weights must say ``soft_masks``. Inside ``torch.compile`` and ``torch.vmap``, where nothing can be
+            looked at, floats count as weights, uint8 as inside where not 0, and other integers, as label maps have
+            them, are refused (without ``fullgraph=True`` the loss runs uncompiled instead).
         labels: regions as an integer map in [0, num_regions). Give masks or labels. Pixels with -1, or with
             ``num_regions`` and more (a 255 for "ignore", say), belong to none.
         num_regions: number of regions in ``labels``, only with these. None reads it off the map: that waits for the

@@ -90,7 +90,7 @@ def remember(kind: object, tensor: Tensor, make: Callable[[], T]) -> T:
 
     Changes that torch does not count (through NumPy, ``.data``, or by a kernel of one's own) go unnoticed.
     """
-    if tensor.is_inference():  # torch counts no changes
+    if tensor.is_inference() or torch.compiler.is_compiling():  # torch counts no changes, or traces no weak references
         return make()
     storage = StorageWeakRef(tensor.untyped_storage())  # holds the address, not the memory
     place = (storage.cdata, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)

@@ -915,6 +915,53 @@ def test_a_label_map_passed_as_masks_is_refused(dtype):
         semantic_histogram_loss(x, x.flip(-1), labels)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize("one", [1, 255])
+def test_integer_masks_hold_0_and_1_or_0_and_255(dtype, one):
+    student, teacher = pictures(2, 3, 9, 13)
+    masks = regions(2, 9, 13)
+    wanted = semantic_histogram_loss(student, teacher, masks)
+    torch.testing.assert_close(semantic_histogram_loss(student, teacher, masks.to(dtype) * one), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize("soft_masks", [None, "weighted", "literal"])
+@pytest.mark.parametrize("values", [(0, 1, 255), (1, 255), (0, 128, 255), (0, 2)])
+def test_a_mixture_in_integer_masks_is_refused(dtype, soft_masks, values):
+    masks = torch.tensor(values, dtype=dtype).repeat(1, 1, 8, 8)
+    x = torch.rand(1, 3, 8, 8 * len(values))
+    message = rf"masks of {dtype} must hold 0 and 1, or 0 and 255, got \[{', '.join(map(str, values))}\]\. .*"
+    with pytest.raises(ValueError, match=message + r"ignore into no mask; .* must be floating-point, with soft_masks="):
+        semantic_histogram_loss(x, x.flip(-1), masks, soft_masks=soft_masks)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64])
+def test_masks_of_a_label_maps_dtype_are_never_taken_unseen(dtype):
+    torch._dynamo.reset()
+    student, teacher = (x.detach() for x in pictures(2, 3, 9, 13))
+    labels, masks = region_map(2, 9, 13).clamp(min=0)[:, None].to(dtype), regions(2, 9, 13).to(dtype)
+    mapped = torch.vmap(lambda s, t, m: semantic_histogram_loss(s[None], t[None], m[None]))
+    with pytest.raises(ValueError, match=rf"must be bool, floating-point or uint8, got {dtype}.*goes into labels="):
+        mapped(student, teacher, labels)
+    whole = torch.compile(semantic_histogram_loss, fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match=r"masks inside torch\.compile and torch\.vmap must be"):
+        whole(student, teacher, labels)
+    torch._dynamo.reset()
+    parts = torch.compile(semantic_histogram_loss, backend="eager")  # left to the uncompiled loss, which looks
+    with pytest.raises(ValueError, match=r"must hold 0 and 1, or 0 and 255.*A label map goes into labels="):
+        parts(student, teacher, labels)
+    torch.testing.assert_close(parts(student, teacher, masks), semantic_histogram_loss(student, teacher, masks))
+
+
+def test_uint8_masks_compile_as_one_graph():
+    torch._dynamo.reset()
+    student, teacher = pictures(2, 3, 9, 13)
+    masks = regions(2, 9, 13)
+    compiled = torch.compile(semantic_histogram_loss, fullgraph=True, backend="eager")
+    got = compiled(student, teacher, masks.to(torch.uint8) * 255)
+    torch.testing.assert_close(got, semantic_histogram_loss(student, teacher, masks))
+
+
 def test_labels_beyond_the_regions_are_ignored():
     x, y = torch.rand(2, 1, 3, 16, 16).unbind(0)
     labels = torch.randint(0, 3, (1, 16, 16))
