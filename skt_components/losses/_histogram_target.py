@@ -39,8 +39,15 @@ class HistogramTarget:
     def check(self, student: Tensor, options: dict[str, Any]) -> None:
         """Raise ValueError unless the target was made for pictures like ``student`` and with these options."""
         if self.options != options:
-            raise ValueError(f"the target was made with {self.options}, the loss has {options}")
+            names = [name for name in self.options | options if _shown(name, self.options) != _shown(name, options)]
+            made, has = (", ".join(_shown(name, given) for name in names) for given in (self.options, options))
+            kinds = "" if self.options.keys() == options.keys() else ": HistogramLoss and SemanticHistogramLoss differ"
+            raise ValueError(f"the target was made with {made}, the loss has {has}{kinds}")
         if tuple(student.shape) != self.shape:
             raise ValueError(f"student must have the target's shape {self.shape}, got {tuple(student.shape)}")
         if student.device != self.counts.device:
             raise ValueError(f"student and target must be on one device, got {student.device}, {self.counts.device}")
+
+
+def _shown(name: str, options: dict[str, Any]) -> str:
+    return f"{name}={options[name]!r}" if name in options else f"no {name}"

@@ -97,10 +97,10 @@ def test_a_target_keeps_its_regions_and_may_be_made_in_inference_mode(kind):
 @pytest.mark.parametrize(
     ("loss", "arguments", "message"),
     [
-        (SemanticHistogramLoss(bandwidth=0.1), {}, "target was made with .*'bandwidth': 0.0025.* the loss has .*0.1"),
-        (SemanticHistogramLoss(num_bins=64, bandwidth=0.1), {}, "the loss has .*'num_bins': 64"),
-        (SemanticHistogramLoss(soft_masks="weighted"), {}, "the loss has .*'soft_masks': 'weighted'"),
-        (HistogramLoss(), {}, "target was made with"),
+        (SemanticHistogramLoss(bandwidth=0.1), {}, "made with bandwidth=0.0025, the loss has bandwidth=0.1$"),
+        (SemanticHistogramLoss(num_bins=64, bandwidth=0.1), {}, "the loss has num_bins=64, bandwidth=0.1$"),
+        (SemanticHistogramLoss(soft_masks="weighted"), {}, "with soft_masks=None, the loss has soft_masks='weighted'$"),
+        (HistogramLoss(), {}, "made with soft_masks=None, the loss has no soft_masks: HistogramLoss and Semantic"),
         (SemanticHistogramLoss(), {"labels": labels}, "must not be given with a target, which has its own"),
         (SemanticHistogramLoss(), {"masks": masks}, "must not be given with a target"),
         (SemanticHistogramLoss(), {"num_regions": 4}, "must not be given with a target"),
@@ -110,6 +110,12 @@ def test_a_target_is_refused_by_a_loss_that_did_not_make_it(loss, arguments, mes
     target = SemanticHistogramLoss().precompute(teacher, labels=labels, num_regions=4)
     with pytest.raises(ValueError, match=message):
         loss(student, target, **arguments)
+
+
+def test_a_target_of_the_global_loss_is_refused_by_the_semantic_one():
+    target = HistogramLoss().precompute(teacher)
+    with pytest.raises(ValueError, match="made with no soft_masks, the loss has soft_masks=None: HistogramLoss and"):
+        SemanticHistogramLoss()(student, target)
 
 
 def test_a_target_is_refused_for_other_pictures():
