@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from skt_components.ops._checks import check_count
+
 
 class FeaturePyramid(nn.Module):
     """Let the levels of p_f interact, coarse to fine, and bring them to one width (before eq. 3).
@@ -22,7 +24,8 @@ class FeaturePyramid(nn.Module):
             that every parameter takes part in the output.
 
     Raises:
-        ValueError: ``in_channels`` is empty, a width is below 1, or ``levels`` names no existing level.
+        TypeError: ``in_channels`` is no sequence.
+        ValueError: ``in_channels`` is empty, a width is no whole number >= 1, or ``levels`` names no existing level.
 
     Example:
         >>> import torch
@@ -36,8 +39,13 @@ class FeaturePyramid(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], out_channels: int, levels: Sequence[int] | None = None) -> None:
         super().__init__()
-        if not in_channels or min(*in_channels, out_channels) < 1:
-            raise ValueError(f"in_channels and out_channels must be >= 1, got {list(in_channels)}, {out_channels}")
+        if not isinstance(in_channels, Sequence) or isinstance(in_channels, str):
+            raise TypeError(f"in_channels must be a sequence of widths, coarse to fine, got {in_channels!r}")
+        if not in_channels:
+            raise ValueError("in_channels must have the width of one level at least, got none")
+        for width in in_channels:
+            check_count("in_channels", width, 1)
+        check_count("out_channels", out_channels, 1)
         count = len(in_channels)
         wanted = range(count) if levels is None else levels
         if not wanted or not all(-count <= level < count for level in wanted):

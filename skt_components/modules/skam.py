@@ -10,7 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skt_components.ops._checks import check_tensor, float_dtype
+from skt_components.ops._checks import check_batch, check_count, check_share, check_tensor, float_dtype, may_look
 from skt_components.ops.masking import complementary_masks, mix_features
 
 
@@ -39,7 +39,7 @@ class SKAM(nn.Module):
         mask_ratio: share of the latent taken from the teacher, in [0, 1].
 
     Raises:
-        ValueError: a width is below 1, or ``mask_ratio`` is outside [0, 1].
+        ValueError: a width is no whole number >= 1, or ``mask_ratio`` is outside [0, 1].
 
     Example:
         >>> import torch
@@ -56,11 +56,10 @@ class SKAM(nn.Module):
         self, student_channels: int, teacher_channels: int, latent_channels: int = 64, mask_ratio: float = 0.5
     ) -> None:
         super().__init__()
-        if min(student_channels, teacher_channels, latent_channels) < 1:
-            widths = (student_channels, teacher_channels, latent_channels)
-            raise ValueError(f"student, teacher and latent channels must be >= 1, got {widths}")
-        if not 0.0 <= mask_ratio <= 1.0:
-            raise ValueError(f"mask_ratio must be in [0, 1], got {mask_ratio!r}")
+        check_count("student_channels", student_channels, 1)
+        check_count("teacher_channels", teacher_channels, 1)
+        check_count("latent_channels", latent_channels, 1)
+        check_share("mask_ratio", mask_ratio)
         self.student_channels, self.teacher_channels, self.mask_ratio = student_channels, teacher_channels, mask_ratio
         self.student_encoder = _two_convs(student_channels, latent_channels, latent_channels)
         self.teacher_encoder = _two_convs(teacher_channels, latent_channels, latent_channels)
@@ -81,13 +80,14 @@ class SKAM(nn.Module):
             student: the student's feature; a larger one is averaged to the teacher's size, the latent of a smaller one
                 resized bilinearly.
             teacher: the teacher's feature.
-            mask: the mask to use instead of a random one, at the latent's shape; bool or 0 and 1.
+            mask: the mask to use instead of a random one, at the latent's shape; bool, or floating-point 0 and 1.
             generator: source of the mask's randomness, or one for each sample of the batch.
             detach_teacher: keep the loss from training the teacher.
 
         Raises:
-            TypeError: a feature is not a floating-point tensor.
-            ValueError: the batch sizes differ, or ``mask`` has another shape than the latent.
+            TypeError: a feature is not a floating-point tensor, or ``mask`` is neither a bool nor a floating-point one.
+            ValueError: the batch is empty, the batch sizes differ, or ``mask`` has another shape than the latent or,
+                looked at on the CPU outside of a compiled graph, other values than 0 and 1.
         """
         check_tensor("student", student, ndim=4, layout="(B, C, H, W)", channels=self.student_channels)
         check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)", channels=self.teacher_channels)
@@ -95,6 +95,7 @@ class SKAM(nn.Module):
             raise ValueError(
                 f"student and teacher must have one batch size, got {tuple(student.shape)}, {tuple(teacher.shape)}"
             )
+        check_batch("student", student)  # whose loss, a mean over nothing, would be NaN
         teacher = teacher.detach() if detach_teacher else teacher
         size = (teacher.shape[-2], teacher.shape[-1])
         if tuple(student.shape[-2:]) != size and student.shape[-2] >= size[0] and student.shape[-1] >= size[1]:
@@ -110,8 +111,8 @@ class SKAM(nn.Module):
                 device=latent_teacher.device,
                 dtype=latent_teacher.dtype,
             )
-        elif mask.shape != latent_teacher.shape:
-            raise ValueError(f"mask must be {tuple(latent_teacher.shape)}, got {tuple(mask.shape)}")
+        else:
+            _check_mask(mask, latent_teacher)
         mask = mask.to(latent_teacher.dtype)
         enhanced = self.decoder(mix_features(latent_student, latent_teacher, mask))
         dtype = float_dtype(teacher)
@@ -120,6 +121,16 @@ class SKAM(nn.Module):
     def extra_repr(self) -> str:
         """Show the options in ``print(module)``."""
         return f"mask_ratio={self.mask_ratio}"
+
+
+def _check_mask(mask: Tensor, latent: Tensor) -> None:
+    if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask must be a bool or floating-point tensor (B, L, H, W), got {kind}")
+    if mask.shape != latent.shape:
+        raise ValueError(f"mask must be {tuple(latent.shape)}, got {tuple(mask.shape)}")
+    if mask.dtype != torch.bool and may_look(mask) and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(f"mask must hold 0 and 1, got values from {mask.min():g} to {mask.max():g}")
 
 
 def _two_convs(in_channels: int, hidden: int, out_channels: int) -> nn.Sequential:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from skt_components.ops._checks import check_same_shape, check_tensor
+from skt_components.ops._checks import check_same_shape, check_share, check_tensor
 
 
 def complementary_masks(
@@ -42,8 +42,7 @@ def complementary_masks(
         >>> bool((mask + complement == 1).all())
         True
     """
-    if not 0.0 <= mask_ratio <= 1.0:
-        raise ValueError(f"mask_ratio must be in [0, 1], got {mask_ratio!r}")
+    check_share("mask_ratio", mask_ratio)
     if isinstance(generator, Sequence):
         if len(generator) != shape[0]:
             raise ValueError(f"generator must have one for each of {shape[0]} samples, got {len(generator)}")

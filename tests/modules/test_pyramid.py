@@ -118,9 +118,21 @@ def test_every_parameter_takes_part(levels):
 # rejects_bad_input
 
 
-@pytest.mark.parametrize(("channels", "out"), [((), 4), ((0, 4), 4), ((4, 4), 0), ((4, -1), 4)])
-def test_rejects_bad_widths(channels, out):
-    with pytest.raises(ValueError, match=r"in_channels and out_channels must be >= 1, got"):
+@pytest.mark.parametrize(
+    ("channels", "out", "error", "message"),
+    [
+        ((), 4, ValueError, "in_channels must have the width of one level at least"),
+        ((0, 4), 4, ValueError, "in_channels must be a whole number >= 1, got 0"),
+        ((4, -1), 4, ValueError, "in_channels must be a whole number >= 1, got -1"),
+        ((4, "8"), 4, ValueError, "in_channels must be a whole number >= 1, got '8'"),
+        ((4, 4), 0, ValueError, "out_channels must be a whole number >= 1, got 0"),
+        ((4, 4), 4.0, ValueError, r"out_channels must be a whole number >= 1, got 4\.0"),
+        (8, 4, TypeError, "in_channels must be a sequence of widths, coarse to fine, got 8"),
+        ("84", 4, TypeError, "in_channels must be a sequence of widths, coarse to fine, got '84'"),
+    ],
+)
+def test_rejects_bad_widths(channels, out, error, message):
+    with pytest.raises(error, match=f"^{message}"):
         FeaturePyramid(channels, out)
 
 

@@ -200,13 +200,15 @@ def test_bf16_features_give_a_float32_loss():
 # rejects_bad_input
 
 
-@pytest.mark.parametrize("widths", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, -3)])
-def test_rejects_widths_below_one(widths):
-    with pytest.raises(ValueError, match=r"student, teacher and latent channels must be >= 1, got \("):
-        SKAM(*widths)
+@pytest.mark.parametrize("position", range(3))
+@pytest.mark.parametrize("width", [0, -3, "8", 8.0, None])
+def test_rejects_widths_that_are_no_whole_numbers_above_zero(position, width):
+    name = ("student_channels", "teacher_channels", "latent_channels")[position]
+    with pytest.raises(ValueError, match=rf"^{name} must be a whole number >= 1, got {width!r}"):
+        SKAM(*(width if i == position else 4 for i in range(3)))
 
 
-@pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan"), "x", None])
 def test_rejects_a_ratio_outside_0_1(ratio):
     with pytest.raises(ValueError, match=r"mask_ratio must be in \[0, 1\], got"):
         SKAM(1, 1, mask_ratio=ratio)
@@ -227,6 +229,27 @@ def test_rejects_bad_features():
         skam(f_t, f_t)
     with pytest.raises(ValueError, match=r"teacher must have 6 channels"):
         skam(f_s, f_s)
+
+
+def test_rejects_an_empty_batch():
+    f_s, f_t = features()
+    with pytest.raises(ValueError, match=r"^batch must not be empty: student .* got shape \(0, 4, 7, 5\)"):
+        SKAM(4, 6)(f_s[:0], f_t[:0])
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        (torch.ones(2, 5, 7, 5).numpy(), TypeError, r"must be a bool or floating-point tensor .*, got ndarray"),
+        ([[1.0]], TypeError, "must be a bool or floating-point tensor .*, got list"),
+        (torch.ones(2, 5, 7, 5, dtype=torch.uint8), TypeError, r"must be a bool or .*, got torch\.uint8"),
+        (torch.full((2, 5, 7, 5), 255.0), ValueError, "must hold 0 and 1, got values from 255 to 255"),
+        (torch.full((2, 5, 7, 5), 0.5), ValueError, r"must hold 0 and 1, got values from 0\.5 to 0\.5"),
+    ],
+)
+def test_rejects_a_bad_mask(mask, error, message):
+    with pytest.raises(error, match=f"^mask {message}"):
+        SKAM(4, 6, latent_channels=5)(*features(), mask=mask)
 
 
 # compiles
