@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skt_components.ops._checks import check_tensor
+from skt_components.ops._checks import check_count, check_same_dtype, check_same_shape, check_tensor
 from skt_components.ops.attention import transposed_attention
 
 
@@ -29,6 +29,9 @@ class DilatedResidualDenseBlock(nn.Module):
         growth: channels that each of them adds.
         dilation: their dilation.
 
+    Raises:
+        ValueError: an argument is no whole number, or below 1 (``num_layers``: below 0).
+
     Example:
         >>> import torch
         >>> DilatedResidualDenseBlock(8, num_layers=2, growth=4)(torch.rand(1, 8, 16, 16)).shape
@@ -40,13 +43,21 @@ class DilatedResidualDenseBlock(nn.Module):
 
     def __init__(self, channels: int, num_layers: int = 6, growth: int = 32, dilation: int = 2) -> None:
         super().__init__()
+        check_count("channels", channels, 1)
+        check_count("num_layers", num_layers, 0)
+        check_count("growth", growth, 1)
+        check_count("dilation", dilation, 1)
         self.growth = growth
         widths = [channels + growth * i for i in range(num_layers + 1)]
         self.dense_layers = nn.Sequential(*(_DenseLayer(width, growth, dilation) for width in widths[:-1]))
         self.conv_1x1 = nn.Conv2d(widths[-1], channels, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Return the refined features, same shape."""
+        """Return the refined features, same shape.
+
+        Raises TypeError unless ``x`` is a floating-point tensor, ValueError unless it is ``(B, channels, H, W)``.
+        """
+        check_tensor("x", x, ndim=4, layout="(B, C, H, W)", channels=self.conv_1x1.out_channels)
         return x + self.conv_1x1(self.dense_layers(x))
 
 
@@ -101,13 +112,13 @@ class PriorFusionBlock(nn.Module):
     def forward(
         self, features: Float[Tensor, "b c h w"], prior: Float[Tensor, "b p _h _w"]
     ) -> Float[Tensor, "b c h w"]:
-        """Return the fused features; ``prior`` is resized bilinearly to their size."""
-        check_tensor("features", features, ndim=4, layout="(B, C, H, W)", channels=self.channels)
-        check_tensor("prior", prior, ndim=4, layout="(B, C, H, W)", channels=self.prior_channels)
-        if prior.shape[0] != features.shape[0]:
-            raise ValueError(
-                f"features and prior must have one batch size, got {tuple(features.shape)} and {tuple(prior.shape)}"
-            )
+        """Return the fused features; ``prior`` is resized bilinearly to their size.
+
+        Raises:
+            TypeError: an argument is no floating-point tensor, or has another dtype than the block without autocast.
+            ValueError: wrong axes, channels or batch sizes.
+        """
+        self.check_inputs(features, prior)
         prior = self.prior_norm(prior)  # before the resizing, while it is small
         if prior.shape[-2:] != features.shape[-2:]:
             prior = F.interpolate(prior, size=features.shape[-2:], mode="bilinear", align_corners=False)
@@ -124,6 +135,19 @@ class PriorFusionBlock(nn.Module):
             normalize=self.normalize,
         )
         return features + self.project_out(attended)
+
+    def check_inputs(self, features: Tensor, prior: Tensor) -> None:
+        """Raise TypeError/ValueError unless :meth:`forward` takes these ``features`` and ``prior``."""
+        for name, value, channels in (
+            ("features", features, self.channels),
+            ("prior", prior, self.prior_channels),
+        ):
+            check_tensor(name, value, ndim=4, layout="(B, C, H, W)", channels=channels)
+            check_same_dtype(name, value, "the module's parameters", self.temperature)
+        if prior.shape[0] != features.shape[0]:
+            raise ValueError(
+                f"features and prior must have one batch size, got {tuple(features.shape)} and {tuple(prior.shape)}"
+            )
 
 
 class SemanticGuidedFusion(nn.Module):
@@ -151,8 +175,17 @@ class SemanticGuidedFusion(nn.Module):
     def forward(
         self, features: Float[Tensor, "b c h w"], prior: Float[Tensor, "b p _h _w"]
     ) -> Float[Tensor, "b c h w"]:
-        """Return the refined features, same shape."""
-        return self.prior_fusion(self.fusion(features), prior)
+        """Return the refined features, same shape.
+
+        Raises:
+            TypeError: an argument is no floating-point tensor, or has another dtype than the module without autocast.
+            ValueError: wrong axes, channels or batch sizes, or the inner fusion module changes the shape.
+        """
+        self.prior_fusion.check_inputs(features, prior)  # before the inner module, which may be anybody's
+        fused = self.fusion(features)
+        check_tensor("the output of fusion", fused)
+        check_same_shape("features", features, "the output of fusion", fused)
+        return self.prior_fusion(fused, prior)
 
 
 class _LayerNorm2d(nn.LayerNorm):

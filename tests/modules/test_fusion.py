@@ -263,6 +263,58 @@ def test_rejects_bad_inputs():
         block(features, prior[:1])
 
 
+@pytest.mark.parametrize("make", [lambda: PriorFusionBlock(8, 4), lambda: SemanticGuidedFusion(8, 4)])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda f, p: (f[0], p), ValueError, r"features must have 4 axes \(B, C, H, W\)"),
+        (lambda f, p: (f.int(), p), TypeError, r"features must be a floating-point tensor, got torch\.int32"),
+        (lambda f, p: (f.numpy(), p), TypeError, r"features must be a torch\.Tensor .*, got ndarray"),
+        (lambda f, p: (f[:, :6], p), ValueError, "features must have 8 channels"),
+        (lambda f, p: (f, p[:, :3]), ValueError, "prior must have 4 channels"),
+        (
+            lambda f, p: (f.double(), p),
+            TypeError,
+            r"features and the module's parameters must have one dtype, got .*64",
+        ),
+        (lambda f, p: (f, p.double()), TypeError, r"prior and the module's parameters must have one dtype, got .*64"),
+    ],
+)
+def test_rejects_what_the_inner_module_would_stumble_over(make, change, error, message):
+    features, prior = (x.detach() for x in inputs())
+    with pytest.raises(error, match=f"^{message}"):
+        make()(*change(features, prior))
+
+
+@pytest.mark.parametrize(
+    ("fusion", "shape"),
+    [(nn.Conv2d(8, 8, 3, padding=1, stride=2), r"\(2, 8, 3, 3\)"), (nn.Conv2d(8, 6, 1), r"\(2, 6, 6, 5\)")],
+)
+def test_rejects_an_inner_module_that_changes_the_shape(fusion, shape):
+    message = rf"^features and the output of fusion must have the same shape, got \(2, 8, 6, 5\) and {shape}"
+    with pytest.raises(ValueError, match=message):
+        SemanticGuidedFusion(8, 4, fusion=fusion)(*inputs())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("channels", 0), ("num_layers", -1), ("growth", -3), ("growth", 2.0), ("dilation", 0)]
+)
+def test_the_dense_block_rejects_numbers_out_of_range(option, value):
+    least = 0 if option == "num_layers" else 1
+    with pytest.raises(ValueError, match=rf"^{option} must be a whole number >= {least}, got {value}"):
+        DilatedResidualDenseBlock(**{"channels": 4, option: value})
+
+
+def test_the_dense_block_rejects_bad_inputs():
+    block = DilatedResidualDenseBlock(4, num_layers=2, growth=3)
+    with pytest.raises(ValueError, match=r"^x must have 4 axes \(B, C, H, W\), got shape \(4, 6, 5\)"):
+        block(torch.rand(4, 6, 5))
+    with pytest.raises(ValueError, match=r"^x must have 4 channels"):
+        block(torch.rand(1, 3, 6, 5))
+    with pytest.raises(TypeError, match=r"^x must be a floating-point tensor, got torch\.uint8"):
+        block(torch.zeros(1, 4, 6, 5, dtype=torch.uint8))
+
+
 # compiles
 
 
