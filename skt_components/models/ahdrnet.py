@@ -99,7 +99,8 @@ class AHDRNet(ReconstructionNetwork):
     def forward(self, bracket: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b o sh sw"]:
         """Return linear HDR in [0, peak] of a bracket, at ``scale`` times its size.
 
-        Raises ValueError when the bracket has other frames or channels than the constructor said.
+        Raises TypeError when the bracket is no floating-point tensor, ValueError when it has other frames or channels
+        than the constructor said.
         """
         frames = self.frames(bracket)
         encoded = [F.leaky_relu(self.conv1(frame)) for frame in frames]

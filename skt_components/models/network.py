@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from skt_components.modules.weights import check_state_dict, read_state_dict, unwrap_state_dict
-from skt_components.ops._checks import check_count, check_positive
+from skt_components.ops._checks import check_count, check_positive, check_tensor
 
 Self = TypeVar("Self", bound="ReconstructionNetwork")
 RAW_CHANNELS = 4
@@ -77,7 +77,11 @@ class ReconstructionNetwork(nn.Module):
         return 2 * RAW_CHANNELS if self.in_channels == RAW_CHANNELS else self.in_channels
 
     def check_bracket(self, bracket: Tensor) -> None:
-        """Raise ValueError when the bracket has other frames or channels than the constructor said."""
+        """Raise unless the bracket is as the constructor said.
+
+        Raises TypeError when it is no floating-point tensor, ValueError when it has other frames or channels.
+        """
+        check_tensor("bracket", bracket, layout="(B, N, C, H, W)")
         if bracket.ndim != 5 or bracket.shape[1:3] != (self.num_frames, self.in_channels):
             raise ValueError(
                 f"bracket must be (B, {self.num_frames}, {self.in_channels}, H, W), got {tuple(bracket.shape)}"
@@ -86,7 +90,7 @@ class ReconstructionNetwork(nn.Module):
     def frames(self, bracket: Tensor) -> list[Tensor]:
         """Return the exposures as the first layer takes them.
 
-        Raises ValueError when the bracket has other frames or channels than the constructor said.
+        Raises what :meth:`check_bracket` does.
         """
         self.check_bracket(bracket)
         if self.in_channels == RAW_CHANNELS:

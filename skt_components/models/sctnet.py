@@ -235,7 +235,8 @@ class SCTNet(ReconstructionNetwork):
     def forward(self, bracket: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b o sh sw"]:
         """Return linear HDR in [0, peak] of a bracket, at ``scale`` times its size.
 
-        Raises ValueError when the bracket has other frames or channels than the constructor said.
+        Raises TypeError when the bracket is no floating-point tensor, ValueError when it has other frames or channels
+        than the constructor said.
         """
         frames = self.frames(bracket)
         height, width = bracket.shape[-2:]

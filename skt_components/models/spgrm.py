@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from skt_components.models.network import run_block
 from skt_components.modules.fusion import DilatedResidualDenseBlock, SemanticGuidedFusion
 from skt_components.modules.pyramid import FeaturePyramid
-from skt_components.ops._checks import check_count, check_tensor
+from skt_components.ops._checks import check_batch, check_count, check_tensor
 
 
 class SPGRM(nn.Module):
@@ -76,8 +76,14 @@ class SPGRM(nn.Module):
     def forward(
         self, tonemapped: Float[Tensor, "b c h w"], features: Sequence[Float[Tensor, "b _c _h _w"]]
     ) -> Float[Tensor, "b c h w"]:
-        """Return the refined picture, same shape and domain as ``tonemapped``; ``features`` run coarse to fine."""
+        """Return the refined picture, same shape and domain as ``tonemapped``; ``features`` run coarse to fine.
+
+        Raises:
+            TypeError: ``tonemapped`` is no floating-point tensor.
+            ValueError: wrong axes or channels, an empty batch, or ``features`` that are not those announced.
+        """
         check_tensor("tonemapped", tonemapped, ndim=4, layout="(B, C, H, W)", channels=self.channels)
+        check_batch("tonemapped", tonemapped)
         guides = self._guide(features)
         height, width = tonemapped.shape[-2:]
         whole = F.pad(tonemapped, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")

@@ -152,7 +152,8 @@ class TMRNet(ReconstructionNetwork):
     def forward(self, bracket: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b o sh sw"]:
         """Return linear HDR of an exposure-aligned bracket.
 
-        Raises ValueError when the bracket has other frames or channels than the constructor said.
+        Raises TypeError when the bracket is no floating-point tensor, ValueError when it has other frames or channels
+        than the constructor said.
         """
         self.check_bracket(bracket)
         frames = self._reference_first(bracket)

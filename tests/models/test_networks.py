@@ -177,3 +177,16 @@ def test_rejects_other_brackets_than_announced(name, shape):
     with pytest.raises(ValueError, match=r"bracket must be \(B, 3, 6, H, W\), got \(") as error:
         NETWORKS[name]()(torch.rand(shape))
     assert str(shape) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["AHDRNet", "HDRTransformer", "SCTNet", "TMRNet srgb"])
+@pytest.mark.parametrize(
+    ("bracket", "found"),
+    [
+        (torch.zeros(1, 3, 6, 8, 8, dtype=torch.uint8), r"a floating-point tensor, got torch\.uint8"),
+        (torch.zeros(1, 3, 6, 8, 8).numpy(), r"a torch\.Tensor \(B, N, C, H, W\), got ndarray"),
+    ],
+)
+def test_rejects_brackets_that_are_no_floating_tensors(name, bracket, found):
+    with pytest.raises(TypeError, match=f"^bracket must be {found}"):
+        NETWORKS[name]()(bracket)

@@ -274,6 +274,15 @@ def test_rejects_bad_inputs():
         model(picture, features[::-1])
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("prior_channels", [CHANNELS, ()])
+def test_rejects_an_empty_batch(stride, prior_channels):
+    picture, features = inputs()
+    model = small(prior_channels=prior_channels, stride=stride)
+    with pytest.raises(ValueError, match=r"^batch must not be empty: tonemapped .* got shape \(0, 3, 32, 24\)"):
+        model(picture[:0], [f[:0] for f in features[: len(prior_channels)]])
+
+
 # compiles
 
 
