@@ -200,17 +200,24 @@ def test_the_root_mean_square_joins_l_org_of_both(loop: ModuleType) -> None:
     torch.testing.assert_close(bare(bracket, target).total, wanted)
 
 
-@pytest.mark.parametrize("joint", [False, True])
-def test_joint_lets_every_gradient_through(loop: ModuleType, joint: bool) -> None:
-    config = skt.TrainConfig(joint=joint, device="cpu", trackers=())
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ([], {"spgrm": True, "content": True, "alignment": False}),
+        (["--no-detach-features"], {"spgrm": True, "content": True, "alignment": True}),
+        (["--no-joint", "--no-detach-features"], {"spgrm": False, "content": False, "alignment": False}),
+    ],
+)
+def test_options_decide_which_gradients_pass(loop: ModuleType, options: list[str], passes: dict[str, bool]) -> None:
+    config = loop.parse([*options, "--device", "cpu", "--trackers"])
     bracket, target = torch.rand(1, 3, 6, 32, 32), torch.rand(1, 3, 32, 32)
     framework, _ = loop.build_modules(config, bracket)
     torch.nn.init.normal_(framework.spgrm.tail.weight, std=0.1)  # which starts at zero, and lets nothing through
     terms = framework(bracket, target).terms
     network, teacher = next(framework.orm.parameters()), next(framework.spgrm.stages.parameters())
-    for term, where in (("spgrm", network), ("content", teacher), ("alignment", teacher)):
+    for term, where in {"spgrm": network, "content": teacher, "alignment": teacher}.items():
         (gradient,) = torch.autograd.grad(terms[term], where, retain_graph=True, allow_unused=True)
-        assert (gradient is not None and bool(gradient.any())) == joint, term
+        assert (gradient is not None and bool(gradient.any())) == passes[term], term
 
 
 def test_resume_is_exact(loop: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
