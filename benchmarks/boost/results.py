@@ -140,9 +140,14 @@ def find_mixed(rows: Sequence[Row]) -> list[str]:
     return found
 
 
+def scores_by_run(rows: Sequence[Row], metric: str) -> dict[tuple[str, int, int], list[float]]:
+    """The network's values, one for each picture, by arm, seed and fold."""
+    return {(row["arm"], row["seed"], row["fold"]): row["scores"]["ORM"][metric] for row in rows}
+
+
 def compare(rows: Sequence[Row], study: Study, ours: str, theirs: str, metric: str) -> PairedSummary | None:
     """Paired gain of one arm over another, over the seeds that both have, with all of the study's folds."""
-    values = {(row["arm"], row["seed"], row["fold"]): row["scores"]["ORM"][metric] for row in rows}
+    values = scores_by_run(rows, metric)
     seeds, folds = sorted({seed for _, seed, _ in values}), range(study.folds)
     seeds = [s for s in seeds if all((arm, s, fold) in values for arm in (ours, theirs) for fold in folds)]
     if not seeds:
@@ -167,7 +172,7 @@ def gains_by_photograph(rows: Sequence[Row], study: Study, arm: str) -> dict[str
     """PSNR-mu gained over the baseline, photograph by photograph; nothing of data without them."""
     if not isinstance(study.data, dict) or "val" not in study.data:
         return {}
-    values = {(row["arm"], row["seed"], row["fold"]): row["scores"]["ORM"]["PSNR-mu"] for row in rows}
+    values = scores_by_run(rows, "PSNR-mu")
     found: dict[str, list[float]] = {}
     for (of, seed, fold), ours in values.items():
         theirs = values.get((study.baseline, seed, fold))

@@ -57,7 +57,8 @@ def time_arms(study: Study, root: Path | None, rounds: int, arms: Collection[str
     """Median milliseconds of the step of arms and baseline, and its ratio to the baseline's."""
     loop = load_loop()
     fixed = [*root_arguments(study, root), "--device", study.device, "--seed", str(study.seeds[0])]
-    configs = {arm: loop.parse([*to_arguments(study.options(arm)), *fixed]) for arm in {*arms, study.baseline}}
+    named = dict.fromkeys([study.baseline, *arms])  # each once, always in this order
+    configs = {arm: loop.parse([*to_arguments(study.options(arm)), *fixed]) for arm in named}
     engine = skt.Engine(configs[study.baseline])
     steps: dict[str, Callable[[], object]] = {arm: make_step(config, engine) for arm, config in configs.items()}
     found = ratios(interleave(steps, engine.device, rounds, warmup=2), study.baseline)
