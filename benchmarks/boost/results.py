@@ -119,7 +119,8 @@ def find_unpaired(rows: Sequence[Row], baseline: str) -> list[str]:
         wanted = starts.get((row["seed"], row["fold"]))
         if wanted is None or row["arm"] == baseline:
             continue
-        who = f"{row['arm']}, seed {row['seed']}, is no pair with {baseline}"
+        fold = f", fold {row['fold']}" if any(other["fold"] for other in rows) else ""
+        who = f"{row['arm']}, seed {row['seed']}{fold}, is no pair with {baseline}"
         if not row["start"] or not wanted:
             found.append(f"{who}, as far as is known: a first validation is missing")
         for metric in row["start"].keys() & wanted.keys():

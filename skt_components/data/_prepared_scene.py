@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,17 @@ _INDEX, _FRAMES, _LABEL, _SCENE = "prepared.json", "frames.npy", "label.npy", "s
 _INFO = "info"
 _TEMPORARY, _STALE = ".partial-", 3600  # seconds
 _TEXT_LIMIT = 2**24
+
+
+class Index(NamedTuple):
+    """What a prepared data set is."""
+
+    dataset: str
+    """Its name."""
+    scenes: dict[str, list[str]]
+    """Names of the scenes it has or will have, by split."""
+    simulated: bool
+    """Whether ``simulate_dataset`` wrote what it was made from: then it may have any number of scenes."""
 
 
 def is_prepared(root: Path) -> bool:
@@ -41,14 +52,14 @@ def holds_something_else(root: Path) -> bool:
     return bool(names) and _INDEX not in names
 
 
-def write_index(root: Path, dataset: str, scenes: dict[str, list[str]]) -> None:
-    """Write what the prepared data set is and which scenes it has or will have."""
-    text = json.dumps({"format": FORMAT, "dataset": dataset, "scenes": scenes}, indent=1)
+def write_index(root: Path, index: Index) -> None:
+    """Write what the prepared data set is."""
+    text = json.dumps({"format": FORMAT, **index._asdict()}, indent=1)
     _write_atomically(root / _INDEX, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def read_index(root: Path) -> tuple[str, dict[str, list[str]]]:
-    """Return the name of the data set and its scenes by split.
+def read_index(root: Path) -> Index:
+    """Return what the prepared data set is.
 
     Raises:
         ValueError: the file is broken or of another format.
@@ -59,14 +70,14 @@ def read_index(root: Path) -> tuple[str, dict[str, list[str]]]:
         if index["format"] != FORMAT:
             raise ValueError(f"{path}: format {index['format']!r}, this version reads {FORMAT}: prepare it anew")
         scenes = {str(split): [str(name) for name in names] for split, names in index["scenes"].items()}
-        return str(index["dataset"]), scenes
+        return Index(str(index["dataset"]), scenes, bool(index.get("simulated", False)))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: no index of a prepared data set ({type(error).__name__}: {error})") from None
 
 
 def list_scenes(root: Path, dataset: str, split: str) -> list[str]:
     """Return the names of a split's scenes; ValueError if the folder holds another data set."""
-    found, scenes = read_index(root)
+    found, scenes, _ = read_index(root)
     if found != dataset:
         raise ValueError(f"{root}: holds {found} as prepared, not {dataset}")
     if not scenes.get(split):

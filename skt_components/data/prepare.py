@@ -21,6 +21,7 @@ from skt_components.data.bracketire import LAYOUTS as BRACKETIRE
 from skt_components.data.kalantari import KALANTARI, TEL
 from skt_components.ops._checks import check_choice
 
+_SIMULATED = "simulated.json"
 LAYOUTS = {"kalantari": KALANTARI, "tel": TEL, "bracketire": BRACKETIRE[1], "bracketire-plus": BRACKETIRE[4]}
 
 
@@ -51,7 +52,8 @@ def verify(dataset: str, root: str | os.PathLike[str], *, progress: bool = True)
     Checked are, against what was published: the number of scenes in each split, that each has its files, their
     formats, bit depths and sizes in pixels, that exposures hold values of their range, labels finite values from 0 on,
     and that exposure values rise. Of a prepared data set, all checksums. Where ``simulated.json`` says that
-    ``simulate_dataset`` wrote the folder, scenes may be as many as they are, and as large as most of their split.
+    ``simulate_dataset`` wrote the folder, or what it was prepared from, scenes may be as many as they are, and as large
+    as most of their split.
 
     Args:
         dataset: "kalantari", "tel", "bracketire" or "bracketire-plus".
@@ -73,7 +75,7 @@ def verify(dataset: str, root: str | os.PathLike[str], *, progress: bool = True)
         raise FileNotFoundError(f"root must be the folder of a data set, there is none at {root}")
     layout, stored = LAYOUTS[dataset], prepared.is_prepared(root)
     counts, files, problems = dict.fromkeys(SPLITS, 0), 0, list[str]()
-    simulated = _simulated_folders(root, problems)
+    simulated = _prepared_folders(layout, root) if stored else _simulated_folders(root, problems)
     for split in SPLITS:
         if simulated is not None and layout.split_folders[split] not in simulated:
             continue  # it was not asked for
@@ -145,7 +147,7 @@ def prepare(
     scenes = {split: layout.list_scenes(root, split) for split in splits}
     for split, names in scenes.items():
         layout.check_scenes(root, split, names)
-    _claim(out, layout.name, scenes)
+    _claim(out, prepared.Index(layout.name, scenes, (root / _SIMULATED).is_file()))
     jobs = [Path(layout.split_folders[split]) / name for split, names in scenes.items() for name in names]
     broken = []
     for job in progress_bar(jobs, f"preparing {dataset}", "scene", progress):
@@ -180,21 +182,31 @@ def _check_space(out: Path, target: Path, stored: Stored) -> None:
         raise OSError(f"{target}: needs up to {needed} bytes, {free} are left; everything before it is stored")
 
 
-def _claim(out: Path, name: str, scenes: dict[str, list[str]]) -> None:
+def _claim(out: Path, index: prepared.Index) -> None:
     if prepared.holds_something_else(out):
         raise FileExistsError(f"out {out} exists and is not a prepared data set: choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     if prepared.is_prepared(out):
-        found, earlier = prepared.read_index(out)
-        if found != name:
-            raise FileExistsError(f"out {out} holds {found} as prepared, not {name}: choose another folder")
-        scenes = {**earlier, **scenes}  # a data set may come in parts
-    prepared.write_index(out, name, scenes)
+        found, earlier, simulated = prepared.read_index(out)
+        if found != index.dataset:
+            raise FileExistsError(f"out {out} holds {found} as prepared, not {index.dataset}: choose another folder")
+        # a data set may come in parts
+        index = index._replace(scenes={**earlier, **index.scenes}, simulated=simulated or index.simulated)
+    prepared.write_index(out, index)
+
+
+def _prepared_folders(layout: SceneLayout, root: Path) -> list[str] | None:
+    """Return which folders of a prepared data set were simulated; None where it is a published one, or not readable."""
+    try:
+        index = prepared.read_index(root)
+    except ValueError:
+        return None  # listing its scenes says why
+    return [layout.split_folders[split] for split in index.scenes] if index.simulated else None
 
 
 def _simulated_folders(root: Path, problems: list[str]) -> list[str] | None:
     """Return which folders ``simulate_dataset`` wrote here by what it noted; None where it noted nothing."""
-    note = root / "simulated.json"
+    note = root / _SIMULATED
     if not note.is_file():
         return None
     try:

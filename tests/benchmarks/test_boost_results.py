@@ -91,6 +91,9 @@ def test_folds_of_a_seed_are_one_set_of_pictures_by_photograph(tmp_path: Path) -
     assert str(runs[2]) == "bare, seed 3, fold 1"
     rows = results.collect(runs, study)
     assert results.find_unpaired(rows, "bare") == []
+    other = [{**row, "start": {}} if (row["arm"], row["fold"]) == ("ours", 1) else row for row in rows]
+    (found,) = results.find_unpaired(other, "bare")
+    assert found.startswith("ours, seed 3, fold 1, is no pair with bare, as far as")
     summary = results.summarise(rows, study, {})["ours"]
     ours, theirs = (torch.tensor([*values[arm, 3, 0], *values[arm, 3, 1]]).double() for arm in ("ours", "bare"))
     wanted = skt.paired_summary([ours], [theirs], groups=["d", "e", "d", "e", "b", "c", "b", "c"])

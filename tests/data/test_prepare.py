@@ -400,6 +400,10 @@ def test_verify_finds_nothing_in_what_simulate_wrote(tmp_path, name):
     found = verify(name, tmp_path / "set", progress=False)
     assert found.problems == []
     assert found.scenes == {"train": 2, "test": 0}
+    for _ in range(2):  # the second time everything is there
+        found = verify(name, prepare(name, tmp_path / "set", tmp_path / "copy", progress=False), progress=False)
+        assert found.problems == []
+        assert found.scenes == {"train": 2, "test": 0}
 
 
 def test_verify_still_finds_damage_in_simulated_scenes(tmp_path):
