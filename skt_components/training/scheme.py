@@ -101,8 +101,8 @@ class SemanticKnowledgeTransfer(nn.Module):
             regions and features move while it learns. "target" is the tone-mapped ground truth: the same in every
             epoch, so it can be kept on disk, and right from the first step, but the teacher then gets features of
             the answer along with the student's picture and has less to learn from the picture itself.
-        teacher_stride: the ``stride`` of the :class:`SPGRM` that is made. None is twice the factor between the sizes of
-            target and bracket: a quarter of the work of the paper's stages, which 1 gives.
+        teacher_stride: the ``stride`` of the :class:`SPGRM` that is made. None is four times the factor between the
+            sizes of target and bracket: a sixteenth of the work of the paper's stages, which 1 gives.
         teacher_domain: where L_spg compares. "rgb" is eq. 13 as it stands. "network" undoes the demosaicing first, and
             L_spg measures of RAW what L_org does: the values that the sensor has. The same for sRGB.
         sample: a bracket ``(B, N, C, H, W)`` to read the stages' channels from, once; a small random one in the
@@ -172,7 +172,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         self.joint, self.detach_teacher, self.detach_features = joint, detach_teacher, detach_features
         self.priors_of, self.teacher_domain = priors_of, teacher_domain
         student, hdr, scale = self._try_network(sample)
-        self.spgrm = spgrm if spgrm is not None else make_spgrm(orm, knowledge_bank, teacher_stride or 2 * scale)
+        self.spgrm = spgrm if spgrm is not None else make_spgrm(orm, knowledge_bank, teacher_stride or 4 * scale)
         self.teacher_taps = find_taps(self.spgrm, None)
         teacher = try_teacher(self.spgrm, self.teacher_taps, self._tonemap(hdr), knowledge_bank)
         latent = student if latent_channels is None else [latent_channels] * STAGES
