@@ -493,7 +493,7 @@ def train(
                     checkpoints.save(step + 1, state_now())
             clock += time.perf_counter() - paused  # what is reported is the speed of training
             if stop:
-                raise Stopped(stop, f"stopped after step {step}; continue with --resume {run}")
+                raise Stopped(stop, f"stopped after {step + 1} steps; continue with --resume {run}")
     scores = scores or validate(config, engine, module, kept, data[1], measures)
     if engine.is_main:
         skt.save_weights(run / f"{label}.safetensors", kept)

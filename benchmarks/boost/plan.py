@@ -164,6 +164,8 @@ def check_options(path: Path, study: Study, root: Path | None) -> None:
     """Raise ValueError unless every arm is a run of the loop, and a pair with the baseline."""
     from skt_components import TrainConfig
 
+    if root is not None and study.base.get("data", "synthetic") == "synthetic":
+        raise ValueError(f"--root {root}: {path} is of procedural scenes, which read no files: leave it away")
     known = [field.name for field in fields(TrainConfig)]
     for where, options in {"base": study.base, **{f"arms.{arm}": o for arm, o in study.arms.items()}}.items():
         _check_names(f"{path}: [{where}]:", options, known, "option")
@@ -204,11 +206,13 @@ def list_data(study: Study, root: Path | None) -> Any:
 
     Of simulated scenes, what ``simulate`` noted of them; None of other data.
     """
-    if study.base.get("data") != "hdr-folder":
-        note = None if root is None else root / "simulated.json"
-        return json.loads(note.read_text(encoding="utf-8")) if note is not None and note.is_file() else None
+    if root is None:
+        return None
     loop = load_loop()
     data = loop.build_data(loop.parse([*to_arguments(study.base), *root_arguments(study, root)]))
+    if study.base.get("data") != "hdr-folder":
+        note = root / "simulated.json"
+        return json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
     found = {
         split: {path.relative_to(part.root).as_posix(): path.stat().st_size for path in part.files}
         for split, part in zip(("train", "val"), data, strict=True)

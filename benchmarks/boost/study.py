@@ -53,7 +53,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="instead of the file's, for a trial")
     parser.add_argument("--report", action="store_true", help="run nothing, only table and figures")
     parser.add_argument("--judge", type=Path, metavar="PHOTOS", help="also score the networks on other photographs")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    for name in ("file", "root", "out", "judge"):  # in the study's folder they are kept for other working directories
+        value = getattr(options, name)
+        setattr(options, name, None if value is None else value.resolve())
+    return options
 
 
 def make_study(options: argparse.Namespace) -> Study:
@@ -67,6 +71,8 @@ def make_study(options: argparse.Namespace) -> Study:
     if options.steps is not None:
         study = replace(study, base={**study.base, "steps": options.steps})
     check_options(options.file, study, options.root)
+    if ":" in (orm := study.base.get("orm", "")):
+        skt.load_network(orm, {})  # what is wrong with it shows before anything is trained
     device = skt.pick_device(options.device).type
     return replace(study, device=device, data=list_data(study, options.root))
 

@@ -110,7 +110,6 @@ def start(command: Sequence[str], log: Path, environment: dict[str, str], lock: 
         file.flush()
         return subprocess.Popen(
             command,
-            cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

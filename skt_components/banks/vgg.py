@@ -32,6 +32,7 @@ class VGG19Features(nn.Module):
     Raises:
         ValueError: if a layer does not exist, or the weights are not given or do not fit.
         FileNotFoundError: if ``weights`` is a path without a file.
+        ConnectionError: if ``"pretrained"`` finds neither a network nor an earlier download.
         ImportError: if torchvision is not installed.
 
     Example:
@@ -148,7 +149,14 @@ def _initialise(features: nn.Sequential, weights: str | os.PathLike[str]) -> Non
                     nn.init.zeros_(layer.bias)
         return
     if weights == "pretrained":
-        state = dict(_import_vgg().VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True))
+        published = _import_vgg().VGG19_Weights.IMAGENET1K_V1
+        try:
+            state = dict(published.get_state_dict(progress=False, check_hash=True))
+        except OSError as error:  # URLError is one
+            raise ConnectionError(
+                f"weights='pretrained' of VGG19: {published.url} cannot be had ({error}), and there is no earlier "
+                "download. Download it where there is a network and pass weights=FILE (--perceptual FILE)"
+            ) from error
     else:
         state = load_weights(weights)
     wanted = {f"features.{name}": value for name, value in features.state_dict().items()}

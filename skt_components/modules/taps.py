@@ -20,6 +20,10 @@ _COMPILED = (
 )
 
 
+class TapError(RuntimeError):
+    """A tapped layer did not give what was asked of it."""
+
+
 class FeatureTaps:
     """Collect the outputs of named layers while a model runs.
 
@@ -85,7 +89,7 @@ class FeatureTaps:
             except IndexError:
                 wanted = "" if call is None else f", call {call} was asked for"
                 hint = _COMPILED if not outputs and _is_compiled(model) else ""
-                raise RuntimeError(f"layer {name!r} ran {len(outputs)} times in this forward{wanted}{hint}") from None
+                raise TapError(f"layer {name!r} ran {len(outputs)} times in this forward{wanted}{hint}") from None
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
@@ -137,7 +141,7 @@ def _recorder(name: str, outputs: list[Tensor]):  # type: ignore[no-untyped-def]
         if isinstance(output, (tuple, list)):
             output = next((item for item in output if isinstance(item, Tensor)), None)
         if not isinstance(output, Tensor):
-            raise RuntimeError(f"layer {name!r} returns {type(output).__name__}, not a tensor: choose another")
+            raise TapError(f"layer {name!r} returns {type(output).__name__}, not a tensor: choose another")
         outputs.append(output)
 
     return record
@@ -150,19 +154,22 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def as_feature_map(feature: Tensor, size: tuple[int, int]) -> Tensor:
+def as_feature_map(feature: Tensor, size: tuple[int, int], channels_last: bool | None = None) -> Tensor:
     """Bring a stage's output to ``(B, C, H, W)``.
 
     Args:
         feature: a map ``(B, C, H, W)``, which is returned as it is, a channels-last map ``(B, H, W, C)``, or tokens
             ``(B, L, C)`` in row-major order.
         size: height and width of the picture; channels-last maps and tokens must lie on it divided by a whole number.
+        channels_last: whether a map is ``(B, H, W, C)``; None tells by its shape, and where both are possible it is
+            ``(B, C, H, W)``.
 
     Raises:
         ValueError: the output is none of these.
     """
     if feature.ndim == 4:
-        return feature.permute(0, 3, 1, 2) if _is_channels_last(feature, size) else feature
+        last = is_channels_last(feature, size) if channels_last is None else channels_last
+        return feature.permute(0, 3, 1, 2) if last else feature
     if feature.ndim == 3:
         batch, length, channels = feature.shape
         for height, width in _grids(size):
@@ -179,9 +186,13 @@ def _grids(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
     return ((-(-size[0] // stride), -(-size[1] // stride)) for stride in range(1, max(size) + 1))
 
 
-def _is_channels_last(feature: Tensor, size: tuple[int, int]) -> bool:
+def is_channels_last(feature: Tensor, size: tuple[int, int]) -> bool | None:
+    """Whether a stage is a map ``(B, H, W, C)``; None where its shape is also that of a map ``(B, C, H, W)``."""
+    if feature.ndim != 4:
+        return False
     grids = set(_grids(size))
-    return tuple(feature.shape[1:3]) in grids and tuple(feature.shape[2:]) not in grids
+    last, first = tuple(feature.shape[1:3]) in grids, tuple(feature.shape[2:]) in grids
+    return None if last and first else last
 
 
 def suggest_taps(
@@ -236,7 +247,7 @@ def suggest_taps(
 def _candidate(name: str, found: list[tuple[str, Tensor]], size: tuple[int, int]):  # type: ignore[no-untyped-def]
     def record(_module: nn.Module, _args: object, output: object) -> None:
         if isinstance(output, Tensor) and output.ndim in (3, 4) and output.is_floating_point():
-            channels_last = output.ndim == 3 or _is_channels_last(output, size)
+            channels_last = output.ndim == 3 or is_channels_last(output, size)
             found.extend([(name, output)] if output.shape[-1 if channels_last else 1] >= 8 else [])
 
     return record

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,10 +18,11 @@ from skt_components.losses.histogram import HistogramLoss
 from skt_components.losses.reconstruction import mu_l1_loss
 from skt_components.models.spgrm import SPGRM
 from skt_components.modules.domain_transfer import DomainTransfer
-from skt_components.modules.taps import FeatureTaps, eval_mode, unwrap
+from skt_components.modules.taps import FeatureTaps, TapError, eval_mode, is_channels_last, unwrap
 from skt_components.ops._checks import check_count, check_tensor, float_dtype
 from skt_components.training.config import LossWeights
 
+Run = Callable[[Tensor], tuple[object, list[Tensor]]]  # from a bracket to a network's output and its tapped stages
 STAGES = 3
 _MAPS = 4  # that a bank gives
 
@@ -40,6 +42,38 @@ def find_taps(model: nn.Module, names: Sequence[str] | None) -> FeatureTaps:
             f"taps must name {STAGES} different stages, one for each stage of the SPGRM, got {list(names)}"
         )
     return taps
+
+
+def try_network(run: Run, sample: Tensor) -> tuple[object, list[Tensor]]:
+    """Run a network once, or say what can be done if it does not run."""
+    try:
+        return run(sample)
+    except TapError:
+        raise
+    except Exception as error:  # whatever a network may raise on input that it was not made for
+        raise ValueError(
+            f"the network did not run on a bracket of shape {tuple(sample.shape)}: {error}. Pass "
+            "sample=<a bracket it takes>, or forward_orm=lambda orm, bracket: ... if it is called differently"
+        ) from error
+
+
+def find_channels_last(run: Run, sample: Tensor, stages: Sequence[Tensor], layers: Sequence[str]) -> list[bool]:
+    """Which stages are maps (B, H, W, C); where their shapes leave it open, a sample of half the height tells."""
+    size = (sample.shape[-2], sample.shape[-1])
+    found = [is_channels_last(stage, size) for stage in stages]
+    if None in found:
+        lower = (size[0] // 2, size[1])
+        with suppress(Exception):  # whatever a network may raise on input that it was not made for
+            told = [is_channels_last(stage, lower) for stage in run(sample[..., : lower[0], :])[1]]
+            found = [there if last is None else last for last, there in zip(found, told, strict=True)]
+    for layer, stage, last in zip(layers, stages, found, strict=True):
+        if last is None:
+            warnings.warn(
+                f"tap {layer!r} gives {tuple(stage.shape)}, which can be (B, C, H, W) or (B, H, W, C): it is taken as "
+                "the first. Pass a sample that is not square",
+                stacklevel=5,
+            )
+    return [bool(last) for last in found]
 
 
 def make_spgrm(orm: nn.Module, bank: KnowledgeBank, stride: int) -> SPGRM:
@@ -138,7 +172,14 @@ def check_priors(priors: object, channels: Sequence[int]) -> SemanticPriors:
         raise ValueError(
             f"knowledge_bank must return features (B, C, H, W) with its channels {tuple(channels)}, got {shapes}"
         )
-    return priors
+    return priors if torch.compiler.is_compiling() else SemanticPriors(*map(_trainable, priors))
+
+
+def _trainable(given: Any) -> Any:
+    """What a bank gave in inference mode, as tensors that a backward pass may keep."""
+    if isinstance(given, Tensor):
+        return given.clone() if given.is_inference() else given
+    return given if given is None else [_trainable(each) for each in given]
 
 
 def check_ramp(ramp: float) -> None:

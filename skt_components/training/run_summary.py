@@ -190,17 +190,12 @@ def _use(folder: Path, config: dict[str, Any]) -> list[str]:
     if name := _network_of(path):
         load = [f'network = skt.load_model("{file}")  # {name}, on the CPU, in eval mode']
     else:
-        module, _, maker = str(config.get("orm", "")).partition(":")
-        where = (
-            [f"from {module} import {maker}", "", f"network = {maker}()  # the first, if it returns a pair"]
-            if maker
-            else ["network = ...  # yours"]
-        )
-        load = [*where, f'skt.load_weights("{file}", network)', "network.eval()"]
-    imports = ["import torch", "", "import skt_components as skt"]
-    run = ["with torch.no_grad():", f"    hdr = network(bracket)  # {layout}"]
-    gap = [] if load[0].startswith("from") else [""]
-    return _code("python", "\n".join([*imports, *gap, *load, *run]))
+        orm = str(config.get("orm", ""))
+        own = f'network, forward = skt.load_network("{orm}", {{}})' if ":" in orm else "network = ...  # yours"
+        load = [own, f'skt.load_weights("{file}", network)', "network.eval()"]
+    call = "forward(network, bracket)" if "forward" in load[0] else "network(bracket)"
+    run = ["with torch.no_grad():", f"    hdr = {call}  # {layout}"]
+    return _code("python", "\n".join(["import torch", "", "import skt_components as skt", "", *load, *run]))
 
 
 def _continue(folder: Path, environments: list[dict[str, Any]]) -> list[str]:

@@ -25,10 +25,12 @@ from skt_components.training._parts import (
     check_priors,
     check_ramp,
     compare_sensed,
+    find_channels_last,
     find_taps,
     frozen,
     full,
     make_spgrm,
+    try_network,
     try_teacher,
     warn_without_gradient,
 )
@@ -113,7 +115,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         ValueError: taps are missing or are not three, a tapped layer does not exist, the sample does not fit the
             network, ``perceptual`` is missing while its weight is not 0, ``teacher_stride`` is no whole number >= 1,
             or the bank's channels and strides are not those of four maps, coarse to fine.
-        RuntimeError: a tapped layer does not run.
+        RuntimeError: a tapped layer does not run, or gives no tensor.
 
     Example:
         >>> framework = SemanticKnowledgeTransfer(network, bank)  # doctest: +SKIP
@@ -235,7 +237,8 @@ class SemanticKnowledgeTransfer(nn.Module):
         terms |= self._transfer_terms(tonemapped, refined, priors)
         if self.weights.alignment_weight > 0:
             size = (bracket.shape[-2], bracket.shape[-1])
-            stages = [as_feature_map(stage, size) for stage in student_stages]
+            layouts = zip(student_stages, self.channels_last, strict=True)
+            stages = [as_feature_map(stage, size, last) for stage, last in layouts]
             warn_without_gradient(self.taps.layers, stages, hdr)
             terms["alignment"] = self._alignment(stages, teacher_stages, generator)
         orm_loss = sum((ramp * w * terms[name] for name, w in self._active_weights(terms)), terms["org"])
@@ -382,15 +385,14 @@ class SemanticKnowledgeTransfer(nn.Module):
             shape = (1, 5, 4, 64, 64) if self.transfer.domain == "raw" else (1, 3, 6, 64, 64)
             sample = torch.zeros(shape)
         sample = sample[:1].to(parameter.device, parameter.dtype)
-        with torch.no_grad(), eval_mode(self.orm), self.taps.capture(self.orm) as student:
-            try:
-                hdr = self.forward_orm(self.orm, sample)
-            except Exception as error:  # whatever a network may raise on input that it was not made for
-                raise ValueError(
-                    f"the network did not run on a bracket of shape {tuple(sample.shape)}: {error}. Pass "
-                    "sample=<a bracket it takes>, or forward_orm=lambda orm, bracket: ... if it is called differently"
-                ) from error
-            hdr = check_output(hdr)
-        size = (sample.shape[-2], sample.shape[-1])
-        student_channels = [as_feature_map(stage, size).shape[1] for stage in student]
-        return student_channels, hdr, max(round(hdr.shape[-1] / size[-1]), 1)
+
+        def run(bracket: Tensor) -> tuple[object, list[Tensor]]:
+            with torch.no_grad(), eval_mode(self.orm), self.taps.capture(self.orm) as stages:
+                hdr = self.forward_orm(self.orm, bracket)
+            return hdr, stages
+
+        output, student = try_network(run, sample)
+        hdr, size = check_output(output), (sample.shape[-2], sample.shape[-1])
+        self.channels_last = find_channels_last(run, sample, student, self.taps.layers)
+        maps = [as_feature_map(stage, size, last) for stage, last in zip(student, self.channels_last, strict=True)]
+        return [stage.shape[1] for stage in maps], hdr, max(round(hdr.shape[-1] / size[-1]), 1)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -55,7 +57,7 @@ def load_network(
         **options: for the makers of ``known``; a callable by its import path gets none.
 
     Raises:
-        ValueError: there is no such name, it does not import, or it gives no network.
+        ValueError: there is no such name, it does not import, it needs arguments, or it gives no network.
     """
     if name in known:
         return known[name](**options), call_network
@@ -65,9 +67,12 @@ def load_network(
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        made = getattr(importlib.import_module(module), attribute)()
+        maker = getattr(importlib.import_module(module), attribute)
+        with suppress(ValueError):  # of a callable that does not say its arguments
+            inspect.signature(maker).bind()
     except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(f"{name} does not give a network when called without arguments: {error}") from error
+    made = maker()  # what fails in there needs its traceback
     network, forward = made if isinstance(made, tuple) and len(made) == 2 else (made, call_network)
     if not isinstance(network, nn.Module) or not callable(forward):
         raise ValueError(f"{name} must return an nn.Module, or one and a function, got {type(made).__name__}")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import urllib.error
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,13 @@ def test_pretrained_is_torchvisions_download(monkeypatch: pytest.MonkeyPatch, pl
     assert asked == [("IMAGENET1K_V1", {"progress": False, "check_hash": True})]
     images = torch.rand(1, 3, 8, 8)
     assert torch.equal(vgg(images)[0], reference(plain, images, (0, 2)))
+
+    def unreachable(self: Any, **options: Any) -> None:
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(torchvision.models.VGG19_Weights, "get_state_dict", unreachable)
+    with pytest.raises(ConnectionError, match=r"vgg19-dcbb9e9d\.pth cannot be had .*no route.* pass weights=FILE"):
+        VGG19Features(weights="pretrained")
 
 
 def test_no_weights_says_where_to_get_them() -> None:

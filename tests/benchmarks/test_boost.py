@@ -118,7 +118,7 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, old: str, new: str, com
 
 @pytest.mark.parametrize("path", sorted((BOOST / "studies").glob("*.toml")), ids=lambda path: path.stem)
 def test_the_studies_that_are_there_are_valid(path: Path) -> None:
-    study = read(path, Path("PHOTOS"))
+    study = read(path, None if plan.read_study(path).base.get("data", "synthetic") == "synthetic" else Path("DATA"))
     assert study.is_bare(study.baseline)
     assert study.base["trackers"] == []
     assert len(study.seeds) >= (2 if path.stem == "trial" else 3)
@@ -145,11 +145,11 @@ def test_a_run_is_started_once_and_then_continued(tmp_path: Path) -> None:
 
 def test_a_study_of_simulated_scenes_goes_on_with_the_same_scenes_only(tmp_path: Path) -> None:
     study = read(write(tmp_path / "s.toml"))
-    raw = replace(study, base={**study.base, "data": "bracketire"})
+    raw = replace(study, base={**study.base, "data": "bracketire", "crop": 16, "val_crop": 16})
     assert harness.list_data(study, None) is None
     for seed in (0, 1):
         scenes = skt.SyntheticScenes(1, 16, seed=seed, camera=skt.RawCamera(subframes=1))
-        skt.simulate_dataset("bracketire", tmp_path / f"{seed}", scenes, None, progress=False)
+        skt.simulate_dataset("bracketire", tmp_path / f"{seed}", scenes, scenes, progress=False)
     first, second = (replace(raw, data=harness.list_data(raw, tmp_path / f"{seed}")) for seed in (0, 1))
     assert first.data["layout"] == "bracketire"
     plan.write_study(tmp_path / "out", first)
@@ -235,6 +235,28 @@ def test_a_folder_holds_one_study_to_which_seeds_and_arms_may_be_added(tmp_path:
         harness.main([str(file), "--out", str(other)])
     with pytest.raises(ValueError, match="--arms must be among bare, ours, third, got fourth"):
         harness.main([*begin, "--arms", "fourth"])
+
+
+def test_paths_are_those_of_the_working_directory(tmp_path: Path, stub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_nets.py").write_text("import torch\n\nlinear = lambda: torch.nn.Linear(1, 1)\n")
+    write(tmp_path / "s.toml", SMALL.replace("steps", 'orm = "my_nets:linear"\nsteps'))
+    assert harness.main(["s.toml", "--out", "out"]) == 0
+    assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 4
+    monkeypatch.chdir(stub.parent.parent)  # the study goes on from anywhere
+    assert harness.main([str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"), "--report"]) == 0
+
+
+def test_what_no_run_could_start_with_is_refused_before_the_first(tmp_path: Path, stub: Path) -> None:
+    for text, root, complaint in (
+        (SMALL, tmp_path, "read no files: leave it away"),
+        (SMALL.replace("steps", 'orm = "no_such_module:net"\nsteps'), None, "does not give a network"),
+        (SMALL.replace("steps", 'data = "bracketire"\nsteps'), tmp_path / "none", "none"),
+    ):
+        out, file = tmp_path / "out", write(tmp_path / "s.toml", text)
+        with pytest.raises((ValueError, OSError), match=complaint):
+            harness.main([str(file), "--out", str(out), *([] if root is None else ["--root", str(root)])])
+        assert not out.exists()
 
 
 def test_two_studies_do_not_work_in_one_folder(tmp_path: Path, stub: Path) -> None:

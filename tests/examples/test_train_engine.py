@@ -307,7 +307,7 @@ def test_a_signal_ends_the_run_after_a_whole_step(tmp_path: Path, number: int) -
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "Traceback" not in errors
-    assert errors.strip().splitlines()[-1].startswith("train_full.py: stopped after step ")
+    assert errors.strip().splitlines()[-1].startswith("train_full.py: stopped after ")
     assert f"continue with --resume {tmp_path / 'run'}" in errors
     assert checkpoint(tmp_path / "run")["step"] >= 1
 
@@ -335,8 +335,8 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path: Path) -> No
     done = subprocess.run([*command, *options], env=ALONE, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(line.split(";")[0] for line in done.stdout.splitlines() if line.startswith("rank")) == [
-        "rank 0: stopped after step 3",
-        "rank 1: stopped after step 3",
+        "rank 0: stopped after 4 steps",
+        "rank 1: stopped after 4 steps",
     ]
     assert checkpoint(tmp_path / "run")["step"] == 4
 
@@ -566,7 +566,7 @@ def test_a_stop_before_a_validation_does_not_lose_it(loop, tmp_path: Path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(skt.StepWatch, "look", stopped)
-        with pytest.raises(KeyboardInterrupt, match="stopped after step 3"):
+        with pytest.raises(KeyboardInterrupt, match="stopped after 4 steps"):
             loop.main([*options, "--out", str(tmp_path / "run")])
     assert (tmp_path / "run" / "README.md").is_file()  # a run that was stopped explains itself too
     loop.main(["--resume", str(tmp_path / "run")])

@@ -267,7 +267,7 @@ def test_ctrl_c_saves_and_the_log_has_no_doubles(loop: ModuleType, tmp_path: Pat
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(skt.SemanticHistogramLoss, "forward", interrupted)
-        with pytest.raises(KeyboardInterrupt, match=r"stopped after step \d; continue with --resume"):
+        with pytest.raises(KeyboardInterrupt, match=r"stopped after \d steps; continue with --resume"):
             loop.main([*SMALL, "--checkpoint-every", "100", "--out", str(run)])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with open(run / "metrics.jsonl", "a") as file:

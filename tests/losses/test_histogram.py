@@ -885,6 +885,19 @@ def test_the_teacher_may_change_or_be_of_inference_mode_before_the_backward_pass
         assert torch.equal(leaf.grad, wanted)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_regions_may_be_made_in_inference_mode(masked):
+    student, teacher = pictures(1, 3, 9, 13)
+    labels, gradients, student = region_map(1, 9, 13), [], student.detach().requires_grad_()
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            regions = {"labels": labels.clone(), "num_regions": 4}
+            if masked:
+                regions = {"masks": labels[:, None] == torch.arange(4)[:, None, None]}
+        gradients += torch.autograd.grad(semantic_histogram_loss(student, teacher, **regions), student)
+    assert torch.equal(*gradients)
+
+
 def test_an_invalid_region_may_be_nan():
     student, teacher = pictures(1, 3, 9, 13)
     labels, valid = region_map(1, 9, 13).clamp(0, 1), torch.tensor([[True, False]])

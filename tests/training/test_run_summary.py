@@ -135,12 +135,26 @@ def test_the_code_of_the_page_loads_the_network(tmp_path, monkeypatch, own):
     block = re.search("```python\n(.*?)```", write_run_summary(run).read_text(), re.DOTALL)
     assert block is not None
     monkeypatch.chdir(run)
-    code = block[1].replace(f"from {__name__} import Own", "")
-    scope: dict = {"bracket": torch.rand(1, 2) if own else torch.rand(1, 3, 6, 16, 16), "Own": Own}
-    exec(compile(code, "README.md", "exec"), scope)
+    scope: dict = {"bracket": torch.rand(1, 2) if own else torch.rand(1, 3, 6, 16, 16)}
+    exec(compile(block[1], "README.md", "exec"), scope)
     assert type(scope["network"]).__name__ == ("Own" if own else "AHDRNet")
     assert not scope["network"].training
     assert scope["hdr"].shape == ((1, 2) if own else (1, 3, 16, 16))
+
+
+def test_the_code_of_the_page_calls_a_network_of_ones_own_as_it_is_called(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", orm="own_pair:make")
+    (tmp_path / "own_pair.py").write_text(
+        "import torch\n\ndef make():\n"
+        "    return torch.nn.Linear(2, 2), lambda network, bracket: {'hdr': network(bracket)}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    save_weights(run / "orm.safetensors", torch.nn.Linear(2, 2))
+    block = re.search("```python\n(.*?)```", write_run_summary(run).read_text(), re.DOTALL)
+    monkeypatch.chdir(run)
+    scope: dict = {"bracket": torch.rand(1, 2)}
+    exec(compile(block[1], "README.md", "exec"), scope)
+    assert scope["hdr"]["hdr"].shape == (1, 2)
 
 
 def test_seeds_are_linked_and_what_they_hold_is_found(tmp_path):

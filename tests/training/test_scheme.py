@@ -1295,6 +1295,75 @@ def test_channels_last_stages_are_aligned_by_their_channels():
     assert framework.orm.embed.weight.grad.abs().max() > 0
 
 
+class SquareStages(nn.Module):
+    """Stages as large as they have channels: a square picture does not tell their layout."""
+
+    def __init__(self, channels_last, fixed=None):
+        super().__init__()
+        self.channels_last, self.fixed = channels_last, fixed
+        self.embed = nn.Conv2d(18, 16, 4, stride=4)
+        self.stages = nn.ModuleList(nn.Identity() for _ in range(3))
+        self.mix = nn.ModuleList(nn.Conv2d(16, 16, 1) for _ in range(3))
+        self.head = nn.Conv2d(16, 3, 1)
+
+    def forward(self, bracket):
+        if self.fixed is not None and bracket.shape[-2] != self.fixed:
+            raise ValueError("another size")
+        x = self.embed(bracket.flatten(1, 2))
+        for stage, mix in zip(self.stages, self.mix, strict=True):
+            x = mix(x)
+            x = stage(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if self.channels_last else stage(x)
+        return torch.sigmoid(nn.functional.interpolate(self.head(x), size=bracket.shape[-2:]))
+
+
+def test_the_layout_of_a_stage_is_known_where_its_shape_does_not_tell():
+    taps, gradients = ["stages.0", "stages.1", "stages.2"], []
+    bracket, target = torch.rand(2, 3, 6, 64, 64, generator=generator()), torch.rand(2, 3, 64, 64)
+    for last in (False, True):
+        torch.manual_seed(0)
+        framework = make(SquareStages(last), taps=taps)
+        assert framework.channels_last == [last] * 3
+        terms = framework(bracket, target, generator=generator(1)).terms
+        gradients.append(torch.autograd.grad(terms["alignment"], framework.orm.embed.weight)[0])
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(*gradients)
+    with pytest.warns(UserWarning, match=r"tap 'stages.0' gives \(1, 16, 16, 16\), .* a sample that is not square"):
+        assert make(SquareStages(True, fixed=64), taps=taps).channels_last == [False] * 3
+    sample = torch.rand(1, 3, 6, 64, 96)
+    assert make(SquareStages(True, fixed=64), taps=taps, sample=sample).channels_last == [True] * 3
+
+
+def test_a_bank_may_work_in_inference_mode():
+    class Inferring(TinyBank):
+        @torch.inference_mode()
+        def forward(self, images):
+            return super().forward(images)
+
+    gradients = []
+    for kind in (TinyBank, Inferring):
+        torch.manual_seed(0)
+        framework = make(knowledge_bank=kind(), joint=True, detach_teacher=False)
+        framework(*make_data(), generator=generator()).total.backward()
+        gradients.append([p.grad for p in framework.parameters() if p.grad is not None])
+    assert len(gradients[0]) > 10
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_tap_that_gives_no_tensor_is_named():
+    class Words(AHDRNet):
+        def __init__(self):
+            super().__init__(features=8)
+            self.words = nn.Module()
+            self.words.forward = lambda: {"a": 1}
+
+        def forward(self, bracket):
+            self.words()
+            return super().forward(bracket)
+
+    with pytest.raises(RuntimeError, match=r"^layer 'words' returns dict, not a tensor: choose another$"):
+        make(Words(), taps=["words", "RDB1", "RDB2"])
+
+
 def test_a_stage_without_gradient_warns():
     framework = make(make_orm())
     framework.orm.requires_grad_(False)
