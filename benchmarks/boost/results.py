@@ -204,7 +204,7 @@ def summarise(rows: Sequence[Row], study: Study, ratios: Mapping[str, float]) ->
         found[arm]["baseline"] = {m: _mean(theirs, "ORM", m) for m in METRICS} if theirs else {}
         found[arm]["gain"] = _gains(rows, study, arm, study.baseline)
         found[arm]["gain by photograph"] = gains_by_photograph(rows, study, arm)
-        if arm != study.equal_name:
+        if arm == study.equal_compute:  # whose time the longer baseline has
             found[arm]["gain at equal compute"] = _gains(rows, study, arm, study.equal_name)
     return found
 

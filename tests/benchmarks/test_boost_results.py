@@ -60,6 +60,8 @@ def test_the_table_has_the_numbers_that_a_hand_computes(tmp_path: Path) -> None:
     wanted = skt.paired_summary(ours, theirs)
     assert (gain["low"], gain["high"]) == pytest.approx((wanted.low, wanted.high))
     assert summary["ours"]["gain at equal compute"]["PSNR-mu"]["gain"] == pytest.approx((0 + 2) / 2)  # seed 3 alone
+    other = results.summarise(rows, replace(study, equal_compute="another"), {})
+    assert "gain at equal compute" not in other["ours"]  # the longer baseline has the time of another arm
     assert summary["ours"]["means"]["SPGRM"]["PSNR-mu"] == pytest.approx((26.5 + 26.75) / 2 + 2)
     lines = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in results.make_table(summary, study).split("\n")
