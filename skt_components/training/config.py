@@ -124,7 +124,8 @@ class TrainConfig:
     transfer_ramp: int = 0
     """Steps after these over which the weights of the other terms grow to their full size."""
     teacher_stride: int | None = None
-    """Side of the picture's blocks that are one pixel of the teacher; 1 is the paper's, at four times the work."""
+    """Side of the picture's blocks that are one pixel of the teacher. The default makes its stages half as large as the
+    bracket: 2 for sRGB, 4 for RAW; 1 is the paper's, at many times the work."""
     teacher_domain: Literal["network", "rgb"] = "network"
     """What L_spg compares of RAW: the sensor's values, as L_org does, or the demosaiced picture, as the paper."""
     steps: int = 300

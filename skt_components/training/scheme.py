@@ -103,8 +103,8 @@ class SemanticKnowledgeTransfer(nn.Module):
             regions and features move while it learns. "target" is the tone-mapped ground truth: the same in every
             epoch, so it can be kept on disk, and right from the first step, but the teacher then gets features of
             the answer along with the student's picture and has less to learn from the picture itself.
-        teacher_stride: the ``stride`` of the :class:`SPGRM` that is made. None is four times the factor between the
-            sizes of target and bracket: a sixteenth of the work of the paper's stages, which 1 gives.
+        teacher_stride: the ``stride`` of the :class:`SPGRM` that is made. None makes its stages half as large as the
+            bracket: 2 for sRGB, 4 for RAW, whose picture is twice as large; 1 is the paper's, at many times the work.
         teacher_domain: where L_spg compares. "rgb" is eq. 13 as it stands. "network" undoes the demosaicing first, and
             L_spg measures of RAW what L_org does: the values that the sensor has. The same for sRGB.
         sample: a bracket ``(B, N, C, H, W)`` to read the stages' channels from, once; a small random one in the
@@ -174,7 +174,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         self.joint, self.detach_teacher, self.detach_features = joint, detach_teacher, detach_features
         self.priors_of, self.teacher_domain = priors_of, teacher_domain
         student, hdr, scale = self._try_network(sample)
-        self.spgrm = spgrm if spgrm is not None else make_spgrm(orm, knowledge_bank, teacher_stride or 4 * scale)
+        self.spgrm = spgrm if spgrm is not None else make_spgrm(orm, knowledge_bank, teacher_stride or 2 * scale)
         self.teacher_taps = find_taps(self.spgrm, None)
         teacher = try_teacher(self.spgrm, self.teacher_taps, self._tonemap(hdr), knowledge_bank)
         latent = student if latent_channels is None else [latent_channels] * STAGES
@@ -379,7 +379,7 @@ class SemanticKnowledgeTransfer(nn.Module):
             return self.transfer(full(hdr), **(metadata or {}))
 
     def _try_network(self, sample: Tensor | None) -> tuple[list[int], Tensor, int]:
-        """Run the network once, in eval mode and without gradient: its stages' widths, its output, its scale."""
+        """Run the network once, in eval mode and without gradient: stages' widths, output, and the picture's scale."""
         parameter = next(self.orm.parameters(), torch.empty(0))
         if sample is None:
             shape = (1, 5, 4, 64, 64) if self.transfer.domain == "raw" else (1, 3, 6, 64, 64)
@@ -395,4 +395,4 @@ class SemanticKnowledgeTransfer(nn.Module):
         hdr, size = check_output(output), (sample.shape[-2], sample.shape[-1])
         self.channels_last = find_channels_last(run, sample, student, self.taps.layers)
         maps = [as_feature_map(stage, size, last) for stage, last in zip(student, self.channels_last, strict=True)]
-        return [stage.shape[1] for stage in maps], hdr, max(round(hdr.shape[-1] / size[-1]), 1)
+        return [stage.shape[1] for stage in maps], hdr, max(round(self._tonemap(hdr).shape[-1] / size[-1]), 1)

@@ -1424,3 +1424,12 @@ def test_it_trains_without_any_knowledge(domain):
     output.total.backward()
     assert [name for name, p in framework.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
     assert not any("pyramid" in name or "prior_fusion" in name for name in framework.state_dict())
+
+
+def test_the_teachers_stages_are_half_as_large_as_the_bracket():
+    assert make().spgrm.stride == 2
+    raw = {"num_frames": 5, "in_channels": 4, "out_channels": 4, "reference": 0, "peak": 16.0}
+    for scale in (1, 4):
+        orm = AHDRNet(features=8, num_layers=2, growth=4, scale=scale, **raw)
+        assert make(orm, domain="raw").spgrm.stride == 4 * scale
+    assert make(teacher_stride=1).spgrm.stride == 1
