@@ -44,10 +44,10 @@ def find_taps(model: nn.Module, names: Sequence[str] | None) -> FeatureTaps:
     return taps
 
 
-def try_network(run: Run, sample: Tensor) -> tuple[object, list[Tensor]]:
-    """Run a network once, or say what can be done if it does not run."""
+def try_network(forward: Callable[[nn.Module, Tensor], object], orm: nn.Module, sample: Tensor) -> object:
+    """Run a network, or say what can be done if it does not run."""
     try:
-        return run(sample)
+        return forward(orm, sample)
     except TapError:
         raise
     except Exception as error:  # whatever a network may raise on input that it was not made for

@@ -388,10 +388,10 @@ class SemanticKnowledgeTransfer(nn.Module):
 
         def run(bracket: Tensor) -> tuple[object, list[Tensor]]:
             with torch.no_grad(), eval_mode(self.orm), self.taps.capture(self.orm) as stages:
-                hdr = self.forward_orm(self.orm, bracket)
+                hdr = try_network(self.forward_orm, self.orm, bracket)
             return hdr, stages
 
-        output, student = try_network(run, sample)
+        output, student = run(sample)
         hdr, size = check_output(output), (sample.shape[-2], sample.shape[-1])
         self.channels_last = find_channels_last(run, sample, student, self.taps.layers)
         maps = [as_feature_map(stage, size, last) for stage, last in zip(student, self.channels_last, strict=True)]
