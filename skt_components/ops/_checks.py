@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Collection
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Kept = TypeVar("Kept", Tensor, "Tensor | None")
 
 
 def check_tensor(
@@ -109,3 +112,10 @@ def may_look(value: Tensor) -> bool:
 def float_dtype(value: Tensor) -> torch.dtype:
     """Return the dtype to compute in: float64 stays, everything else is float32."""
     return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+def without_inference(value: Kept) -> Kept:
+    """A tensor that was made in inference mode as one that a backward pass may keep, others as they are."""
+    if value is None or torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return value
+    return value.clone() if value.is_inference() else value

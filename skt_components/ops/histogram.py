@@ -15,7 +15,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from skt_components.ops._checks import check_choice, check_count, check_range, check_tensor, float_dtype
+from skt_components.ops._checks import (
+    check_choice,
+    check_count,
+    check_range,
+    check_tensor,
+    float_dtype,
+    without_inference,
+)
 from skt_components.ops._histogram_atoms import Atoms, find_atoms, remember
 from skt_components.ops._histogram_bases import Bins, choose_basis
 from skt_components.ops._histogram_checks import (
@@ -117,7 +124,7 @@ def histogram_difference(
     low, high = check_range("value_range", value_range)
     check_bandwidth(bandwidth, num_bins, (low, high))
     regions = count_regions(student, masks, labels, num_regions)
-    masks, labels = _without_inference(masks), _without_inference(labels)
+    masks, labels = without_inference(masks), without_inference(labels)
     names = ("values",) if teacher is None else ("student", "teacher")
     for name, picture in zip(names, (student, teacher), strict=False):
         check_values(name, picture, low, high, float(bandwidth))  # type: ignore[arg-type]
@@ -128,13 +135,6 @@ def histogram_difference(
         keep = not torch.compiler.is_compiling()  # compiled code reuses memory without telling
         options = (regions, num_bins, low, high, float(bandwidth), engine, keep)
         return _Difference.apply(student, teacher, labels, masks, options)
-
-
-def _without_inference(regions: Tensor | None) -> Tensor | None:
-    """Regions that were made in inference mode, as a tensor that the backward pass may keep."""
-    if regions is None or torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
-        return regions
-    return regions.clone() if regions.is_inference() else regions
 
 
 class _Difference(torch.autograd.Function):

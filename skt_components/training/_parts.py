@@ -19,7 +19,7 @@ from skt_components.losses.reconstruction import mu_l1_loss
 from skt_components.models.spgrm import SPGRM
 from skt_components.modules.domain_transfer import DomainTransfer
 from skt_components.modules.taps import FeatureTaps, TapError, eval_mode, is_channels_last, unwrap
-from skt_components.ops._checks import check_count, check_tensor, float_dtype
+from skt_components.ops._checks import check_count, check_tensor, float_dtype, without_inference
 from skt_components.training.config import LossWeights
 
 Run = Callable[[Tensor], tuple[object, list[Tensor]]]  # from a bracket to a network's output and its tapped stages
@@ -172,14 +172,9 @@ def check_priors(priors: object, channels: Sequence[int]) -> SemanticPriors:
         raise ValueError(
             f"knowledge_bank must return features (B, C, H, W) with its channels {tuple(channels)}, got {shapes}"
         )
-    return priors if torch.compiler.is_compiling() else SemanticPriors(*map(_trainable, priors))
-
-
-def _trainable(given: Any) -> Any:
-    """What a bank gave in inference mode, as tensors that a backward pass may keep."""
-    if isinstance(given, Tensor):
-        return given.clone() if given.is_inference() else given
-    return given if given is None else [_trainable(each) for each in given]
+    features = [without_inference(feature) for feature in priors.features]
+    masks, valid = without_inference(priors.masks), without_inference(priors.valid)
+    return SemanticPriors(features, masks, without_inference(priors.labels), valid)
 
 
 def check_ramp(ramp: float) -> None:
