@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -397,7 +397,10 @@ def train(
         found = validate(config, engine, module, kept, data[1], measures)
         log.write(step, validation=means(found))
         score, checked = float(found["ORM"]["PSNR-mu"].mean()), step
-        improved, best = score > best, max(score, best)
+        if unusable := int(found["ORM"]["PSNR-mu"].isnan().sum()):
+            log.notice(step, f"NaN in the network's output of {unusable} of {len(data[1])} validation pictures")
+        improved = score > best
+        best = score if improved else best
         if engine.is_main and step < config.steps:  # the last ones are drawn beside those of the bare network
             draw(run / "samples" / f"{label}-{step:08d}.png", kept)
         if engine.is_main and improved:
@@ -486,7 +489,12 @@ def train(
                 clock, logged = now, step + 1
             paused = time.perf_counter()
             if last or (not stop and (step + 1) % config.validate_every == 0):
-                scores = check(step + 1)
+                try:
+                    scores = check(step + 1)
+                except Exception:
+                    if engine.is_main:  # what was trained is not lost with it
+                        checkpoints.save(step + 1, state_now())
+                    raise
             if last or stop or (step + 1) % config.checkpoint_every == 0:
                 watch.flush()
                 if engine.is_main:
@@ -574,15 +582,25 @@ def warn_of_idle(config: skt.TrainConfig, engine: skt.Engine) -> None:
             engine.accelerator.print(f"--{option} {value} of --steps {config.steps}: {what}", file=sys.stderr)
 
 
+def describe(error: BaseException) -> str:
+    """What went wrong; of an error in a process that loads data without that process's traceback."""
+    text = str(error)
+    return text.rstrip().splitlines()[-1] if text.startswith("Caught ") else text
+
+
 def leave_word(run: Path, folder: Path, error: BaseException) -> None:
     """Let the folder of a run that did not come to its end say so, as far as that can be done."""
+    lines = folder / "metrics.jsonl"
     with suppress(OSError, ValueError):
         if not isinstance(error, KeyboardInterrupt):  # which is no news once the run goes on
-            steps = [line["step"] for line in skt.read_metrics(folder / "metrics.jsonl")]
-            line = {"run": "end", "step": max(steps, default=0), "notice": str(error)}
-            with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        skt.save_curves(folder / "metrics.jsonl", folder / "curves.png")
+            step = getattr(error, "step", None)
+            if step is None:
+                step = max((line["step"] for line in skt.read_metrics(lines)), default=0) if lines.is_file() else 0
+            with open(lines, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"run": "end", "step": step, "notice": describe(error)}) + "\n")
+    with suppress(OSError, ValueError):
+        skt.save_curves(lines, folder / "curves.png")
+    with suppress(OSError, ValueError):
         skt.write_run_summary(run)
 
 
@@ -602,18 +620,23 @@ def main(arguments: list[str]) -> None:
     run = engine.on_main(skt.make_run_folder, config)
     engine.start_trackers(run, asdict(config))
     if engine.is_main:
-        skt.write_environment(run)
         where = f"{engine.processes} x {engine.device.type}" if engine.processes > 1 else engine.device
         print(f"{config.orm} with {config.knowledge_bank} on {config.data}, {where}, {config.steps} steps -> {run}")
-    results, folders, restored = [], [], partial(skt.write_options, run, config)
+    results, folders = [], []
+
+    @cache  # once, and by a --resume only when its state was found: one that is refused leaves the run as it is
+    def restored() -> None:
+        skt.write_environment(run)
+        skt.write_options(run, config)
+
     try:
         for seed in range(config.seed, config.seed + config.seeds):
             seeded = replace(config, seed=seed)
             parts = parts if seed == config.seed else build(seeded, engine.processes)
             folders.append(run / f"seed-{seed}" if config.seeds > 1 else run)
             results.append(run_seed(seeded, engine, folders[-1], parts, restored))
-    except (skt.NonFiniteError, OSError, KeyboardInterrupt) as error:
-        if engine.is_main:
+    except (Exception, KeyboardInterrupt) as error:
+        if engine.is_main and (config.resume is None or restored.cache_info().currsize):
             leave_word(run, folders[-1], error)
         raise
     if engine.is_main:
@@ -627,8 +650,8 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (skt.NonFiniteError, OSError, ValueError, ImportError) as error:
-        sys.exit(f"train_full.py: {error}")
+    except (skt.NonFiniteError, OSError, ValueError, TypeError, ImportError) as error:
+        sys.exit(f"train_full.py: {describe(error)}")
     except KeyboardInterrupt as stop:
         print(f"train_full.py: {stop}", file=sys.stderr)
         sys.exit(128 + getattr(stop, "number", 2))

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skt_components.models.network import ReconstructionNetwork
 from skt_components.modules.taps import eval_mode
@@ -18,21 +18,22 @@ _INPUT, _OUTPUT = "bracket", "hdr"
 
 
 def export_program(
-    network: ReconstructionNetwork, bracket: Tensor | None = None, *, dynamic: bool = True
+    network: nn.Module, bracket: Tensor | None = None, *, dynamic: bool = True
 ) -> torch.export.ExportedProgram:
     """Trace the network with ``torch.export``; ``torch.export.save`` writes the result.
 
     Args:
-        network: it is traced in eval mode and not changed.
-        bracket: an input ``(B, N, C, H, W)`` to trace with; two small random brackets when None.
+        network: of this library, or one of yours; it is traced in eval mode and not changed.
+        bracket: an input ``(B, N, C, H, W)`` to trace with; two small random brackets when None, for networks of this
+            library alone.
         dynamic: let the program take any batch size, height and width; the sides must be multiples of the network's
-            ``size_multiple`` then, and twice that at least. Otherwise it takes the bracket's shape only.
+            ``size_multiple`` (1 if it has none) then, and twice that at least. Otherwise it takes the bracket's shape.
 
     Returns:
         The program: ``program.module()(bracket)``.
 
     Raises:
-        ValueError: the sides are not multiples of ``size_multiple``.
+        ValueError: the sides are not multiples of ``size_multiple``, or a bracket for your own network is missing.
 
     Example:
         >>> from skt_components import AHDRNet
@@ -46,7 +47,7 @@ def export_program(
 
 
 def export_onnx(
-    network: ReconstructionNetwork,
+    network: nn.Module,
     path: str | os.PathLike[str],
     bracket: Tensor | None = None,
     *,
@@ -57,7 +58,7 @@ def export_onnx(
     """Write the network as an ONNX file, and compare it with PyTorch in onnxruntime.
 
     Args:
-        network: it is traced in eval mode and not changed.
+        network: of this library, or one of yours; it is traced in eval mode and not changed.
         path: the ``.onnx`` file; it is replaced if it exists, its folder must exist.
         bracket: as for :func:`export_program`.
         dynamic: as for :func:`export_program`; the file is then also compared at a second size.
@@ -69,7 +70,8 @@ def export_onnx(
 
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is not installed.
-        ValueError: the sides are not multiples of ``size_multiple``, or the outputs differ; nothing is written then.
+        ValueError: the sides are not multiples of ``size_multiple``, a bracket for your own network is missing, or the
+            outputs differ; nothing is written then.
     """
     for package in ("onnx", "onnxscript"):
         _import(package)
@@ -89,7 +91,8 @@ def export_onnx(
         assert program is not None
         with replacing(path) as temporary:
             program.save(temporary, external_data=False)
-            other = torch.rand(1, *bracket.shape[1:-2], *(3 * network.size_multiple,) * 2).to(bracket)
+            side = _multiple(network) * max(3, -(-24 // _multiple(network)))
+            other = torch.rand(1, *bracket.shape[1:-2], side, side).to(bracket)
             errors = [_difference(temporary, network, x) for x in ([bracket, other] if dynamic else [bracket])]
             if max(errors) > tolerance:
                 raise ValueError(
@@ -99,9 +102,15 @@ def export_onnx(
     return max(errors)
 
 
-def _example(network: ReconstructionNetwork, bracket: Tensor | None) -> Tensor:
-    multiple = network.size_multiple
+def _multiple(network: nn.Module) -> int:
+    return int(getattr(network, "size_multiple", 1))
+
+
+def _example(network: nn.Module, bracket: Tensor | None) -> Tensor:
+    multiple = _multiple(network)
     if bracket is None:
+        if not isinstance(network, ReconstructionNetwork):
+            raise ValueError(f"bracket must be given: {type(network).__name__} does not say what it takes")
         parameter = next(network.parameters())
         side = multiple * max(2, -(-32 // multiple))
         bracket = torch.rand(2, network.num_frames, network.in_channels, side, side + multiple).to(parameter)
@@ -113,15 +122,15 @@ def _example(network: ReconstructionNetwork, bracket: Tensor | None) -> Tensor:
     return bracket
 
 
-def _shapes(network: ReconstructionNetwork, dynamic: bool) -> tuple[dict[int, Any]] | None:
+def _shapes(network: nn.Module, dynamic: bool) -> tuple[dict[int, Any]] | None:
     if not dynamic:
         return None
-    multiple = network.size_multiple
+    multiple = _multiple(network)
     height, width = torch.export.Dim("height", min=2), torch.export.Dim("width", min=2)
     return ({0: torch.export.Dim("batch", min=1), 3: multiple * height, 4: multiple * width},)
 
 
-def _difference(path: os.PathLike[str], network: ReconstructionNetwork, bracket: Tensor) -> float:
+def _difference(path: os.PathLike[str], network: nn.Module, bracket: Tensor) -> float:
     """Largest difference of the file's output from the network's, relative to the largest value."""
     session = _import("onnxruntime").InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
     found = torch.from_numpy(session.run(None, {_INPUT: bracket.cpu().numpy()})[0])

@@ -96,9 +96,9 @@ class PriorFusionBlock(nn.Module):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        if min(channels, prior_channels) < 1:
-            raise ValueError(f"channels and prior_channels must be >= 1, got {channels} and {prior_channels}")
-        if num_heads < 1 or channels % num_heads:
+        for name, value in (("channels", channels), ("prior_channels", prior_channels), ("num_heads", num_heads)):
+            check_count(name, value, 1)
+        if channels % num_heads:
             raise ValueError(f"num_heads must divide channels={channels}, got {num_heads}")
         self.channels, self.prior_channels = channels, prior_channels
         self.num_heads, self.normalize = num_heads, normalize

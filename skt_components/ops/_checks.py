@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numbers
+import sys
+import warnings
 from collections.abc import Collection
 from typing import TypeVar
 
@@ -119,3 +121,13 @@ def without_inference(value: Kept) -> Kept:
     if value is None or torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
         return value
     return value.clone() if value.is_inference() else value
+
+
+def warn_caller(message: str) -> None:
+    """Warn in the name of the first caller outside this package and torch; in silence while torch.compile traces."""
+    if torch.compiler.is_compiling():
+        return
+    level, frame = 1, sys._getframe()
+    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] in ("skt_components", "torch"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)

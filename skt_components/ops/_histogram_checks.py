@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
-import warnings
 
 import torch
 from torch import Tensor
 
-from skt_components.ops._checks import check_count, check_positive, float_dtype
+from skt_components.ops._checks import check_count, check_positive, float_dtype, warn_caller
 
 _NARROWEST, _WIDEST = 1e-6, 1e6  # bins; beyond them numbers overflow
-_MOST_READ_OFF = 1 << 20  # regions that are believed of a label map alone
+_MOST_READ_OFF = 1 << 16  # regions that are believed of a label map alone
 BACKENDS = ("auto", "torch", "numba", "triton")
 
 
@@ -62,12 +60,12 @@ def check_bandwidth(bandwidth: float, num_bins: int, value_range: tuple[float, f
             f"{value_range}"
         )
     if bandwidth > 3 * width:
-        _warn(
+        warn_caller(
             f"bandwidth={bandwidth:g} is {bandwidth / width:.3g} times the value range {value_range}: the histogram "
             f"is flat and its gradient practically zero. The paper's literal 400 is meant as 1/400 on [0, 1]."
         )
     elif bandwidth * num_bins < 0.25 * width:
-        _warn(
+        warn_caller(
             f"bandwidth={bandwidth:g} is {bandwidth * num_bins / width:.3g} of a bin ({num_bins} bins on "
             f"{value_range}): values between bin centres have practically no gradient. Use at least half a bin."
         )
@@ -83,20 +81,10 @@ def check_values(name: str, values: Tensor, low: float, high: float, bandwidth: 
         except RuntimeError:  # under torch.func.vmap there is no value to look at
             return
         if outside > 0.5:
-            _warn(
+            warn_caller(
                 f"{outside:.0%} of {name} are outside value_range {(low, high)}: they hardly count and have no "
                 "gradient. Pass value_range, or pictures in it."
             )
-
-
-def _warn(message: str) -> None:
-    """Warn in the name of the first caller outside this package and torch; in silence while torch.compile traces."""
-    if torch.compiler.is_compiling():
-        return
-    level, frame = 1, sys._getframe()
-    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] in ("skt_components", "torch"):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -104,7 +92,7 @@ def full_precision(x: Tensor) -> Tensor:
     dtype = float_dtype(x)
     if x.dtype != dtype and x.dtype in (torch.float16, torch.bfloat16):
         cost = "7 % (and what is below 6e-8 of it vanishes)" if x.dtype == torch.float16 else "48 %"
-        _warn(
+        warn_caller(
             f"histogram of {x.dtype} values: rounding them already moves the gradient by about {cost} at the default "
             f"bandwidth. Compute the picture in float32 (outside autocast)."
         )
@@ -141,6 +129,11 @@ def count_regions(values: Tensor, masks: Tensor | None, labels: Tensor | None, n
         largest = int(labels.long().max()) if labels.numel() else -1
         if largest >= _MOST_READ_OFF:
             raise ValueError(f"labels go up to {largest}; if there are so many regions, pass num_regions")
+        if largest == 255 and not (labels == 254).any():
+            warn_caller(
+                "labels go from below 254 to 255, which counts as a region: if it marks pixels to be ignored, pass "
+                "num_regions; labels of num_regions and more belong to no region"
+            )
         return max(largest + 1, 0)
     return check_count("num_regions", num_regions, 0)
 

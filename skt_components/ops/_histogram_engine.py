@@ -100,6 +100,27 @@ def torch_gradient(
     return result
 
 
+def without_stray_nan(
+    result: Tensor, upstream: Tensor, values: Tensor, labels: Tensor | None, weights: Tensor | None
+) -> Tensor:
+    """Return a gradient with 0 for those NaN of ``values`` that lie in no region of which one is asked.
+
+    Arguments as of :func:`torch_gradient`. On the CPU alone: elsewhere a look for NaN waits for the device.
+    """
+    if result.device.type != "cpu" or not result.isnan().any():
+        return result
+    asked = (upstream != 0).any(-1).transpose(1, 2)  # (B, C, R)
+    if weights is not None:
+        heard = asked.float() @ (weights != 0).float() > 0
+    elif labels is not None:
+        inside = (labels >= 0) & (labels < asked.shape[2])
+        heard = asked.gather(2, torch.where(inside, labels, 0).long()[:, None].expand_as(values))
+        heard = heard & inside[:, None]
+    else:
+        heard = asked
+    return result.masked_fill(values.isnan() & ~heard, 0)
+
+
 class _Plan(NamedTuple):
     basis: Taps | Moments
     pictures: int  # at a time

@@ -33,7 +33,7 @@ from skt_components.ops._histogram_checks import (
     count_regions,
     full_precision,
 )
-from skt_components.ops._histogram_engine import table_dtype, torch_difference, torch_gradient
+from skt_components.ops._histogram_engine import table_dtype, torch_difference, torch_gradient, without_stray_nan
 
 _ATOM_TABLE = 1 << 20  # numbers in the table of the atoms of the pictures that are treated together, at most
 
@@ -222,7 +222,9 @@ def _soft_histogram_backward(grad, values, labels, masks, num_regions, num_bins,
         return _gradient_by_labels(grad, values, labels, bins, backend)
     atoms = _atoms(masks, values.shape[1] * num_bins, keep)
     if atoms is None:
-        return torch_gradient(grad, values.flatten(2), None, masks.flatten(2), bins).view(values.shape)
+        flat = values.flatten(2), masks.flatten(2)
+        result = torch_gradient(grad, flat[0], None, flat[1], bins)
+        return without_stray_nan(result, grad, flat[0], None, flat[1]).view(values.shape)
     parts = []
     for pictures in _pictures(atoms, values.shape[1] * num_bins):
         labels, members = atoms.labels[pictures].unflatten(1, values.shape[2:]), atoms.members[pictures]
@@ -281,9 +283,12 @@ def _gradient_by_labels(grad: Tensor, values: Tensor, labels: Tensor | None, bin
         return _histogram_triton.histogram_gradient(grad, values, labels, grad.shape[1], **options)
     labels = None if labels is None else labels.flatten(1)
     basis = choose_basis(bins)
+    flat = values.flatten(2)
     if backend == "numba" and basis.recurrent and (compiled := _compiled_engine()):
-        return compiled.compiled_gradient(grad, values.flatten(2), labels, basis).view(values.shape)
-    return torch_gradient(grad, values.flatten(2), labels, None, bins).view(values.shape)
+        result = compiled.compiled_gradient(grad, flat, labels, basis)
+    else:
+        result = torch_gradient(grad, flat, labels, None, bins)
+    return without_stray_nan(result, grad, flat, labels, None).view(values.shape)
 
 
 @functools.cache

@@ -186,7 +186,8 @@ def check_output(hdr: object) -> Tensor:
     if not isinstance(hdr, Tensor):
         raise TypeError(
             f"the network returned {type(hdr).__name__}, not a tensor (B, C, H, W): choose the picture with "
-            "forward_orm=lambda orm, bracket: orm(bracket)[...]"
+            "forward_orm=lambda orm, bracket: orm(bracket)[...], on the command line with an --orm that returns "
+            "(network, forward_orm)"
         )
     check_tensor("the network's output", hdr, ndim=4, layout="(B, C, H, W)")
     return full(hdr)

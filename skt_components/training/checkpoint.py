@@ -31,7 +31,15 @@ _NETWORKS = (AHDRNet, HDRTransformer, SCTNet, TMRNet, TMRNetPlus)
 
 
 class NonFiniteError(FloatingPointError):
-    """A tensor of the training step is NaN or infinite; the message names it."""
+    """A tensor of the training step is NaN or infinite; the message names it.
+
+    Attributes:
+        step: number of the training step, where it is known.
+    """
+
+    def __init__(self, message: str, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 @contextmanager
@@ -152,7 +160,7 @@ def load_model(path: str | os.PathLike[str]) -> ReconstructionNetwork:
         found = f"names {metadata['network']!r}" if "network" in metadata else "names none"
         raise ValueError(
             f"{path} must name one of the networks {', '.join(sorted(known))} in its metadata, as save_weights writes "
-            f"it, but {found}; make the network yourself and use load_weights"
+            f"it, but {found}; make the network yourself and use load_weights (--orm of evaluate.py)"
         )
     try:
         network = known[metadata["network"]](**json.loads(metadata["config"]))

@@ -95,7 +95,7 @@ def region_distance(
         num_bins: bins of the histograms: distances are as fine as that.
 
     Returns:
-        One distance for each picture and region; 0 where the region is empty.
+        One distance for each picture and region; 0 where the region is empty, NaN where it holds one.
 
     Raises:
         TypeError: a picture is not a floating-point tensor.
@@ -116,12 +116,13 @@ def region_distance(
         counts = [_count(x, masks, num_bins) for x in (picture, target)]
         total = masks.sum(1).clamp_min(1)[:, None, None]
         difference = ((counts[0] - counts[1]) / total).cumsum(-1)
-        distances.append(difference.abs().mean(1).sum(-1) / num_bins)
+        broken = masks @ (picture + target).isnan().any(0).flatten().float() > 0
+        distances.append((difference.abs().mean(1).sum(-1) / num_bins).masked_fill(broken, torch.nan))
     return torch.stack(distances)
 
 
 def _count(picture: Tensor, masks: Tensor, num_bins: int) -> Tensor:
     """Count the pixels of one picture ``(C, H, W)`` in every region and bin: ``(R, C, bins)``."""
-    bins = (picture.flatten(1).float().clamp(0, 1) * num_bins).long().clamp_max(num_bins - 1)
+    bins = (picture.flatten(1).float().nan_to_num().clamp(0, 1) * num_bins).long().clamp_max(num_bins - 1)
     counts = masks.new_zeros(len(masks), len(bins), num_bins)
     return counts.scatter_add_(2, bins.expand(len(masks), -1, -1), masks[:, None].expand(-1, len(bins), -1))

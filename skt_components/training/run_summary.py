@@ -96,7 +96,7 @@ def _trained(folder: Path, config: dict[str, Any], environments: list[dict[str, 
         for name, default in ((field.name, field.default) for field in fields(TrainConfig))
         if name in config and (tuple(value[name]) if isinstance(default, tuple) else value[name]) != default
     ]
-    processes = max((entry.get("processes") or 1 for entry in environments), default=1)
+    processes = _processes(environments)
     text = (
         f"`{value['orm']}` on `{value['data']}`, {knowledge}: "
         f"{value['steps']} steps, batches of {value['batch_size'] * value['accumulate'] * processes}, "
@@ -204,7 +204,14 @@ def _continue(folder: Path, environments: list[dict[str, Any]]) -> list[str]:
     if not kept or not (folder / "config.toml").is_file():
         return []
     arguments = (environments[0].get("arguments") if environments else None) or ["examples/train_full.py"]
-    return _code("sh", f"python {shlex.quote(str(arguments[0]))} --resume {shlex.quote(folder.as_posix())}")
+    count = _processes(environments)
+    launch = "python" if count == 1 else f"torchrun --nproc-per-node {count}"
+    return _code("sh", f"{launch} {shlex.quote(str(arguments[0]))} --resume {shlex.quote(folder.as_posix())}")
+
+
+def _processes(environments: list[dict[str, Any]]) -> int:
+    """How many processes trained last."""
+    return int(environments[-1].get("processes") or 1) if environments else 1
 
 
 def _made_with(folder: Path, environments: list[dict[str, Any]]) -> list[str]:

@@ -108,7 +108,8 @@ class StepWatch:
             self._pending.clear()
             broken = [name for name in broken if name not in _FOLLOW] or broken
             raise NonFiniteError(
-                f"NaN or infinity in {', '.join(dict.fromkeys(broken))} at step {step.step}{self._keep(step)}"
+                f"NaN or infinity in {', '.join(dict.fromkeys(broken))} at step {step.step}{self._keep(step)}",
+                step.step,
             )
         if "total" in values:
             self._look_for_spike(step, values["total"])

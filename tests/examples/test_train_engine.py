@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import skt_components as skt
 
@@ -535,16 +537,95 @@ def test_a_spike_is_reported_and_its_batch_kept(loop, tmp_path: Path, monkeypatc
 def test_a_resume_that_is_refused_leaves_the_run_as_it_was(loop, tmp_path: Path) -> None:
     run = tmp_path / "run"
     loop.main([*SHORT, "--steps", "1", "--out", str(run)])
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    before = files()
     with pytest.raises(ValueError, match="made with 2 samples per step, now there are 3"):
         loop.main(["--resume", str(run), "--batch-size", "3", "--steps", "2"])
     for option, value, was in (("seed", "5", "0"), ("seeds", "2", "1"), ("crop", "32", "16")):
         with pytest.raises(ValueError, match=f"--resume: {option} was {was} and is {value} now, which is another run"):
             loop.main(["--resume", str(run), f"--{option}", value])
-    changing = ("metrics.jsonl", "environment.json", "git.diff", "README.md", "curves.png")
-    assert all(path.read_bytes() == content for path, content in before.items() if path.name not in changing)
+    assert files() == before
     loop.main(["--resume", str(run), "--steps", "2"])
     assert checkpoint(run)["step"] == 2
+    assert len(json.loads((run / "environment.json").read_text())) == 2
+
+
+class BrokenLater(nn.Module):
+    """A network whose pictures have a NaN as soon as it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 1) for _ in range(3))
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, bracket: torch.Tensor) -> torch.Tensor:
+        picture = self.third(self.second(self.first(bracket[:, 0, :3]))).sigmoid()
+        if self.training:
+            self.steps += 1
+        broken = torch.zeros_like(picture)
+        broken[..., 0, 0] = torch.nan if self.steps and not self.training else 0
+        return picture + broken
+
+
+@pytest.mark.parametrize("more", [[], ["--bare"], ["--compare"]])
+def test_nan_in_a_validation_is_told_and_ends_nothing(loop, tmp_path: Path, monkeypatch, more: list[str]) -> None:
+    module = types.ModuleType("broken_later")
+    module.BrokenLater = BrokenLater  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "broken_later", module)
+    own = ["--orm", "broken_later:BrokenLater", "--taps", "first", "second", "third"]
+    loop.main([*SHORT, *own, *more, "--steps", "2", "--out", str(tmp_path / "run")])
+    told = [line for line in metrics(tmp_path / "run") if "notice" in line]
+    assert {line["step"] for line in told} == {2}
+    assert all(line["notice"] == "NaN in the network's output of 16 of 16 validation pictures" for line in told)
+    assert (tmp_path / "run" / ("bare.safetensors" if "--bare" in more else "orm.safetensors")).is_file()
+    assert "NaN in the network's output" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_a_validation_that_fails_loses_no_step(loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    validate, options = loop.validate, [*SHORT, "--steps", "4", "--validate-every", "2", "--checkpoint-every", "100"]
+    loop.main([*options, "--out", str(tmp_path / "whole")])
+    calls: list[int] = []
+
+    def failing(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:  # the first is of step 0
+            raise RuntimeError("out of memory")
+        return validate(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "validate", failing)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            loop.main([*options, "--out", str(tmp_path / "run")])
+    assert checkpoint(tmp_path / "run")["step"] == 2
+    page = (tmp_path / "run" / "README.md").read_text()
+    assert "out of memory" in page
+    assert "framework 2 of 4 steps" in page
+    loop.main(["--resume", str(tmp_path / "run")])
+    assert equal(checkpoint(tmp_path / "run"), checkpoint(tmp_path / "whole"))
+
+
+def test_a_damaged_picture_leaves_a_run_that_says_so(loop, tmp_path: Path) -> None:
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for name in "abc":
+        skt.write_image(photographs / f"{name}.hdr", torch.rand(3, 64, 80))
+    whole = (photographs / "a.hdr").read_bytes()
+    (photographs / "a.hdr").write_bytes(whole[: len(whole) // 2])
+    options = [*SHORT, "--steps", "40", "--data", "hdr-folder", "--root", str(photographs), "--val-samples", "2"]
+    with pytest.raises(ValueError, match=r"a\.hdr: broken or truncated"):
+        loop.main([*options, "--out", str(tmp_path / "run")])
+    assert "a.hdr: broken or truncated" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_an_error_of_a_loading_process_is_one_line(loop) -> None:
+    text = (
+        "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n  ...\nValueError: a.hdr: truncated\n"
+    )
+    assert loop.describe(ValueError(text)) == "ValueError: a.hdr: truncated"
+    assert loop.describe(ValueError("two\nlines")) == "two\nlines"
 
 
 def test_a_run_whose_options_are_lost_does_not_become_another(loop, tmp_path: Path) -> None:

@@ -910,6 +910,25 @@ def test_an_invalid_region_may_be_nan():
     assert not gradient[(labels == 0)[:, None].expand_as(gradient)].isnan().any()
 
 
+@pytest.mark.parametrize("kind", ["label -1", "valid", "masks", "weights"])
+def test_a_nan_that_counts_nowhere_has_gradient_0(kind):
+    student, teacher = pictures(2, 3, 9, 13)
+    labels = region_map(2, 9, 13).clamp(0, 1)
+    away = (labels == 1)[:, None].expand_as(student)
+    broken = student.masked_fill(away, float("nan")).requires_grad_()
+    masks, valid = torch.stack([labels == 0, labels == 1], 1), torch.tensor([[True, False]] * 2)
+    regions = {
+        "label -1": {"labels": torch.where(labels == 1, -1, labels), "num_regions": 2},
+        "valid": {"labels": labels, "num_regions": 2, "valid": valid},
+        "masks": {"masks": masks, "valid": valid},
+        "weights": {"masks": masks.float(), "valid": valid, "soft_masks": "weighted"},
+    }[kind]
+    (gradient,) = torch.autograd.grad(semantic_histogram_loss(broken, teacher, **regions), broken)
+    assert gradient[away].abs().max() == 0
+    assert gradient[~away].isfinite().all()
+    assert gradient[~away].abs().max() > 0
+
+
 @pytest.mark.parametrize("kind", ["bool", "float", "uint8"])
 def test_vmap_takes_every_kind_of_mask(kind):
     student, teacher = pictures(3, 3, 9, 13)
@@ -983,6 +1002,8 @@ def test_labels_beyond_the_regions_are_ignored():
     as_bytes = torch.where(ignored < 0, 255, ignored).to(torch.uint8)
     expected = semantic_histogram_loss(x, y, labels=ignored, num_regions=3)
     assert torch.equal(semantic_histogram_loss(x, y, labels=as_bytes, num_regions=3), expected)
+    with pytest.warns(UserWarning, match="255, which counts as a region: if it marks pixels to be ignored, pass num_"):
+        semantic_histogram_loss(x, y, labels=as_bytes)
 
 
 def test_area_normalisation_does_not_depend_on_the_weights_scale():

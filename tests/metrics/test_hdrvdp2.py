@@ -349,3 +349,11 @@ def test_cuda_equals_cpu_and_never_waits(dtype):
     tolerance = 1e-9 if dtype == torch.float64 else 1e-3
     torch.testing.assert_close(output.Q.cpu(), expected.Q, rtol=tolerance, atol=0)
     torch.testing.assert_close(output.C_max.cpu(), expected.C_max, rtol=tolerance, atol=0)
+
+
+def test_values_of_eight_bits_are_noticed():
+    picture = torch.rand(1, 3, 32, 32)
+    for encoding in ("sRGB-display", "luma-display"):
+        shown = picture if encoding.startswith("sRGB") else picture[:, :1]
+        with pytest.warns(UserWarning, match=rf"pictures of {encoding} are coded in \[0, 1\], got values up to 2"):
+            hdr_vdp2(255 * shown, 255 * shown, color_encoding=encoding, pixels_per_degree=30)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from skt_components.models import AHDRNet, export_onnx, export_program
 from skt_components.models import export as export_module
@@ -61,3 +62,26 @@ def test_sides_that_are_no_multiples_are_refused(monkeypatch):
     monkeypatch.setattr(AHDRNet, "size_multiple", 8)
     with pytest.raises(ValueError, match=r"multiples of 8, 16 at least, got \(1, 3, 6, 16, 20\)"):
         export_program(AHDRNet(**SMALL), torch.rand(1, 3, 6, 16, 20))
+
+
+class Own(nn.Module):
+    """A network of somebody else's, which halves the picture and doubles it again."""
+
+    def forward(self, bracket):
+        half = nn.functional.avg_pool2d(bracket[:, 0, :3], 2)
+        return nn.functional.interpolate(half, scale_factor=2.0)
+
+
+def test_a_network_of_your_own_is_exported_with_a_bracket(tmp_path):
+    with pytest.raises(ValueError, match="bracket must be given: Own does not say what it takes"):
+        export_program(Own())
+    bracket = torch.rand(2, 3, 6, 12, 16)
+    fixed = export_program(Own(), bracket, dynamic=False).module()
+    torch.testing.assert_close(fixed(bracket), Own()(bracket))
+    even = Own()
+    even.size_multiple = 2
+    other = torch.rand(1, 3, 6, 20, 8)
+    torch.testing.assert_close(export_program(even, bracket).module()(other), even(other))
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert export_onnx(even, tmp_path / "own.onnx", bracket) <= 1e-5

@@ -765,6 +765,7 @@ X = torch.rand(2, 3, 4, 5)
         (X, {"bandwidth": 1e-300}, ValueError, r"bandwidth must be 1e-06 to 1e\+06 bins, got 1e-300"),
         (X, {"bandwidth": 1e300}, ValueError, r"bandwidth must be 1e-06 to 1e\+06 bins, got 1e\+300"),
         (X, {"num_regions": 5}, ValueError, "num_regions goes with labels, got num_regions=5"),
+        (X, {"labels": X[:, 0].long() + 10**6}, ValueError, "labels go up to 1000000; if there are so many regions"),
         (X, {"labels": X[:, 0].long() + 2**40}, ValueError, "labels go up to 1099511627776; if there are so many"),
         (X, {"labels": X[:, 0].long().to("meta")}, ValueError, "labels must be on the pictures' device cpu, got meta"),
         (X, {"masks": X.to("meta")}, ValueError, "masks must be on the pictures' device cpu, got meta"),

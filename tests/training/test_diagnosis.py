@@ -73,6 +73,15 @@ def test_overlapping_regions_and_values_outside():
     assert distance.tolist() == [[pytest.approx(255 / 256), pytest.approx(255 / 256)]]
 
 
+def test_nan_stays_in_its_region():
+    labels = torch.zeros(2, 8, 8, dtype=torch.long)
+    labels[:, :4] = 1
+    picture = torch.rand(2, 3, 8, 8)
+    picture[1, 2, 0, 0] = torch.nan
+    found = region_distance(picture, picture.nan_to_num(), priors_from_labels([], labels, 3))
+    assert found.isnan().tolist() == [[False] * 3, [False, True, False]]
+
+
 def test_pictures_must_fit():
     whole = priors_from_labels([], torch.zeros(1, 8, 8, dtype=torch.long), 1)
     with pytest.raises(ValueError, match="pictures"):

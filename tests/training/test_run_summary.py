@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -12,7 +13,14 @@ import torch
 from torch import nn
 
 from skt_components.models import AHDRNet
-from skt_components.training import TrainConfig, make_run_folder, save_weights, write_environment, write_run_summary
+from skt_components.training import (
+    TrainConfig,
+    make_run_folder,
+    save_weights,
+    write_environment,
+    write_options,
+    write_run_summary,
+)
 
 
 class Own(nn.Linear):
@@ -201,3 +209,19 @@ def test_a_command_line_that_is_no_text_is_written_all_the_same(tmp_path):
     page = write_run_summary(tmp_path).read_text(encoding="utf-8")
     assert "- Started today: `train.py --root" in page
     assert "- Continued today" in page
+
+
+def test_several_processes_are_continued_as_several(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    run = make_run(tmp_path / "run", steps=7, batch_size=2)
+    write_run_summary(run)
+    page = (run / "README.md").read_text(encoding="utf-8")
+    assert "batches of 8" in page
+    assert "\ntorchrun --nproc-per-node 4 " in section(page, "Continue")
+    monkeypatch.setenv("WORLD_SIZE", "1")  # with batches that are four times as large
+    write_environment(run)
+    write_options(run, dataclasses.replace(TrainConfig(), steps=7, batch_size=8))
+    write_run_summary(run)
+    page = (run / "README.md").read_text(encoding="utf-8")
+    assert "batches of 8" in page
+    assert "\npython " in section(page, "Continue")
