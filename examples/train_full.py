@@ -393,7 +393,6 @@ def train(
     def check(step: int) -> Scores:
         """Validate, and keep what is the best so far."""
         nonlocal best, checked
-        watch.flush()
         found = validate(config, engine, module, kept, data[1], measures)
         log.write(step, validation=means(found))
         score, checked = float(found["ORM"]["PSNR-mu"].mean()), step
@@ -489,6 +488,7 @@ def train(
                 clock, logged = now, step + 1
             paused = time.perf_counter()
             if last or (not stop and (step + 1) % config.validate_every == 0):
+                watch.flush()  # a state that is broken is not kept
                 try:
                     scores = check(step + 1)
                 except Exception:
