@@ -650,7 +650,7 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (skt.NonFiniteError, OSError, ValueError, TypeError, ImportError) as error:
+    except (skt.NonFiniteError, OSError, ValueError, ImportError) as error:
         sys.exit(f"train_full.py: {describe(error)}")
     except KeyboardInterrupt as stop:
         print(f"train_full.py: {stop}", file=sys.stderr)

@@ -116,7 +116,7 @@ def region_distance(
         counts = [_count(x, masks, num_bins) for x in (picture, target)]
         total = masks.sum(1).clamp_min(1)[:, None, None]
         difference = ((counts[0] - counts[1]) / total).cumsum(-1)
-        broken = masks @ (picture + target).isnan().any(0).flatten().float() > 0
+        broken = masks @ (picture.isnan() | target.isnan()).any(0).flatten().float() > 0
         distances.append((difference.abs().mean(1).sum(-1) / num_bins).masked_fill(broken, torch.nan))
     return torch.stack(distances)
 
