@@ -222,9 +222,9 @@ def _soft_histogram_backward(grad, values, labels, masks, num_regions, num_bins,
         return _gradient_by_labels(grad, values, labels, bins, backend)
     atoms = _atoms(masks, values.shape[1] * num_bins, keep)
     if atoms is None:
-        flat = values.flatten(2), masks.flatten(2)
-        result = torch_gradient(grad, flat[0], None, flat[1], bins)
-        return without_stray_nan(result, grad, flat[0], None, flat[1]).view(values.shape)
+        flat, shares = values.flatten(2), masks.flatten(2)
+        result = torch_gradient(grad, flat, None, shares, bins)
+        return without_stray_nan(result, grad, flat, None, shares).view(values.shape)
     parts = []
     for pictures in _pictures(atoms, values.shape[1] * num_bins):
         labels, members = atoms.labels[pictures].unflatten(1, values.shape[2:]), atoms.members[pictures]
