@@ -143,7 +143,7 @@ def report(title: str, found: dict[str, list[float]], sizes: dict[str, float]) -
         }
         for name, values in found.items()
     }
-    print(title, skt.format_table(rows, 2), sep="\n")
+    print(title, skt.evaluation.format_table(rows, 2), sep="\n")
     return rows
 
 
@@ -151,7 +151,7 @@ def measure_srgb(folder: Path, options: Options) -> dict[str, object]:
     originals, crops, out = folder / "sig17", folder / "crops", folder / "sig17-prepared"
     write_kalantari(originals, options.scenes)
     cut_beforehand(originals, crops, options.crop)
-    skt.prepare("kalantari", originals, out, progress=False)
+    skt.data.prepare("kalantari", originals, out, progress=False)
     data = {root: skt.Kalantari17(root, crop=options.crop, samples_per_epoch=10_000) for root in (originals, out)}
     cut = sorted(crops.iterdir())
     order = np.random.default_rng(0)
@@ -173,7 +173,7 @@ def measure_srgb(folder: Path, options: Options) -> dict[str, object]:
 def measure_raw(folder: Path, options: Options) -> dict[str, object]:
     originals, out, crop = folder / "bracketire", folder / "bracketire-prepared", options.crop // 2
     write_bracketire(originals, options.scenes)
-    skt.prepare("bracketire", originals, out, progress=False)
+    skt.data.prepare("bracketire", originals, out, progress=False)
     data = {root: forever(skt.BracketIRE(root, crop=crop, samples_per_epoch=10_000)) for root in (originals, out)}
     frames, rng = sorted((originals / "Train" / "scene").iterdir()), np.random.default_rng(0)
     methods = {

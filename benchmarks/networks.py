@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import skt_components as skt
 
 ROOT = Path(__file__).parents[1]
-NETWORKS: dict[str, Callable[..., skt.ReconstructionNetwork]] = {
+NETWORKS: dict[str, Callable[..., skt.models.ReconstructionNetwork]] = {
     "AHDRNet": skt.AHDRNet,
     "HDRTransformer": skt.HDRTransformer,
     "SCTNet": skt.SCTNet,
@@ -52,7 +52,9 @@ class Options:
     """For internal use: "NAME,what,checkpointing" in a process of its own."""
 
 
-def bracket_of(network: skt.ReconstructionNetwork, height: int, width: int, device: torch.device) -> torch.Tensor:
+def bracket_of(
+    network: skt.models.ReconstructionNetwork, height: int, width: int, device: torch.device
+) -> torch.Tensor:
     """A random bracket; packed RAW has half the sides."""
     shrink = 2 if network.in_channels == 4 else 1
     shape = (1, network.num_frames, network.in_channels, height // shrink, width // shrink)

@@ -62,7 +62,7 @@ def cpu_rows(case: Case) -> dict[str, list[float]]:
         _histogram_engine.torch_gradient(table, student, labels, None, bins)
     rows = {f"torch: {name}": row for name, row in meter.rows.items()}
     if importlib.util.find_spec("numba"):
-        from skt_components.ops._histogram_numba import compiled_difference, compiled_gradient
+        from skt_components.histogram.numba_engine import compiled_difference, compiled_gradient
 
         basis, picture = _histogram_bases.choose_basis(bins), student.nbytes + labels.nbytes
         calls = {

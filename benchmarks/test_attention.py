@@ -22,7 +22,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parent))
 from timing import environment, interleave, ratios, write_result
 
-from skt_components.models.swin import WindowAttention
+from skt_components.models.window_attention import WindowAttention
 from skt_components.ops.attention import transposed_attention
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -31,7 +31,7 @@ import skt_components as skt
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CUDA = DEVICE.type == "cuda"
-Network = skt.ReconstructionNetwork
+Network = skt.models.ReconstructionNetwork
 NETWORKS: dict[str, Callable[[], Network]] = {
     "AHDRNet": skt.AHDRNet,
     "HDRTransformer": skt.HDRTransformer,

@@ -33,7 +33,9 @@ def main() -> None:
         f"FastSAM fast{random.get(files.fastsam, '')}": skt.FastSAMFeatureExtractor(files.fastsam, taps="fast"),
         f"FastSAM paper{random.get(files.fastsam, '')}": skt.FastSAMFeatureExtractor(files.fastsam),
     }
-    skt.save_priors(PICTURE, [skt.PriorsRow(name, photo[0], bank(photo)) for name, bank in banks.items()])
+    skt.evaluation.save_priors(
+        PICTURE, [skt.evaluation.PriorsRow(name, photo[0], bank(photo)) for name, bank in banks.items()]
+    )
     Image.open(PICTURE).convert("RGB").quantize(256).save(PICTURE, optimize=True)  # a third of the size
     print(f"wrote {PICTURE}")
 

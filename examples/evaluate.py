@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 import skt_components as skt
 from skt_components.evaluation.html_report import ReportScene, render_scene, save_report, scene_anchor
-from skt_components.evaluation.inference import tiled_inference
 from skt_components.evaluation.protocols import Protocol
-from skt_components.evaluation.results import EvaluationResults, file_digest, find_suspicious
+from skt_components.evaluation.results import EvaluationResults, find_suspicious
+from skt_components.evaluation.tiling import tiled_inference
+from skt_components.files.digest import file_digest
 from skt_components.metrics.hdrvdp2 import hdr_vdp2
 from skt_components.metrics.psnr import crop_sides
 
@@ -188,7 +189,7 @@ def load_model(name: str, checkpoint: Path | None, orm: str, official: bool, dat
         assert checkpoint is not None
         network = skt.load_model(checkpoint)
     else:
-        network, forward = skt.load_network(orm, NETWORKS, **bracket)
+        network, forward = skt.models.load_network(orm, NETWORKS, **bracket)
         if checkpoint is not None:
             skt.load_weights(checkpoint, network)
     if checkpoint is None:  # a change of its code cannot be known
@@ -210,7 +211,7 @@ def state_digest(network: nn.Module) -> str:
 
 def check_network(network: nn.Module, name: str, data: str) -> None:
     """Raise ValueError for one of ours that was made for other brackets, as no picture could be evaluated."""
-    if not isinstance(network, skt.ReconstructionNetwork):
+    if not isinstance(network, skt.models.ReconstructionNetwork):
         return
     plus = isinstance(network, skt.TMRNetPlus) or network.config.get("scale") == 4
     made = (network.num_frames, network.in_channels, 4 if plus else 1)
@@ -295,7 +296,7 @@ def evaluate_picture(
             file.parent.mkdir(exist_ok=True)
             skt.write_image(file, linear[0].clamp(min=0).float(), overwrite=True)
     times = (f"exposure {i}, t = {time:g}" for i, time in enumerate(sample.exposure_times.tolist(), 1))
-    exposures = dict(zip(times, skt.show_exposures(sample), strict=True))
+    exposures = dict(zip(times, skt.data.show_exposures(sample), strict=True))
     return ReportScene(name, exposures, pictures, wanted[0], scores, visibility, list(dict.fromkeys(warnings)))
 
 
@@ -321,7 +322,7 @@ def write_reports(results: EvaluationResults, sections: Path, options: Options, 
         known = {metric: value for metric, value in row.items() if not math.isnan(value.low)}  # a dash for the others
         rows[f"{model}, 95% low"] = {metric: value.low for metric, value in known.items()}
         rows[f"{model}, 95% high"] = {metric: value.high for metric, value in known.items()}
-    print(skt.format_table(rows), *notes, f"{len(results.pictures)} pictures -> {options.out}", sep="\n")
+    print(skt.evaluation.format_table(rows), *notes, f"{len(results.pictures)} pictures -> {options.out}", sep="\n")
     for name, lines in results.warnings.items():
         print(*(f"warning, {name}: {line}" for line in lines), sep="\n", file=sys.stderr)
     for name, why in results.errors.items():
@@ -332,7 +333,7 @@ def main(arguments: list[str]) -> int:
     """Evaluate picture by picture, keeping each; return the exit status."""
     options = tyro.cli(Options, args=arguments, description=__doc__)
     check_options(options)
-    device, protocol = skt.pick_device(options.device), choose_protocol(options)
+    device, protocol = skt.training.pick_device(options.device), choose_protocol(options)
     data, names, source = build_data(options)
     models = load_models(options, device)
     overlapping = f"instead of the protocol's inference: blended tiles of {options.tile}, a quarter shared"

@@ -78,7 +78,7 @@ def load(path: Path, longest_side: int) -> Tensor:
 def main(options: Options) -> None:
     """Draw one row per picture."""
     check(options)
-    bank = skt.make_knowledge_bank(
+    bank = skt.banks.make_knowledge_bank(
         options.bank,
         weights=options.weights,
         regions=options.regions,
@@ -89,8 +89,8 @@ def main(options: Options) -> None:
     rows = []
     for path in options.pictures:
         picture = load(path, options.longest_side)
-        rows.append(skt.PriorsRow(f"{path.name}, {options.bank}", picture, bank(picture[None])))
-    skt.save_priors(options.out, rows)
+        rows.append(skt.evaluation.PriorsRow(f"{path.name}, {options.bank}", picture, bank(picture[None])))
+    skt.evaluation.save_priors(options.out, rows)
     print(f"wrote {options.out}")
 
 

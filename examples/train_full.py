@@ -33,6 +33,33 @@ from torch.utils.data import DataLoader, Subset, default_collate
 from tqdm import tqdm
 
 import skt_components as skt
+from skt_components.banks import Frozen, check_bank_weights, make_knowledge_bank
+from skt_components.evaluation import SampleRow, format_table, paired_summary, rewind_metrics, save_curves, save_samples
+from skt_components.files.json_lines import read_json_lines
+from skt_components.framework import TermGradient
+from skt_components.models import load_network
+from skt_components.training import (
+    CheckpointFolder,
+    Engine,
+    NonFiniteError,
+    SamplePositions,
+    StepWatch,
+    TrainConfig,
+    deferred_interrupt,
+    describe_plan,
+    learning_rate,
+    make_run_folder,
+    place_sample,
+    read_options,
+    restore_state,
+    sample_generators,
+    seed_everything,
+    training_batches,
+    transfer_ramp,
+    write_environment,
+    write_options,
+    write_run_summary,
+)
 
 
 def tmrnet(*, scale: int = 1, **options: Any) -> skt.TMRNet:
@@ -67,12 +94,12 @@ METRICS = {"PSNR-mu": skt.psnr_mu, "PSNR-L": skt.psnr_l, "SSIM-mu": skt.ssim_mu}
 class OrgLoss(nn.Module):
     """L_org: L1 after mu-law, and for those who want it the root mean square, or a distance of features."""
 
-    def __init__(self, config: skt.TrainConfig, extractor: nn.Module | None) -> None:
+    def __init__(self, config: TrainConfig, extractor: nn.Module | None) -> None:
         super().__init__()
         self.pixels = skt.MuL1Loss(peak=config.peak, rms_weight=config.org_rms_weight)
         self.transfer = skt.DomainTransfer(config.domain)
         self.weight = config.org_perceptual_weight
-        self.features = skt.Frozen(skt.PerceptualLoss(extractor)) if self.weight and extractor is not None else None
+        self.features = Frozen(skt.PerceptualLoss(extractor)) if self.weight and extractor is not None else None
 
     def forward(self, hdr: Tensor, target: Tensor) -> Tensor:
         """Return the loss of linear pictures."""
@@ -106,16 +133,16 @@ class Bare(nn.Module):
         return self.forward_orm(self.orm if orm is None else orm, bracket), None
 
 
-def parse(arguments: list[str]) -> skt.TrainConfig:
+def parse(arguments: list[str]) -> TrainConfig:
     """Command line over the files named by --resume and --config over the defaults."""
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     files.add_argument("--resume", type=lambda run: Path(run) / "config.toml")
     files.add_argument("--config", type=Path)
     found = [file for file in vars(files.parse_known_args(arguments)[0]).values() if file is not None]
-    return tyro.cli(skt.TrainConfig, args=[*itertools.chain(*map(skt.read_options, found)), *arguments])
+    return tyro.cli(TrainConfig, args=[*itertools.chain(*map(read_options, found)), *arguments])
 
 
-def build_data(config: skt.TrainConfig, processes: int = 1) -> tuple[Data, Data]:
+def build_data(config: TrainConfig, processes: int = 1) -> tuple[Data, Data]:
     """Training crops and the fixed validation pictures."""
     per_epoch = 100 * config.batch_size * config.accumulate * processes
     camera = skt.RawCamera(scale=config.scale) if config.domain == "raw" else skt.Camera()
@@ -138,7 +165,7 @@ def build_data(config: skt.TrainConfig, processes: int = 1) -> tuple[Data, Data]
     return training, published(config.root, split="test", **validation)
 
 
-def bracket_options(config: skt.TrainConfig) -> dict[str, Any]:
+def bracket_options(config: TrainConfig) -> dict[str, Any]:
     """What a network must know of the brackets it gets and of the pictures it returns."""
     if config.domain == "srgb":
         options: dict[str, Any] = {"num_frames": 3, "in_channels": 6, "out_channels": 3}
@@ -148,16 +175,16 @@ def bracket_options(config: skt.TrainConfig) -> dict[str, Any]:
     return options | ({"checkpointing": True} if config.checkpointing else {})
 
 
-def rendering(config: skt.TrainConfig, sample: skt.HDRSample) -> dict[str, Tensor]:
+def rendering(config: TrainConfig, sample: skt.HDRSample) -> dict[str, Tensor]:
     """What the domain transfer is told of RAW data: nothing, as in the paper, without --metadata."""
     return sample.metadata if config.metadata else {}
 
 
-def build_modules(config: skt.TrainConfig, sample: Tensor) -> tuple[Framework, Bare]:
+def build_modules(config: TrainConfig, sample: Tensor) -> tuple[Framework, Bare]:
     """Put one network into the framework, and a copy of it beside."""
     torch.manual_seed(config.seed)
-    orm, forward = skt.load_network(config.orm, ORMS, **bracket_options(config))
-    bank = skt.make_knowledge_bank(
+    orm, forward = load_network(config.orm, ORMS, **bracket_options(config))
+    bank = make_knowledge_bank(
         config.knowledge_bank,
         weights=config.weights,
         regions=config.region_source,
@@ -197,13 +224,13 @@ class Parts(NamedTuple):
     bare: Bare
 
 
-def build(config: skt.TrainConfig, processes: int) -> Parts:
+def build(config: TrainConfig, processes: int) -> Parts:
     """Make data and networks of one seed."""
     data = build_data(config, processes)
     return Parts(data, *build_modules(config, data[1][0].bracket[None]))
 
 
-def build_optimizer(config: skt.TrainConfig, module: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optimizer:
     """Adam or AdamW, all parameters in one kernel."""
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -213,7 +240,7 @@ def build_optimizer(config: skt.TrainConfig, module: nn.Module) -> torch.optim.O
 # --- what is looked at
 
 
-def make_measures(config: skt.TrainConfig, framework: Framework) -> Measures:
+def make_measures(config: TrainConfig, framework: Framework) -> Measures:
     """What is measured of linear pictures and their samples, a number for each; all but the last are in the table."""
 
     def metric(measure: Callable[..., Tensor], picture: Tensor, sample: skt.HDRSample) -> Tensor:
@@ -227,8 +254,8 @@ def make_measures(config: skt.TrainConfig, framework: Framework) -> Measures:
 
 @torch.no_grad()
 def validate(
-    config: skt.TrainConfig,
-    engine: skt.Engine,
+    config: TrainConfig,
+    engine: Engine,
     module: Framework | Bare,
     orm: nn.Module,
     data: Data,
@@ -239,7 +266,7 @@ def validate(
     module.eval()
     orm.eval()
     for start, sample in zip(itertools.count(0, size), DataLoader(Subset(data, mine), size), strict=False):
-        sample = skt.place_sample(sample, engine.device, engine.dtype)
+        sample = place_sample(sample, engine.device, engine.dtype)
         hdr, refined = module.reconstruct(sample.bracket, orm=orm, metadata=rendering(config, sample))
         pictures = {"ORM": hdr} | ({} if refined is None else {"SPGRM": refined})
         scores = {
@@ -260,7 +287,7 @@ def means(scores: Scores) -> dict[str, dict[str, float]]:
 
 
 def draw_samples(
-    path: Path, config: skt.TrainConfig, networks: Mapping[str, Network], framework: Framework, data: Data
+    path: Path, config: TrainConfig, networks: Mapping[str, Network], framework: Framework, data: Data
 ) -> None:
     """Draw three validation scenes: exposures, regions, results, target and errors."""
     rows, where = [], next(framework.parameters())
@@ -268,20 +295,20 @@ def draw_samples(
     count = len(data)
     for index in sorted({0, count // 3 | 1, 2 * count // 3} - {count}):  # odd ones too: photographs take turns
         sample = data[index]
-        placed = skt.place_sample(sample, where.device, where.dtype)
+        placed = place_sample(sample, where.device, where.dtype)
         with torch.no_grad():
             results = {name: network(placed.bracket[None]) for name, network in networks.items()}
             first = next(iter(results.values()))
             labels = framework.bank(framework.transfer(first, **rendering(config, placed))).labels
         pictures = {name: hdr[0] for name, hdr in results.items()}
-        rows.append(skt.SampleRow.from_sample(sample, pictures, None if labels is None else labels[0]))
-    skt.save_samples(path, rows)
+        rows.append(SampleRow.from_sample(sample, pictures, None if labels is None else labels[0]))
+    save_samples(path, rows)
 
 
 class RunLog:
     """Lines of metrics.jsonl, trackers and the progress bar, from the main process alone."""
 
-    def __init__(self, engine: skt.Engine, run: Path, name: str) -> None:
+    def __init__(self, engine: Engine, run: Path, name: str) -> None:
         self.engine, self.file, self.name = engine, run / "metrics.jsonl", name
         self.title = f"{run.name}/{name}" if run.name.startswith("seed-") else name
 
@@ -299,7 +326,7 @@ class RunLog:
         self.write(step, notice=text)
 
 
-def mean_gradients(engine: skt.Engine, found: Mapping[str, Mapping[str, skt.TermGradient]]) -> dict[str, Any]:
+def mean_gradients(engine: Engine, found: Mapping[str, Mapping[str, TermGradient]]) -> dict[str, Any]:
     """Average norms and cosines over the processes: place -> term -> name -> value."""
     names = [(place, term) for place, terms in found.items() for term in terms]
     values = engine.mean(
@@ -331,8 +358,8 @@ class Stopped(KeyboardInterrupt):
 
 
 def train(
-    config: skt.TrainConfig,
-    engine: skt.Engine,
+    config: TrainConfig,
+    engine: Engine,
     run: Path,
     name: str,
     module: Framework | Bare,
@@ -347,15 +374,15 @@ def train(
     ``restored`` is called when a run that is resumed has its state back.
     """
     accelerator, device = engine.accelerator, engine.device
-    checkpoints = skt.CheckpointFolder(run / "checkpoints", name, config.keep)
+    checkpoints = CheckpointFolder(run / "checkpoints", name, config.keep)
     process = f"-process{engine.rank}" if engine.processes > 1 else ""
-    watch = skt.StepWatch(run / "inspect", name + process, config.spike_factor)
+    watch = StepWatch(run / "inspect", name + process, config.spike_factor)
     log, label = RunLog(engine, run, name), FILES[name]
     per_step = config.batch_size * config.accumulate * engine.processes  # samples
     if config.channels_last:
         module.to(memory_format=torch.channels_last)
     module.to(dtype=engine.dtype)
-    example = skt.place_sample(default_collate([data[0][0]]), "cpu", engine.dtype)
+    example = place_sample(default_collate([data[0][0]]), "cpu", engine.dtype)
     model, optimizer = engine.prepare(module, build_optimizer(config, module), example)
     if config.compile:
         for part in (module.orm, *([module.spgrm] if isinstance(module, Framework) else [])):
@@ -373,13 +400,13 @@ def train(
     if config.resume is not None and not engine.is_main:
         state = checkpoints.load_newest()
     if state is not None:
-        start, best = skt.restore_state(state, stateful, per_step=per_step, steps=config.steps)
+        start, best = restore_state(state, stateful, per_step=per_step, steps=config.steps)
         checked = state["checked"]
         del state
     if engine.is_main:
         restored()
         checkpoints.clear_leftovers()
-        skt.rewind_metrics(run / "metrics.jsonl", name, start)
+        rewind_metrics(run / "metrics.jsonl", name, start)
     for text in checkpoints.notices:
         log.notice(start, text)
 
@@ -412,7 +439,7 @@ def train(
         log.write(0, validation=means(validate(config, engine, module, kept, data[1], measures)))
     elif start % config.validate_every == 0 and checked < start:  # a signal came before it
         scores = check(start)
-    positions = skt.SamplePositions(
+    positions = SamplePositions(
         len(data[0]),
         config.batch_size,
         seed=config.seed,
@@ -420,23 +447,23 @@ def train(
         rank=engine.rank,
         world=engine.processes,
     )
-    stream = skt.training_batches(data[0], positions, workers=config.workers, device=device, dtype=engine.dtype)
+    stream = training_batches(data[0], positions, workers=config.workers, device=device, dtype=engine.dtype)
     steps = range(start, config.steps)
     bar = tqdm(steps, log.title, config.steps, initial=start, disable=not engine.is_main)
     clock, logged = time.perf_counter(), start
     module.train()
-    with closing(stream), skt.deferred_interrupt() as interrupted:  # closed, the loaders end too
+    with closing(stream), deferred_interrupt() as interrupted:  # closed, the loaders end too
         for step in bar:
             last = step + 1 == config.steps
             look = last or step % config.log_every == 0
-            lr, ramp, pulls = skt.learning_rate(config, step), skt.transfer_ramp(config, step), {}
+            lr, ramp, pulls = learning_rate(config, step), transfer_ramp(config, step), {}
             for group in optimizer.param_groups:
                 group["lr"] = lr
             samples, passes = [], []
             for batch in range(step * config.accumulate, (step + 1) * config.accumulate):
                 sample = next(stream)
-                skt.seed_everything(config.seed, batch, engine.rank)  # so that a resumed run draws what this one draws
-                masks = skt.sample_generators(config.seed, positions.first(batch), config.batch_size, device)
+                seed_everything(config.seed, batch, engine.rank)  # so that a resumed run draws what this one draws
+                masks = sample_generators(config.seed, positions.first(batch), config.batch_size, device)
                 with accelerator.accumulate(model):
                     output = model(
                         sample.bracket,
@@ -460,11 +487,11 @@ def train(
             broken = None
             try:
                 watch.look(step, numbers, samples)
-            except skt.NonFiniteError as error:
+            except NonFiniteError as error:
                 broken = error
             stop = engine.largest(BROKEN if broken else interrupted())  # all processes end at the same step
             if stop == BROKEN:
-                raise broken or skt.NonFiniteError(f"another process met NaN or infinity at step {step}")
+                raise broken or NonFiniteError(f"another process met NaN or infinity at step {step}")
             optimizer.step()
             optimizer.zero_grad()
             if ema is not None:
@@ -475,7 +502,7 @@ def train(
                 numbers.pop("the gradient", None)
                 terms, pulls = engine.mean(numbers), mean_gradients(engine, pulls)
                 if accelerator.scaler is not None and scale() < 1:
-                    raise skt.NonFiniteError(f"gradients of fp16 are infinite at any scale at step {step}: take bf16")
+                    raise NonFiniteError(f"gradients of fp16 are infinite at any scale at step {step}: take bf16")
                 now = time.perf_counter()
                 speed = (step + 1 - logged) * per_step / (now - clock)
                 terms.pop("total")
@@ -513,7 +540,7 @@ def train(
 
 
 def run_seed(
-    config: skt.TrainConfig, engine: skt.Engine, run: Path, parts: Parts, restored: Callable[[], None]
+    config: TrainConfig, engine: Engine, run: Path, parts: Parts, restored: Callable[[], None]
 ) -> dict[str, Scores]:
     """Train with one seed, in the framework or bare, or with --compare both; leave pictures and scores."""
     data, framework, bare = parts
@@ -533,19 +560,19 @@ def run_seed(
         drawn = {title: partial(bare.forward_orm, networks[name]) for title, name in shown.items() if name in networks}
         framework.eval()
         draw_samples(run / "samples.png", config, drawn, framework, data[1])
-        skt.save_curves(run / "metrics.jsonl", run / "curves.png")
+        save_curves(run / "metrics.jsonl", run / "curves.png")
         listed = {k: {n: {m: v.tolist() for m, v in row.items()} for n, row in s.items()} for k, s in found.items()}
         (run / ".scores.json").write_text(json.dumps(listed) + "\n", encoding="utf-8")
         (run / ".scores.json").replace(run / "scores.json")  # whole or not at all: it says that the run is finished
         if config.seeds > 1:  # that of the whole run comes with its table
-            skt.write_run_summary(run)
+            write_run_summary(run)
     engine.accelerator.wait_for_everyone()
     return found
 
 
-def make_table(config: skt.TrainConfig, folders: list[Path], results: list[dict[str, Scores]], validation: Data) -> str:
+def make_table(config: TrainConfig, folders: list[Path], results: list[dict[str, Scores]], validation: Data) -> str:
     """Means over pictures and seeds before and after, and what is gained over the bare network."""
-    lines = [skt.read_metrics(folder / "metrics.jsonl") for folder in folders]
+    lines = [read_json_lines(folder / "metrics.jsonl") for folder in folders]
     before = [next(line["validation"]["ORM"] for line in of if "validation" in line) for of in lines]
     rows = {"ORM before": before}
     if not config.bare:
@@ -557,11 +584,11 @@ def make_table(config: skt.TrainConfig, folders: list[Path], results: list[dict[
         title: {metric: sum(seed[metric] for seed in seeds) / len(seeds) for metric in METRICS}
         for title, seeds in rows.items()
     }
-    text = skt.format_table(averages)
+    text = format_table(averages)
     if config.compare:
         ours, theirs = ([r[name]["ORM"]["PSNR-mu"] for r in results] for name in ("framework", "bare"))
         if (count := len(ours[0])) > 1:
-            text += f"\n{skt.paired_summary(ours, theirs)}"
+            text += f"\n{paired_summary(ours, theirs)}"
         else:
             gain = float(torch.stack(ours).sub(torch.stack(theirs)).mean())
             text += f"\npaired gain over 1 picture: {gain:+.3f} dB PSNR-mu; an interval needs two pictures"
@@ -571,7 +598,7 @@ def make_table(config: skt.TrainConfig, folders: list[Path], results: list[dict[
     return text
 
 
-def warn_of_idle(config: skt.TrainConfig, engine: skt.Engine) -> None:
+def warn_of_idle(config: TrainConfig, engine: Engine) -> None:
     """Say which options these steps are too few for; no error, for a trial of a long run is short."""
     idle = {"warmup_steps": "the learning rate does not reach --lr"}
     if not config.bare:
@@ -595,29 +622,29 @@ def leave_word(run: Path, folder: Path, error: BaseException) -> None:
         if not isinstance(error, KeyboardInterrupt):  # which is no news once the run goes on
             step = getattr(error, "step", None)
             if step is None:
-                step = max((line["step"] for line in skt.read_metrics(lines)), default=0) if lines.is_file() else 0
+                step = max((line["step"] for line in read_json_lines(lines)), default=0) if lines.is_file() else 0
             with open(lines, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"run": "end", "step": step, "notice": describe(error)}) + "\n")
     with suppress(OSError, ValueError):
-        skt.save_curves(lines, folder / "curves.png")
+        save_curves(lines, folder / "curves.png")
     with suppress(OSError, ValueError):
-        skt.write_run_summary(run)
+        write_run_summary(run)
 
 
 def main(arguments: list[str]) -> None:
     """Build, train, report."""
     config = parse(arguments)
-    skt.check_bank_weights(config.knowledge_bank, config.weights, download=config.download)  # before any other work
-    engine = skt.Engine(config)
+    check_bank_weights(config.knowledge_bank, config.weights, download=config.download)  # before any other work
+    engine = Engine(config)
     warn_of_idle(config, engine)
     downloads = config.download or "pretrained" in (config.weights, config.perceptual)
     with engine.accelerator.local_main_process_first() if downloads else nullcontext():
         parts = build(config, engine.processes)  # before the folder is made: a mistake leaves nothing behind
     if config.dry_run:
         if engine.is_main:
-            print(skt.describe_plan(config, parts.framework, parts.data[0][0], processes=engine.processes))
+            print(describe_plan(config, parts.framework, parts.data[0][0], processes=engine.processes))
         return
-    run = engine.on_main(skt.make_run_folder, config)
+    run = engine.on_main(make_run_folder, config)
     engine.start_trackers(run, asdict(config))
     if engine.is_main:
         where = f"{engine.processes} x {engine.device.type}" if engine.processes > 1 else engine.device
@@ -626,8 +653,8 @@ def main(arguments: list[str]) -> None:
 
     @cache  # once, and by a --resume only when its state was found: one that is refused leaves the run as it is
     def restored() -> None:
-        skt.write_environment(run)
-        skt.write_options(run, config)
+        write_environment(run)
+        write_options(run, config)
 
     try:
         for seed in range(config.seed, config.seed + config.seeds):
@@ -642,7 +669,7 @@ def main(arguments: list[str]) -> None:
     if engine.is_main:
         table = make_table(config, folders, results, parts.data[1])
         (run / "table.txt").write_text(table + "\n", encoding="utf-8")
-        skt.write_run_summary(run)
+        write_run_summary(run)
         print(table)
     engine.accelerator.end_training()
 
@@ -650,7 +677,7 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (skt.NonFiniteError, OSError, ValueError, ImportError) as error:
+    except (NonFiniteError, OSError, ValueError, ImportError) as error:
         sys.exit(f"train_full.py: {describe(error)}")
     except KeyboardInterrupt as stop:
         print(f"train_full.py: {stop}", file=sys.stderr)

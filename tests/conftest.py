@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from skt_components.ops import _histogram_checks
+from skt_components.histogram import checks as _histogram_checks
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -39,7 +39,7 @@ def test_histogram_of_labels_does_not_wait_for_the_device() -> None:
 
 def kernels():
     pytest.importorskip("triton")
-    from skt_components.ops import _histogram_triton
+    from skt_components.histogram import triton_engine as _histogram_triton
 
     return _histogram_triton
 

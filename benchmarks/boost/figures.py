@@ -141,7 +141,9 @@ def read_all(units: Sequence[Unit]) -> dict[str, dict[Run, list[Row]]]:
     found: dict[str, dict[Run, list[Row]]] = {}
     for unit in units:
         if unit.finished:
-            found.setdefault(unit.arm, {})[unit.seed, unit.fold] = skt.read_metrics(unit.folder / "metrics.jsonl")
+            found.setdefault(unit.arm, {})[unit.seed, unit.fold] = skt.files.read_json_lines(
+                unit.folder / "metrics.jsonl"
+            )
     return found
 
 

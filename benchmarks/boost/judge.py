@@ -17,21 +17,23 @@ from units import Unit
 import skt_components as skt
 
 
-def read_config(unit: Unit, study: Study, root: Path | None) -> skt.TrainConfig:
+def read_config(unit: Unit, study: Study, root: Path | None) -> skt.training.TrainConfig:
     """The options of a finished run."""
     options = ["--config", str(unit.folder / "config.toml"), *root_arguments(study, root), "--device", study.device]
     return load_loop().parse(options)
 
 
-def load_trained(unit: Unit, config: skt.TrainConfig, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+def load_trained(
+    unit: Unit, config: skt.training.TrainConfig, device: torch.device | str
+) -> Callable[[Tensor], Tensor]:
     """The network of a finished run, from bracket to picture."""
     loop = load_loop()
-    network, forward = skt.load_network(config.orm, loop.ORMS, **loop.bracket_options(config))
+    network, forward = skt.models.load_network(config.orm, loop.ORMS, **loop.bracket_options(config))
     skt.load_weights(unit.folder / f"{loop.FILES['bare' if config.bare else 'framework']}.safetensors", network)
     return partial(forward, network.eval().to(device))
 
 
-def make_unseen(config: skt.TrainConfig, root: Path) -> skt.HDRFolder:
+def make_unseen(config: skt.training.TrainConfig, root: Path) -> skt.HDRFolder:
     """Views of all photographs of a folder, taken and chosen as those that validate."""
     camera = skt.RawCamera(scale=config.scale) if config.domain == "raw" else skt.Camera()
     options: dict[str, Any] = {"crop": config.val_crop, "samples_per_epoch": config.val_samples, "camera": camera}
@@ -55,10 +57,10 @@ def judge(units: Sequence[Unit], study: Study, root: Path | None, photographs: P
     units, rows, batches = [unit for unit in units if unit.finished], [], None
     for unit in tqdm(units, f"judged on {photographs.name}", unit="run"):
         config = read_config(unit, study, root)
-        device = skt.pick_device(config.device)
+        device = skt.training.pick_device(config.device)
         if batches is None:  # the same for all
             samples = DataLoader(make_unseen(config, photographs), 4)
-            batches = [skt.place_sample(sample, device) for sample in samples]
+            batches = [skt.training.place_sample(sample, device) for sample in samples]
         network, measures = load_trained(unit, config, device), load_loop().METRICS
         scores: dict[str, list[float]] = {metric: [] for metric in measures}
         for sample in batches:

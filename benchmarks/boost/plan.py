@@ -162,7 +162,7 @@ def check_seeds(name: str, seeds: Iterable[Any]) -> None:
 
 def check_options(path: Path, study: Study, root: Path | None) -> None:
     """Raise ValueError unless every arm is a run of the loop, and a pair with the baseline."""
-    from skt_components import TrainConfig
+    from skt_components.training import TrainConfig
 
     if root is not None and study.base.get("data", "synthetic") == "synthetic":
         raise ValueError(f"--root {root}: {path} is of procedural scenes, which read no files: leave it away")

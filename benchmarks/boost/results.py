@@ -14,7 +14,7 @@ from plan import Study
 from units import Unit
 
 import skt_components as skt
-from skt_components import PairedSummary
+from skt_components.evaluation import PairedSummary
 
 METRICS = {"PSNR-mu": "dB PSNR-mu", "PSNR-L": "dB PSNR-L", "SSIM-mu": "SSIM-mu"}
 SAME = 1e-3  # dB, between first validations of the same network: what another order of sums can do
@@ -28,7 +28,7 @@ def collect(units: Sequence[Unit], study: Study) -> list[Row]:
 
 def describe_unit(unit: Unit, study: Study) -> Row:
     """What a finished run left in its folder."""
-    lines = skt.read_metrics(unit.folder / "metrics.jsonl")
+    lines = skt.files.read_json_lines(unit.folder / "metrics.jsonl")
     scores = next(iter(json.loads((unit.folder / "scores.json").read_text(encoding="utf-8")).values()))
     steps = unit.options["steps"]
     samples = unit.options.get("batch_size", 4) * unit.options.get("accumulate", 1)
@@ -160,7 +160,7 @@ def compare(rows: Sequence[Row], study: Study, ours: str, theirs: str, metric: s
     groups = None
     if study.folds > 1:  # so that there are photographs enough to draw from
         groups = [name for fold in folds for name in name_pictures(values[ours, seeds[0], fold], study, fold)]
-    return skt.paired_summary(of_ours, of_theirs, groups=groups, metric=METRICS[metric])
+    return skt.evaluation.paired_summary(of_ours, of_theirs, groups=groups, metric=METRICS[metric])
 
 
 def name_pictures(scores: Sequence[float], study: Study, fold: int) -> list[str]:

@@ -22,7 +22,7 @@ from timing import environment, interleave, ratios
 import skt_components as skt
 
 
-def make_step(config: skt.TrainConfig, engine: skt.Engine) -> Callable[[], None]:
+def make_step(config: skt.training.TrainConfig, engine: skt.training.Engine) -> Callable[[], None]:
     """A whole step of the loop on one batch, which lies ready: loading is the same for all."""
     from torch.utils.data import default_collate
 
@@ -37,12 +37,12 @@ def make_step(config: skt.TrainConfig, engine: skt.Engine) -> Callable[[], None]
     if config.compile:
         for part in (module.orm, *([] if config.bare else [module.spgrm])):
             part.compile()
-    sample = skt.place_sample(batch, engine.device, engine.dtype)
+    sample = skt.training.place_sample(batch, engine.device, engine.dtype)
     module.train()
 
     def step() -> None:
         for _ in range(config.accumulate):
-            masks = skt.sample_generators(config.seed, 0, config.batch_size, engine.device)
+            masks = skt.training.sample_generators(config.seed, 0, config.batch_size, engine.device)
             metadata = loop.rendering(config, sample)
             output = model(sample.bracket, sample.target, ramp=1.0, generator=masks, metadata=metadata)
             engine.accelerator.backward(output.total)
@@ -59,7 +59,7 @@ def time_arms(study: Study, root: Path | None, rounds: int, arms: Collection[str
     fixed = [*root_arguments(study, root), "--device", study.device, "--seed", str(study.seeds[0])]
     named = dict.fromkeys([study.baseline, *arms])  # each once, always in this order
     configs = {arm: loop.parse([*to_arguments(study.options(arm)), *fixed]) for arm in named}
-    engine = skt.Engine(configs[study.baseline])
+    engine = skt.training.Engine(configs[study.baseline])
     steps: dict[str, Callable[[], object]] = {arm: make_step(config, engine) for arm, config in configs.items()}
     found = ratios(interleave(steps, engine.device, rounds, warmup=2), study.baseline)
     return {

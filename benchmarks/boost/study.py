@@ -72,8 +72,8 @@ def make_study(options: argparse.Namespace) -> Study:
         study = replace(study, base={**study.base, "steps": options.steps})
     check_options(options.file, study, options.root)
     if ":" in (orm := study.base.get("orm", "")):
-        skt.load_network(orm, {})  # what is wrong with it shows before anything is trained
-    device = skt.pick_device(options.device).type
+        skt.models.load_network(orm, {})  # what is wrong with it shows before anything is trained
+    device = skt.training.pick_device(options.device).type
     return replace(study, device=device, data=list_data(study, options.root))
 
 

@@ -15,6 +15,7 @@ from skt_components.banks.priors import (
     priors_from_masks,
 )
 from skt_components.banks.regions import ColorPositionKMeans, GridRegions
+from skt_components.banks.registry import check_bank_weights, make_knowledge_bank
 from skt_components.banks.timm import TimmFeatureExtractor
 from skt_components.banks.vgg import VGG19Features
 
@@ -32,8 +33,10 @@ __all__ = [
     "SemanticPriors",
     "TimmFeatureExtractor",
     "VGG19Features",
+    "check_bank_weights",
     "convert_checkpoint",
     "find_fastsam_weights",
+    "make_knowledge_bank",
     "priors_from_labels",
     "priors_from_masks",
     "read_label_map",

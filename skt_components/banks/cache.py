@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from skt_components.banks.frozen import Frozen
 from skt_components.banks.priors import KnowledgeBank, SemanticPriors, priors_from_labels
-from skt_components.modules.weights import import_safetensors, replacing
+from skt_components.files.atomic import atomic_write
+from skt_components.files.weights import import_safetensors
 
 _FORMAT = 1  # part of every key: raise it when the meaning of the files changes
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
@@ -184,7 +185,7 @@ class CachedBank(nn.Module):
         file = self._file(key)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(file, sync=False) as temporary:  # the checksum finds what a power cut leaves
+            with atomic_write(file, sync=False) as temporary:  # the checksum finds what a power cut leaves
                 temporary.write_bytes(_pack(record))
         except OSError as error:
             reason = f"cannot keep priors on disk: {error.strerror or error}"

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from skt_components.banks._framing import crop_maps, enlarge, pad_to_multiple
 from skt_components.banks.fastsam_weights import find_fastsam_weights, load_fastsam_state
+from skt_components.banks.framing import crop_maps, enlarge, pad_to_multiple
 from skt_components.banks.frozen import Frozen, fingerprint
 from skt_components.banks.instances import instance_masks, paint_regions, select_instances
 from skt_components.banks.priors import (
@@ -24,7 +24,7 @@ from skt_components.banks.priors import (
     priors_from_masks,
 )
 from skt_components.banks.yolov8_seg import LEVELS, STRIDES, YOLOv8Seg, YOLOv8SegConfig
-from skt_components.ops._checks import check_choice, check_count, check_tensor, float_dtype
+from skt_components.ops.checks import check_choice, check_count, check_tensor, float_dtype
 
 _TAPS = {"paper": (21, 18, 15, 2), "fast": (6, 4, 2, 0)}
 RANDOM_WEIGHTS = {"random": YOLOv8SegConfig(), "random-x": YOLOv8SegConfig.fastsam_x()}

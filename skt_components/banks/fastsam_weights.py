@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import importlib.util
 import os
@@ -18,9 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from skt_components.banks.pickled import read_pickled_model
 from skt_components.banks.yolov8_seg import YOLOv8Seg
-from skt_components.modules.weights import hub_cache, import_safetensors, load_weights, replacing
+from skt_components.files.atomic import atomic_write
+from skt_components.files.digest import file_digest
+from skt_components.files.pickled import read_pickled_model
+from skt_components.files.weights import hub_cache, import_safetensors, load_weights
 
 LICENSE_NOTE = "FastSAM's weights are under AGPL-3.0 and were trained on SA-1B, whose license is for research."
 _FIRST_CHANNELS = {"FastSAM-s": 32, "FastSAM-x": 80}  # which of the two a file is
@@ -135,11 +136,11 @@ def convert_checkpoint(src: str | os.PathLike[str], dst: str | os.PathLike[str],
         "architecture": "yolov8-seg",
         "nc": str(config.num_classes),
         "reg_max": str(config.reg_max),
-        "source_sha256": _sha256(source),
+        "source_sha256": file_digest(source),
     }
     # Clones, because safetensors refuses tensors that share memory.
     clones = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
-    with replacing(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_bytes(safetensors.torch.save(clones, metadata))
     return target
 
@@ -156,20 +157,12 @@ def _advice(name: str) -> str:
     return _WHERE.format(name=name, variable=_VARIABLE, cache=hub_cache())
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _download(name: str, cache: Path) -> Path:
     url, target = f"{_RELEASE}/{name}.pt", cache / f"{name}.pt"
     with closing(_chunks(url, name)) as chunks:
         first = next(chunks, b"")  # before any folder is made
         cache.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as temporary:
+        with atomic_write(target) as temporary:
             with open(temporary, "wb") as file:
                 file.writelines(chain([first], chunks))
             try:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skt_components.banks.regions import grid_centres, lowest, region_sums, with_position
-from skt_components.ops._checks import check_count, check_positive, check_tensor
+from skt_components.ops.checks import check_count, check_positive, check_tensor
 
 # Coordinates are whole numbers of 1/4096: products and sums of such numbers are exact in float64, so labels
 # depend neither on the order of summation, nor on the rest of the batch, nor on the device.

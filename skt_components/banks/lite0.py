@@ -6,7 +6,7 @@ import re
 
 from torch import Tensor
 
-from skt_components.modules.weights import load_weights
+from skt_components.files.weights import load_weights
 
 _DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage; the package numbers them through, timm restarts per stage
 _TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}

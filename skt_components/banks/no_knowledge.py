@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from skt_components.banks.priors import SemanticPriors, priors_from_labels
-from skt_components.ops._checks import check_tensor
+from skt_components.ops.checks import check_tensor
 
 
 class NoKnowledge(nn.Module):

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from skt_components.ops._checks import check_count, check_positive, check_tensor
+from skt_components.ops.checks import check_count, check_positive, check_tensor
 
 _LEVELS = 4096.0  # coordinates are rounded to 1/4096 before they are summed, see _update_centres
 

@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from skt_components.banks._framing import crop_maps, enlarge, pad_to_multiple
-from skt_components.banks._timm_weights import LITE0, create, read_state
+from skt_components.banks.framing import crop_maps, enlarge, pad_to_multiple
 from skt_components.banks.frozen import Frozen, Normalize, fingerprint
 from skt_components.banks.priors import (
     RegionSource,
@@ -21,8 +20,9 @@ from skt_components.banks.priors import (
     priors_from_labels,
 )
 from skt_components.banks.regions import ColorPositionKMeans
-from skt_components.modules.weights import check_state_dict
-from skt_components.ops._checks import check_tensor, float_dtype
+from skt_components.banks.timm_weights import LITE0, create, read_state
+from skt_components.files.weights import check_state_dict
+from skt_components.ops.checks import check_tensor, float_dtype
 
 _COLOR_REGIONS = ColorPositionKMeans(8)
 # HRNet's maps before its representation head, not timm's default, which passes them through classification modules.

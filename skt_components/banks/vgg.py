@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from skt_components.banks.frozen import Frozen, Normalize
-from skt_components.modules.weights import check_state_dict, load_weights
-from skt_components.ops._checks import check_tensor, float_dtype
+from skt_components.files.weights import check_state_dict, load_weights
+from skt_components.ops.checks import check_tensor, float_dtype
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, as torchvision's VGG19 was trained
 

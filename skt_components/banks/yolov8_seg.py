@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skt_components.modules.weights import check_state_dict
-from skt_components.ops._checks import float_dtype
+from skt_components.files.weights import check_state_dict
+from skt_components.ops.checks import float_dtype
 
 STRIDES = {
     **{0: 2, 1: 4, 2: 4, 3: 8, 4: 8, 5: 16, 6: 16, 7: 32, 8: 32, 9: 32},  # backbone

@@ -15,17 +15,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from skt_components.data._dataset import SampleDataset
-from skt_components.data._layout import SPLITS
 from skt_components.data.bracketire import BracketIRE
-from skt_components.data.camera import Camera
-from skt_components.data.hdr_folder import HDRFolder
+from skt_components.data.dataset import SampleDataset
 from skt_components.data.kalantari import Kalantari17, Tel23
+from skt_components.data.layout import SPLITS
 from skt_components.data.prepare import LAYOUTS, prepare, verify
 from skt_components.data.preview import save_contact_sheet
-from skt_components.data.raw_camera import RawCamera
-from skt_components.data.simulate import simulate_dataset
-from skt_components.data.synthetic import SyntheticScenes
+from skt_components.simulation.camera import Camera
+from skt_components.simulation.export import simulate_dataset
+from skt_components.simulation.hdr_folder import HDRFolder
+from skt_components.simulation.raw_camera import RawCamera
+from skt_components.simulation.synthetic import SyntheticScenes
 
 _READERS: dict[str, Callable[..., Kalantari17 | BracketIRE]] = {
     "kalantari": Kalantari17,

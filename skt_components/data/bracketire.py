@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skt_components.data._layout import SPLITS, SceneLayout
-from skt_components.data._numpy_files import map_array, read_metadata
-from skt_components.data._scenes import SceneDataset
-from skt_components.data._stored import Array, Stored
+from skt_components.data.layout import SPLITS, SceneLayout
 from skt_components.data.sample import HDRSample
-from skt_components.ops._checks import check_choice
+from skt_components.data.scene_dataset import SceneDataset
+from skt_components.data.stored_scene import Array, Stored
+from skt_components.files.numpy_files import map_array, read_metadata
+from skt_components.ops.checks import check_choice
 
 _TIMES = (1, 4, 16, 64, 256)
 _WHITE = 1023  # 10 bits

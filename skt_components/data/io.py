@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from skt_components.data import _formats
-from skt_components.ops._checks import check_tensor
+from skt_components.data import formats as _formats
+from skt_components.ops.checks import check_tensor
 
 SUPPORTED_SUFFIXES = (".hdr", ".exr", ".tif", ".tiff", ".npy")
 

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skt_components.data._formats import decode_tif, read_hdr
-from skt_components.data._layout import SceneLayout
-from skt_components.data._numpy_files import open_file
-from skt_components.data._scenes import SceneDataset
-from skt_components.data._stored import Array, Info, Stored
+from skt_components.data.formats import decode_tif, read_hdr
+from skt_components.data.layout import SceneLayout
 from skt_components.data.sample import HDRSample
-from skt_components.ops._checks import check_choice
+from skt_components.data.scene_dataset import SceneDataset
+from skt_components.data.stored_scene import Array, Info, Stored
+from skt_components.files.numpy_files import open_file
+from skt_components.ops.checks import check_choice
 
 _EXPOSURES, _LABEL = "exposure.txt", "HDRImg.hdr"
 _FRAMES = 3

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from skt_components.data import _prepared_scene as prepared
-from skt_components.data._layout import SPLITS, SceneLayout
-from skt_components.data._progress import progress_bar
-from skt_components.data._stored import Array, Stored
+from skt_components.data import prepared_scene as prepared
 from skt_components.data.bracketire import LAYOUTS as BRACKETIRE
 from skt_components.data.kalantari import KALANTARI, TEL
-from skt_components.ops._checks import check_choice
+from skt_components.data.layout import SPLITS, SceneLayout
+from skt_components.data.progress import progress_bar
+from skt_components.data.stored_scene import Array, Stored
+from skt_components.ops.checks import check_choice
 
 _SIMULATED = "simulated.json"
 LAYOUTS = {"kalantari": KALANTARI, "tel": TEL, "bracketire": BRACKETIRE[1], "bracketire-plus": BRACKETIRE[4]}

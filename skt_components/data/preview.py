@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from skt_components.data.raw_camera import PEAK
-from skt_components.data.sample import HDRSample
+from skt_components.data.sample import RAW_PEAK, HDRSample
 from skt_components.ops.raw import render_raw, white_balance
 from skt_components.ops.transfer import mu_law, srgb_encode
 
@@ -31,7 +30,7 @@ def show_exposures(sample: HDRSample) -> Float[Tensor, "n 3 _h _w"]:
     if sample.domain == "srgb":
         return sample.bracket[:, 3:]
     # The bracket is on the scale of the shortest exposure; the sensor's own is that times the exposure time.
-    sensor = sample.bracket * (sample.exposure_times / sample.exposure_times.min())[:, None, None, None] / PEAK
+    sensor = sample.bracket * (sample.exposure_times / sample.exposure_times.min())[:, None, None, None] / RAW_PEAK
     return srgb_encode(_develop(sensor, sample.metadata))
 
 
@@ -49,7 +48,7 @@ def show_radiance(hdr: Float[Tensor, "c h w"], sample: HDRSample) -> Float[Tenso
         torch.Size([3, 32, 32])
     """
     linear = hdr.detach().float().cpu()
-    return mu_law(linear if sample.domain == "srgb" else _develop(linear[None] / PEAK, sample.metadata)[0])
+    return mu_law(linear if sample.domain == "srgb" else _develop(linear[None] / RAW_PEAK, sample.metadata)[0])
 
 
 def _develop(packed: Float[Tensor, "b 4 h w"], metadata: Mapping[str, Tensor]) -> Float[Tensor, "b 3 2*h 2*w"]:

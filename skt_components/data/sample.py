@@ -8,8 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from skt_components.ops._checks import check_positive, check_tensor
+from skt_components.ops.checks import check_positive, check_tensor
 from skt_components.ops.transfer import linearize_ldr
+
+# RAW brackets have one linear scale, which ends where the shortest exposure saturates; BracketIRE's number.
+RAW_PEAK = 16.0
 
 
 class HDRSample(NamedTuple):

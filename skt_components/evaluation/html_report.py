@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from skt_components.banks.regions import ColorPositionKMeans
-from skt_components.evaluation import _html_pictures as draw
+from skt_components.evaluation import html_pictures as draw
 from skt_components.evaluation.results import EvaluationResults, Summary
-from skt_components.modules.weights import replacing
-from skt_components.ops._checks import check_same_shape, check_tensor
+from skt_components.files.atomic import atomic_write
+from skt_components.ops.checks import check_same_shape, check_tensor
 from skt_components.ops.transfer import mu_law
 
 WIDTH = 640  # of the largest pictures
@@ -140,7 +140,7 @@ def save_report(
         *scenes.values(),
         f"</main><footer>{_text(_versions(results))}</footer><script>{script}</script></body></html>",
     ]
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write("\n".join(page))
 
 

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from skt_components.evaluation.inference import Network, official_tiles, tiled_inference
+from skt_components.evaluation.tiling import Network, official_tiles, tiled_inference
 from skt_components.metrics.lpips import lpips
 from skt_components.metrics.psnr import crop_sides, psnr, quantize
 from skt_components.metrics.pu21 import display_luminance, psnr_pu21, ssim_pu21
 from skt_components.metrics.ssim import ssim
-from skt_components.ops._checks import check_choice, check_positive, check_same_shape, check_tensor
+from skt_components.ops.checks import check_choice, check_positive, check_same_shape, check_tensor
 from skt_components.ops.raw import apply_color_matrix, demosaic, unpack_raw, white_balance
 from skt_components.ops.transfer import mu_law
 

@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
@@ -14,6 +13,8 @@ from torch import Tensor
 
 from skt_components.data.preview import load_pyplot, show_exposures, show_radiance
 from skt_components.data.sample import HDRSample
+from skt_components.files.atomic import write_text
+from skt_components.files.json_lines import read_json_lines
 
 
 class SampleRow(NamedTuple):
@@ -77,20 +78,6 @@ def format_table(rows: Mapping[str, Mapping[str, float]], digits: int = 3) -> st
     return "\n".join(line.rstrip() for line in lines)
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read a run's JSON lines; a line that a killed run left half-written is skipped.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    lines = []
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            with suppress(json.JSONDecodeError):
-                lines.append(json.loads(line))
-    return lines
-
-
 def rewind_metrics(path: str | os.PathLike[str], run: str, step: int) -> None:
     """Drop what ``run`` logged from ``step`` on, for a run that goes on from there; no file, nothing to do.
 
@@ -100,13 +87,10 @@ def rewind_metrics(path: str | os.PathLike[str], run: str, step: int) -> None:
         return
     kept = [
         line
-        for line in read_metrics(path)
+        for line in read_json_lines(path)
         if line.get("run") != run or line["step"] < step or ("validation" in line and line["step"] == step > 0)
     ]
-    temporary = f"{os.fspath(path)}.new"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in kept)
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
@@ -127,7 +111,7 @@ def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -
         FileNotFoundError: ``metrics`` does not exist.
     """
     plt = load_pyplot()
-    lines = read_metrics(metrics)
+    lines = read_json_lines(metrics)
     steps = [line for line in lines if "terms" in line]
     speeds = any("lr" in step or "samples_per_second" in step for step in steps)
     rows, columns, size = (2, 2, (13, 8)) if speeds else (1, 3, (15, 4))

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import importlib.metadata
 import itertools
 import json
 import math
 import os
-import platform
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from skt_components.evaluation.paired import _interval
-from skt_components.modules.weights import replacing
-from skt_components.ops._checks import check_count, check_positive, check_same_shape, check_tensor
+from skt_components.evaluation.statistics import _interval
+from skt_components.files.atomic import atomic_write
+from skt_components.files.versions import library_versions
+from skt_components.ops.checks import check_count, check_positive, check_same_shape, check_tensor
 from skt_components.ops.transfer import mu_law
 
 Scores = Mapping[str, Mapping[str, float]]
@@ -192,7 +189,7 @@ class EvaluationResults:
             "sources": self._sources,
             "others": self._others,
         }
-        with replacing(self.json_file) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        with atomic_write(self.json_file) as temporary, open(temporary, "w", encoding="utf-8") as file:
             json.dump(_plain(content), file, indent=1, ensure_ascii=False)
 
     def save_csv(self) -> None:
@@ -200,7 +197,7 @@ class EvaluationResults:
         metrics = list(dict.fromkeys(metric for _, metric in self.columns()))
         described = {**self.description, "versions": self.versions}
         with (
-            replacing(self.folder / "metrics.csv") as temporary,
+            atomic_write(self.folder / "metrics.csv") as temporary,
             open(temporary, "w", encoding="utf-8", newline="") as f,
         ):
             f.writelines(f"# {key}: {json.dumps(_plain(v), ensure_ascii=False)}\n" for key, v in described.items())
@@ -262,34 +259,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def library_versions() -> dict[str, str]:
-    """Return what computed the numbers.
-
-    Example:
-        >>> sorted(library_versions())
-        ['numpy', 'python', 'skt_components', 'torch']
-    """
-    try:
-        own = importlib.metadata.version("skt-components")
-    except importlib.metadata.PackageNotFoundError:
-        own = "not installed"
-    torch_version = str(torch.__version__)
-    return {"skt_components": own, "torch": torch_version, "numpy": np.__version__, "python": platform.python_version()}
-
-
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file, which tells two checkpoints of one name apart.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def find_suspicious(

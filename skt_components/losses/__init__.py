@@ -1,6 +1,5 @@
 """Losses: a function and a module each."""
 
-from skt_components.losses._histogram_target import HistogramTarget
 from skt_components.losses.content import ContentLoss, content_loss
 from skt_components.losses.histogram import (
     HistogramLoss,
@@ -14,7 +13,6 @@ from skt_components.losses.reconstruction import MuL1Loss, mu_l1_loss, mu_rms_lo
 __all__ = [
     "ContentLoss",
     "HistogramLoss",
-    "HistogramTarget",
     "MuL1Loss",
     "PerceptualLoss",
     "SemanticHistogramLoss",

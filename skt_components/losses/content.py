@@ -7,7 +7,7 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from skt_components.ops._checks import check_same_shape, check_tensor
+from skt_components.ops.checks import check_same_shape, check_tensor
 
 
 def content_loss(

@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from skt_components.losses._histogram_regions import check_regions, normalize
-from skt_components.losses._histogram_target import HistogramTarget
-from skt_components.ops._checks import (
+from skt_components.histogram.checks import BACKENDS
+from skt_components.histogram.regions import check_regions, normalize
+from skt_components.histogram.soft_histogram import histogram_difference
+from skt_components.histogram.target import HistogramTarget
+from skt_components.ops.checks import (
     check_choice,
     check_count,
     check_positive,
@@ -19,8 +21,6 @@ from skt_components.ops._checks import (
     check_tensor,
     float_dtype,
 )
-from skt_components.ops._histogram_checks import BACKENDS
-from skt_components.ops.histogram import histogram_difference
 
 NORMALIZATIONS = ("pixels", "area", "none")
 REDUCTIONS = ("mean", "sum", "none")

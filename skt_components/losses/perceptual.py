@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from skt_components.ops._checks import check_same_shape, check_tensor
+from skt_components.ops.checks import check_same_shape, check_tensor
 
 FeatureExtractor = Callable[[Tensor], Sequence[Tensor]]
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from skt_components.ops._checks import check_positive, check_same_shape, check_tensor
+from skt_components.ops.checks import check_positive, check_same_shape, check_tensor
 from skt_components.ops.transfer import mu_law
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from skt_components.metrics._hdrvdp2_shared import cached, in_strips, interpolate
-from skt_components.ops._checks import may_look, warn_caller
+from skt_components.ops.checks import may_look, warn_caller
 from skt_components.ops.transfer import srgb_decode
 
 CHANNELS = {"luminance": 1, "luma-display": 1, "sRGB-display": 3, "rgb-bt.709": 3, "XYZ": 3}

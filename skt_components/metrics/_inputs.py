@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from skt_components.ops._checks import check_positive, check_same_shape, check_tensor
+from skt_components.ops.checks import check_positive, check_same_shape, check_tensor
 
 
 def check_pair(prediction: Tensor, target: Tensor, peak: float) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from skt_components.metrics._inputs import check_pair
-from skt_components.ops._checks import check_positive
+from skt_components.ops.checks import check_positive
 
 
 def color_video_vdp(

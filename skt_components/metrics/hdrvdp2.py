@@ -23,7 +23,7 @@ from skt_components.metrics._hdrvdp2_optics import (
 )
 from skt_components.metrics._hdrvdp2_pyramid import MIN_SIDE, build_pyramid, rebuild
 from skt_components.metrics._hdrvdp2_shared import in_strips
-from skt_components.ops._checks import check_choice, check_count, check_positive, check_same_shape, check_tensor
+from skt_components.ops.checks import check_choice, check_count, check_positive, check_same_shape, check_tensor
 
 
 class HDRVDP2Output(NamedTuple):

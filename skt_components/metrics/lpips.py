@@ -13,7 +13,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from skt_components.metrics._inputs import check_pair
-from skt_components.ops._checks import check_choice
+from skt_components.ops.checks import check_choice
 
 _NETWORKS = {"alex": "AlexNet_Weights", "vgg": "VGG16_Weights", "squeeze": "SqueezeNet1_1_Weights"}
 _SMALLEST = 32  # below, a pooling of one of the networks has nothing left

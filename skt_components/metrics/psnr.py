@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from skt_components.metrics._inputs import check_pair
-from skt_components.ops._checks import check_count
+from skt_components.ops.checks import check_count
 from skt_components.ops.transfer import mu_law
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from skt_components.metrics._inputs import check_pair
 from skt_components.metrics.psnr import psnr
 from skt_components.metrics.ssim import ssim
-from skt_components.ops._checks import check_choice, check_positive, check_tensor
+from skt_components.ops.checks import check_choice, check_positive, check_tensor
 
 _DARKEST, _BRIGHTEST = 0.005, 10_000.0  # cd/m2, the range that the encoding was fitted on
 _PEAK = 256.0  # what a white of 100 cd/m2 is encoded to

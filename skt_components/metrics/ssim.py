@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from skt_components.metrics._inputs import check_pair
 from skt_components.metrics.psnr import crop_sides, quantize
-from skt_components.ops._checks import check_choice
+from skt_components.ops.checks import check_choice
 from skt_components.ops.transfer import mu_law
 
 _WINDOW = 11

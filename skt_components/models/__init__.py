@@ -1,14 +1,16 @@
-"""Models: reconstruction networks (ORM) and the SPGRM."""
+"""Reconstruction networks (ORM), the teacher (SPGRM), and their files."""
 
 from skt_components.models.ahdrnet import AHDRNet
 from skt_components.models.export import export_onnx, export_program
 from skt_components.models.hdr_transformer import HDRTransformer
 from skt_components.models.network import ReconstructionNetwork
+from skt_components.models.registry import NETWORKS, load_model, load_network, load_weights, save_weights
 from skt_components.models.sctnet import SCTNet
 from skt_components.models.spgrm import SPGRM
 from skt_components.models.tmrnet import TMRNet, TMRNetPlus
 
 __all__ = [
+    "NETWORKS",
     "SPGRM",
     "AHDRNet",
     "HDRTransformer",
@@ -18,4 +20,8 @@ __all__ = [
     "TMRNetPlus",
     "export_onnx",
     "export_program",
+    "load_model",
+    "load_network",
+    "load_weights",
+    "save_weights",
 ]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from skt_components.models.network import ReconstructionNetwork
 from skt_components.models.upscale import UpscaleHead
 from skt_components.modules.fusion import DilatedResidualDenseBlock
-from skt_components.ops._checks import check_choice
+from skt_components.ops.checks import check_choice
 
 
 class AHDRNet(ReconstructionNetwork):

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skt_components.ops._checks import check_positive, float_dtype
+from skt_components.ops.checks import check_positive, float_dtype
 
 _TAPS = 9  # of a 3x3 kernel
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skt_components.files.atomic import atomic_write
 from skt_components.models.network import ReconstructionNetwork
 from skt_components.modules.taps import eval_mode
-from skt_components.modules.weights import replacing
 
 _INPUT, _OUTPUT = "bracket", "hdr"
 
@@ -89,7 +89,7 @@ def export_onnx(
             verbose=False,
         )
         assert program is not None
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             program.save(temporary, external_data=False)
             side = _multiple(network) * max(3, -(-24 // _multiple(network)))
             other = torch.rand(1, *bracket.shape[1:-2], side, side).to(bracket)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skt_components.models.network import ReconstructionNetwork
-from skt_components.models.swin import (
+from skt_components.models.upscale import UpscaleHead
+from skt_components.models.window_attention import (
     ChannelNorm,
     ResidualGroup,
     SwinBlock,
@@ -22,8 +23,7 @@ from skt_components.models.swin import (
     to_pixels,
     to_planes,
 )
-from skt_components.models.upscale import UpscaleHead
-from skt_components.ops._checks import check_choice
+from skt_components.ops.checks import check_choice
 
 
 class ReferenceAttention(nn.Module):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from skt_components.modules.weights import check_state_dict, read_state_dict, unwrap_state_dict
-from skt_components.ops._checks import check_count, check_positive, check_tensor
+from skt_components.files.weights import check_state_dict, read_state_dict, unwrap_state_dict
+from skt_components.ops.checks import check_count, check_positive, check_tensor
 
 Self = TypeVar("Self", bound="ReconstructionNetwork")
 RAW_CHANNELS = 4

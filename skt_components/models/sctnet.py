@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from skt_components.models.network import ReconstructionNetwork
-from skt_components.models.swin import (
+from skt_components.models.upscale import UpscaleHead
+from skt_components.models.window_attention import (
     ChannelNorm,
     Mlp,
     ResidualGroup,
@@ -22,9 +23,8 @@ from skt_components.models.swin import (
     to_pixels,
     to_planes,
 )
-from skt_components.models.upscale import UpscaleHead
-from skt_components.ops._checks import check_choice
 from skt_components.ops.attention import transposed_attention
+from skt_components.ops.checks import check_choice
 
 
 class ChannelMlp(Mlp):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from skt_components.models.network import run_block
 from skt_components.modules.fusion import DilatedResidualDenseBlock, SemanticGuidedFusion
 from skt_components.modules.pyramid import FeaturePyramid
-from skt_components.ops._checks import check_batch, check_count, check_tensor
+from skt_components.ops.checks import check_batch, check_count, check_tensor
 
 
 class SPGRM(nn.Module):

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from skt_components.files.weights import check_state_dict, read_state_dict, unwrap_state_dict
 from skt_components.models.alignment import flow_warp
-from skt_components.modules.weights import check_state_dict, read_state_dict, unwrap_state_dict
-from skt_components.ops._checks import check_same_shape, check_tensor, float_dtype
+from skt_components.ops.checks import check_same_shape, check_tensor, float_dtype
 
 _LEVELS = 6
 _STRIDE = 2 ** (_LEVELS - 1)

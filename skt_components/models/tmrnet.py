@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from skt_components.files.weights import check_state_dict
 from skt_components.models.alignment import DeformableAlignment
 from skt_components.models.network import RAW_CHANNELS, ReconstructionNetwork, display_encode
 from skt_components.models.spynet import SPyNet
 from skt_components.models.upscale import PixelShufflePack, upscale_x4
-from skt_components.modules.weights import check_state_dict
-from skt_components.ops._checks import check_choice, check_count
+from skt_components.ops.checks import check_choice, check_count
 
 Self = TypeVar("Self", bound="TMRNet")
 Plus = TypeVar("Plus", bound="TMRNetPlus")

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from skt_components.ops._checks import check_choice, check_per_picture, check_positive, check_tensor, may_look
+from skt_components.ops.checks import check_choice, check_per_picture, check_positive, check_tensor, may_look
 from skt_components.ops.raw import apply_color_matrix, mosaic, pack_raw, render_raw
 from skt_components.ops.raw import white_balance as balance
 from skt_components.ops.transfer import mu_law, mu_law_inverse

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skt_components.ops._checks import check_count, check_same_dtype, check_same_shape, check_tensor
 from skt_components.ops.attention import transposed_attention
+from skt_components.ops.checks import check_count, check_same_dtype, check_same_shape, check_tensor
 
 
 class _DenseLayer(nn.Module):

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skt_components.ops._checks import check_count
+from skt_components.ops.checks import check_count
 
 
 class FeaturePyramid(nn.Module):

@@ -10,7 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skt_components.ops._checks import check_batch, check_count, check_share, check_tensor, float_dtype, may_look
+from skt_components.ops.checks import check_batch, check_count, check_share, check_tensor, float_dtype, may_look
 from skt_components.ops.masking import complementary_masks, mix_features
 
 

@@ -1,7 +1,6 @@
 """Pure functions: tensors in, tensors out."""
 
 from skt_components.ops.attention import transposed_attention
-from skt_components.ops.histogram import soft_histogram
 from skt_components.ops.masking import complementary_masks, mix_features
 from skt_components.ops.raw import apply_color_matrix, demosaic, mosaic, pack_raw, render_raw, unpack_raw, white_balance
 from skt_components.ops.transfer import linearize_ldr, mu_law, mu_law_inverse, srgb_decode, srgb_encode
@@ -17,7 +16,6 @@ __all__ = [
     "mu_law_inverse",
     "pack_raw",
     "render_raw",
-    "soft_histogram",
     "srgb_decode",
     "srgb_encode",
     "transposed_attention",

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from skt_components.ops._checks import (
+from skt_components.ops.checks import (
     check_count,
     check_same_dtype,
     check_same_shape,

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from skt_components.ops._checks import check_same_shape, check_share, check_tensor
+from skt_components.ops.checks import check_same_shape, check_share, check_tensor
 
 
 def complementary_masks(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from skt_components.ops._checks import check_choice, check_per_picture, check_tensor
+from skt_components.ops.checks import check_choice, check_per_picture, check_tensor
 
 CFA_PATTERNS = ("RGGB", "BGGR", "GRBG", "GBRG")
 # How far each method reaches, and so how wide the mirrored border is.

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from skt_components.ops._checks import check_positive, check_tensor
+from skt_components.ops.checks import check_positive, check_tensor
 
 
 def mu_law(x: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor, "..."]:

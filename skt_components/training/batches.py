@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from skt_components.data._seeding import hash_key
 from skt_components.data.sample import HDRSample
-from skt_components.ops._checks import check_count
+from skt_components.data.seeding import hash_key
+from skt_components.ops.checks import check_count
 
 
 class SamplePositions(Sampler[list[tuple[int, int]]]):

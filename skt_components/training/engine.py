@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from skt_components.data.sample import HDRSample
 from skt_components.modules.taps import eval_mode
 from skt_components.training.config import TrainConfig
-from skt_components.training.setup import pick_device
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -160,6 +159,25 @@ class Engine:
         together = torch.stack([scalar.detach().reshape(()) for scalar in scalars])
         values = self.accelerator.reduce(together, reduction="mean").tolist()
         return dict(zip(numbers, values, strict=True))
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device called ``name``; "auto" takes a CUDA device if there is one.
+
+    Raises:
+        ValueError: there is no such device on this machine.
+
+    Example:
+        >>> pick_device("cpu")
+        device(type='cpu')
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"no device {name!r} on this machine: {reason}") from error
 
 
 def unused_parameters(module: nn.Module, *inputs: Any) -> list[str]:

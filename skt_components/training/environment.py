@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from skt_components.modules.weights import replacing
+from skt_components.files.atomic import atomic_write, write_text
 
 _PACKAGES = ("skt-components", "torch", "numpy", "numba", "timm", "accelerate", "safetensors")
 _DIFF_LIMIT = 200_000  # bytes
@@ -65,8 +65,7 @@ def write_environment(folder: str | os.PathLike[str]) -> None:
     git = entry["git"]
     if git is not None and git["diff"]:
         git["diff"] = _keep_diff(path.parent, git["diff"])
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps([*runs, entry], indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps([*runs, entry], indent=1) + "\n")
 
 
 def read_environments(folder: Path) -> list[dict[str, Any]]:
@@ -95,7 +94,7 @@ def _keep_diff(folder: Path, diff: str) -> str:
         number += 1
         path = folder / f"git-{number}.diff"
     if not path.exists():
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(content)
     return path.name
 

@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from skt_components.banks.frozen import Frozen
+from skt_components.banks.registry import check_bank_weights
 from skt_components.data.sample import HDRSample
+from skt_components.framework.semantic_transfer import SemanticKnowledgeTransfer
 from skt_components.training.config import TrainConfig
-from skt_components.training.engine import mixed_precision
-from skt_components.training.scheme import SemanticKnowledgeTransfer
-from skt_components.training.setup import check_bank_weights, pick_device
+from skt_components.training.engine import mixed_precision, pick_device
 
 # What is left of the activations in half precision: the convolutions' own half, while norms and losses stay float32.
 _HALF_PRECISION = 0.6

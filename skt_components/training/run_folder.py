@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from skt_components.modules.weights import replacing
+from skt_components.files.atomic import write_text
 from skt_components.training.config import TrainConfig, read_toml
 
 # What makes a run the run that it is; the rest may change when it goes on.
@@ -54,8 +54,7 @@ def make_run_folder(config: TrainConfig) -> Path:
 def write_options(folder: str | os.PathLike[str], config: TrainConfig) -> None:
     """Write the options into ``config.toml``, whole or not at all; call it when a resumed run has found its state."""
     lines = [f"{key} = {value}" for key, value in _options(config).items()]
-    with replacing(Path(folder) / "config.toml") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(Path(folder) / "config.toml", "\n".join(lines) + "\n")
 
 
 def _options(config: TrainConfig) -> dict[str, str]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from skt_components.modules.weights import replacing
-from skt_components.training.checkpoint_folder import CheckpointFolder
+from skt_components.files.atomic import write_text
+from skt_components.training.checkpoints import CheckpointFolder
 from skt_components.training.config import TrainConfig, read_toml
 from skt_components.training.environment import read_environments
 from skt_components.training.run_folder import to_toml
@@ -79,8 +79,7 @@ def write_run_summary(folder: str | os.PathLike[str]) -> Path:
     for title, body in sections.items():
         if body:
             lines += ["", *([f"## {title}", ""] if title else []), *body]
-    with replacing(folder / "README.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
+    write_text(folder / "README.md", "\n".join(lines) + "\n", errors="backslashreplace")
     return folder / "README.md"
 
 

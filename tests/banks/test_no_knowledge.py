@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from skt_components.banks import CachedBank, KnowledgeBank, NoKnowledge
+from skt_components.banks import CachedBank, KnowledgeBank, NoKnowledge, make_knowledge_bank
 from skt_components.losses import SemanticHistogramLoss, histogram_loss
-from skt_components.training import make_knowledge_bank
 
 
 def test_it_is_a_bank_with_no_features_whose_one_region_has_every_pixel() -> None:

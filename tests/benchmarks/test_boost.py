@@ -149,7 +149,7 @@ def test_a_study_of_simulated_scenes_goes_on_with_the_same_scenes_only(tmp_path:
     assert harness.list_data(study, None) is None
     for seed in (0, 1):
         scenes = skt.SyntheticScenes(1, 16, seed=seed, camera=skt.RawCamera(subframes=1))
-        skt.simulate_dataset("bracketire", tmp_path / f"{seed}", scenes, scenes, progress=False)
+        skt.simulation.simulate_dataset("bracketire", tmp_path / f"{seed}", scenes, scenes, progress=False)
     first, second = (replace(raw, data=harness.list_data(raw, tmp_path / f"{seed}")) for seed in (0, 1))
     assert first.data["layout"] == "bracketire"
     plan.write_study(tmp_path / "out", first)

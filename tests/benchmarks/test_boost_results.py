@@ -57,7 +57,7 @@ def test_the_table_has_the_numbers_that_a_hand_computes(tmp_path: Path) -> None:
     assert gain["wins"] == 1
     assert summary["ours"]["seeds"] == [1, 3]
     ours, theirs = ([torch.tensor(values[arm, seed]) for seed in (1, 3)] for arm in ("ours", "bare"))
-    wanted = skt.paired_summary(ours, theirs)
+    wanted = skt.evaluation.paired_summary(ours, theirs)
     assert (gain["low"], gain["high"]) == pytest.approx((wanted.low, wanted.high))
     assert summary["ours"]["gain at equal compute"]["PSNR-mu"]["gain"] == pytest.approx((0 + 2) / 2)  # seed 3 alone
     other = results.summarise(rows, replace(study, equal_compute="another"), {})
@@ -98,7 +98,7 @@ def test_folds_of_a_seed_are_one_set_of_pictures_by_photograph(tmp_path: Path) -
     assert found.startswith("ours, seed 3, fold 1, is no pair with bare, as far as")
     summary = results.summarise(rows, study, {})["ours"]
     ours, theirs = (torch.tensor([*values[arm, 3, 0], *values[arm, 3, 1]]).double() for arm in ("ours", "bare"))
-    wanted = skt.paired_summary([ours], [theirs], groups=["d", "e", "d", "e", "b", "c", "b", "c"])
+    wanted = skt.evaluation.paired_summary([ours], [theirs], groups=["d", "e", "d", "e", "b", "c", "b", "c"])
     assert summary["gain"]["PSNR-mu"] == wanted._asdict()
     gains = (ours - theirs)[4:].tolist()
     assert summary["gain by photograph"]["b.hdr"] == pytest.approx((gains[0] + gains[2]) / 2)

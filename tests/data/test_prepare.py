@@ -16,20 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skt_components.data import (
-    BracketIRE,
-    Camera,
-    Kalantari17,
-    RawCamera,
-    SyntheticScenes,
-    Tel23,
-    prepare,
-    simulate_dataset,
-    verify,
-    write_kalantari_scene,
-)
-from skt_components.data import _prepared_scene as prepared_scene
-from skt_components.data._stored import decode_rgbe, encode_rgbe
+from skt_components.data import BracketIRE, Kalantari17, Tel23, prepare, verify
+from skt_components.data import prepared_scene as prepared_scene
+from skt_components.data.stored_scene import decode_rgbe, encode_rgbe
+from skt_components.simulation import Camera, RawCamera, SyntheticScenes, simulate_dataset, write_kalantari_scene
 
 
 @pytest.fixture

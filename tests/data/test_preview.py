@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from skt_components.data import HDRSample, SyntheticScenes, save_contact_sheet, show_exposures, show_radiance
+from skt_components.data import HDRSample, save_contact_sheet, show_exposures, show_radiance
 from skt_components.ops import mosaic, mu_law, pack_raw, srgb_encode
+from skt_components.simulation import SyntheticScenes
 
 MATRIX = torch.tensor([[1.5, -0.4, -0.1], [-0.2, 1.4, -0.2], [0.0, -0.6, 1.6]])
 

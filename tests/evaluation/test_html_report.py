@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from skimage.measure import block_reduce
 
-from skt_components.evaluation import _html_pictures as draw
+from skt_components.evaluation import html_pictures as draw
 from skt_components.evaluation.html_report import ReportScene, render_scene, save_report, scene_anchor
 from skt_components.evaluation.results import EvaluationResults
 from skt_components.ops import mu_law

@@ -13,13 +13,9 @@ import pytest
 import scipy.stats
 import torch
 
-from skt_components.evaluation.results import (
-    EvaluationResults,
-    bootstrap_mean,
-    file_digest,
-    find_suspicious,
-    library_versions,
-)
+from skt_components.evaluation.results import EvaluationResults, bootstrap_mean, find_suspicious
+from skt_components.files.digest import file_digest
+from skt_components.files.versions import library_versions
 
 DESCRIPTION = {"models": {"ours": {"sha256": "00"}}, "protocol": {"peak": 1.0, "metrics": ["PSNR-mu"]}}
 

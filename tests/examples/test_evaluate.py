@@ -96,7 +96,7 @@ def kalantari_scenes(root: Path, count: int = 3) -> Path:
     data = skt.SyntheticScenes(count, 40, split="val", camera=skt.Camera(bits=16))
     for index, sample in enumerate(data):
         clean = sample._replace(target=sample.target.clamp(max=1.0))
-        skt.write_kalantari_scene(root / "Test" / f"{index + 1:03d}", clean)
+        skt.simulation.write_kalantari_scene(root / "Test" / f"{index + 1:03d}", clean)
         if index + 1 == count:
             break
     return root
@@ -139,7 +139,7 @@ def test_saved_pictures_give_the_same_numbers(script, weights, tmp_path):
 
 def test_raw_brackets(script, tmp_path):
     data = skt.SyntheticScenes(1, (24, 32), split="val", camera=skt.RawCamera())
-    skt.simulate_dataset("bracketire", tmp_path / "data", None, data, progress=False)
+    skt.simulation.simulate_dataset("bracketire", tmp_path / "data", None, data, progress=False)
     network = skt.TMRNet(features=8, num_blocks=(1, 1, 1, 1))
     skt.save_weights(tmp_path / "orm.safetensors", network)
     arguments = ["--checkpoint", str(tmp_path / "orm.safetensors"), "--data", "bracketire"]
@@ -252,7 +252,7 @@ def test_a_network_for_other_brackets_is_refused_at_once(script, weights, tmp_pa
     with pytest.raises(ValueError, match=message):
         script.main(["--checkpoint", str(raw), *SMALL, "--out", str(tmp_path / "out")])
     data = skt.SyntheticScenes(1, (24, 32), split="val", camera=skt.RawCamera())
-    skt.simulate_dataset("bracketire", tmp_path / "data", None, data, progress=False)
+    skt.simulation.simulate_dataset("bracketire", tmp_path / "data", None, data, progress=False)
     arguments = ["--data", "bracketire", "--root", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     with pytest.raises(ValueError, match="ours is for 3 exposures of 6 channels, scale 1; those"):
         script.main(["--checkpoint", str(weights[0]), *arguments])
@@ -395,9 +395,9 @@ def test_raw_files_of_one_size_are_told_apart(script, strangers, tmp_path, prepa
     for seed in (0, 1):
         data = skt.SyntheticScenes(1, (24, 32), seed=seed, split="val", camera=skt.RawCamera())
         root = tmp_path / str(seed) / "data"
-        skt.simulate_dataset("bracketire", root, data, data, progress=False)
+        skt.simulation.simulate_dataset("bracketire", root, data, data, progress=False)
         roots.append(
-            skt.prepare("bracketire", root, tmp_path / f"{seed}-p" / "data", progress=False) if prepared else root
+            skt.data.prepare("bracketire", root, tmp_path / f"{seed}-p" / "data", progress=False) if prepared else root
         )
     strangers.Shortest.forward = lambda self, bracket: bracket[:, 0]
     arguments = ["--orm", "strangers:Shortest", "--data", "bracketire", "--out", str(tmp_path / "out"), "--root"]

@@ -35,8 +35,8 @@ import sys
 sys.path.insert(0, {str(EXAMPLES)!r})
 import train_full
 import skt_components as skt
-skt.save_samples = lambda path, rows: open(path, "wb").close()
-skt.save_curves = lambda metrics, path: open(path, "wb").close()
+skt.evaluation.save_samples = lambda path, rows: open(path, "wb").close()
+skt.evaluation.save_curves = lambda metrics, path: open(path, "wb").close()
 train_full.main(sys.argv[1:])
 """
 
@@ -50,7 +50,7 @@ def run_script(
 
 
 def checkpoint(run: Path, name: str = "framework") -> dict:
-    state = skt.CheckpointFolder(run / "checkpoints", name).load_newest()
+    state = skt.training.CheckpointFolder(run / "checkpoints", name).load_newest()
     assert state is not None
     return state
 
@@ -175,8 +175,8 @@ import torch, tyro, tqdm, accelerate, timm, safetensors.torch
 import train_full  # imported once; every run is a fork of this process
 import skt_components as skt
 torch.set_num_threads(1)
-skt.save_samples = lambda path, rows: open(path, "wb").close()
-skt.save_curves = lambda metrics, path: open(path, "wb").close()
+skt.evaluation.save_samples = lambda path, rows: open(path, "wb").close()
+skt.evaluation.save_curves = lambda metrics, path: open(path, "wb").close()
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
@@ -228,7 +228,7 @@ def server(tmp_path: Path):
 
 def done_steps(run: Path) -> int:
     """How far both networks are, together."""
-    folders = [skt.CheckpointFolder(run / "checkpoints", name) for name in ("framework", "bare")]
+    folders = [skt.training.CheckpointFolder(run / "checkpoints", name) for name in ("framework", "bare")]
     return sum(max(folder.steps(), default=0) for folder in folders)
 
 
@@ -244,10 +244,10 @@ def check_whole(run: Path) -> None:
     """Every file that has its name is whole."""
     for path in run.rglob("*.ckpt"):
         if not path.name.startswith("."):
-            assert {"module", "optimizer", "step", "best"} <= skt.load_checkpoint(path).keys()
+            assert {"module", "optimizer", "step", "best"} <= skt.training.load_checkpoint(path).keys()
     for path in run.rglob("*.safetensors"):
         assert load_file(path)
-    assert skt.read_options(run / "config.toml")
+    assert skt.training.read_options(run / "config.toml")
 
 
 @pytest.mark.slow
@@ -640,13 +640,13 @@ def test_a_stop_before_a_validation_does_not_lose_it(loop, tmp_path: Path, monke
     loop.main([*options, "--out", str(tmp_path / "whole")])
     look = skt.StepWatch.look
 
-    def stopped(self: skt.StepWatch, step: int, *args: object) -> None:
+    def stopped(self: skt.training.StepWatch, step: int, *args: object) -> None:
         look(self, step, *args)
         if step == 3:
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(skt.StepWatch, "look", stopped)
+        patch.setattr(skt.training.StepWatch, "look", stopped)
         with pytest.raises(KeyboardInterrupt, match="stopped after 4 steps"):
             loop.main([*options, "--out", str(tmp_path / "run")])
     assert (tmp_path / "run" / "README.md").is_file()  # a run that was stopped explains itself too

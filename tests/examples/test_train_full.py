@@ -62,7 +62,7 @@ def _quick_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 def _few_validation_pictures(loop: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     build_data = loop.build_data
 
-    def fewer(config: skt.TrainConfig, processes: int = 1) -> tuple:
+    def fewer(config: skt.training.TrainConfig, processes: int = 1) -> tuple:
         train, validation = build_data(config, processes)
         if config.data == "synthetic":
             size = 48 if config.domain == "srgb" else 16
@@ -84,7 +84,7 @@ def metrics(run: Path) -> list[dict]:
 
 
 def state(run: Path, name: str = "framework") -> dict:
-    found = skt.CheckpointFolder(run / "checkpoints", name).load_newest()
+    found = skt.training.CheckpointFolder(run / "checkpoints", name).load_newest()
     assert found is not None
     return found
 
@@ -173,7 +173,7 @@ def test_compare_trains_the_bare_network_from_the_same_start(
 def test_a_bare_run_asks_for_no_features_of_terms_that_it_has_not(loop: ModuleType) -> None:
     bracket = torch.rand(1, 3, 6, 32, 32)
     plain, paper = (
-        loop.build_modules(skt.TrainConfig(bare=bare, **options), bracket)[1].state_dict()
+        loop.build_modules(skt.training.TrainConfig(bare=bare, **options), bracket)[1].state_dict()
         for bare, options in ((False, {}), (True, {"loss_weights": "paper"}))
     )
     assert all(torch.equal(value, paper[key]) for key, value in plain.items())
@@ -191,12 +191,12 @@ def test_options_that_come_too_late_are_named(loop: ModuleType, capsys: pytest.C
 
 
 def test_the_root_mean_square_joins_l_org_of_both(loop: ModuleType) -> None:
-    config = skt.TrainConfig(org_rms_weight=0.5, camera="raw", device="cpu", trackers=())
+    config = skt.training.TrainConfig(org_rms_weight=0.5, camera="raw", device="cpu", trackers=())
     bracket, target = torch.rand(1, 5, 4, 32, 32), 16 * torch.rand(1, 4, 32, 32)
     framework, bare = loop.build_modules(config, bracket)
     torch.testing.assert_close(bare(bracket, target).total, framework(bracket, target).terms["org"])
     hdr = bare.orm(bracket)
-    wanted = skt.mu_l1_loss(hdr, target, peak=16.0) + 0.5 * skt.mu_rms_loss(hdr, target, peak=16.0)
+    wanted = skt.mu_l1_loss(hdr, target, peak=16.0) + 0.5 * skt.losses.mu_rms_loss(hdr, target, peak=16.0)
     torch.testing.assert_close(bare(bracket, target).total, wanted)
 
 
@@ -225,13 +225,13 @@ def test_resume_is_exact(loop: ModuleType, tmp_path: Path, monkeypatch: pytest.M
     loop.main([*SMALL, "--out", str(whole)])
     look = skt.StepWatch.look
 
-    def stop_at_three(self: skt.StepWatch, step: int, *args: object) -> None:
+    def stop_at_three(self: skt.training.StepWatch, step: int, *args: object) -> None:
         look(self, step, *args)
         if step == 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(skt.StepWatch, "look", stop_at_three)
+        patch.setattr(skt.training.StepWatch, "look", stop_at_three)
         with pytest.raises(KeyboardInterrupt):
             loop.main([*SMALL, "--out", str(broken)])
     assert state(broken)["step"] == 2
@@ -291,7 +291,7 @@ def test_configuration_file_and_command_line(loop: ModuleType, tmp_path: Path) -
 
 
 def test_options_keep_their_names() -> None:
-    names = {field.name for field in dataclasses.fields(skt.TrainConfig)}
+    names = {field.name for field in dataclasses.fields(skt.training.TrainConfig)}
     stable = "data root orm knowledge_bank weights taps steps batch_size crop seed device out checkpoint_every"
     assert names >= {*stable.split(), "resume", "compare", "config"}
 
@@ -320,7 +320,7 @@ def test_every_network_of_ours_trains_by_name(loop: ModuleType, tmp_path: Path, 
     run = tmp_path / "run"
     loop.main([*SMALL, "--steps", "2", "--orm", name, "--out", str(run)])
     network = skt.load_model(run / "orm.safetensors")
-    expected = loop.ORMS[name](**loop.bracket_options(skt.TrainConfig()))
+    expected = loop.ORMS[name](**loop.bracket_options(skt.training.TrainConfig()))
     assert network.state_dict().keys() == expected.state_dict().keys()
 
 
@@ -364,7 +364,7 @@ def fabricated(loop: ModuleType, folder: Path, pictures: int, validation: object
         scores = {name: torch.full((pictures,), 30.0, dtype=torch.float64) for name in loop.METRICS}
         better = {name: values + gain for name, values in scores.items()}
         results.append({"framework": {"ORM": better, "SPGRM": better}, "bare": {"ORM": scores}})
-    return loop.make_table(skt.TrainConfig(compare=True, **options), [folder, folder], results, validation)
+    return loop.make_table(skt.training.TrainConfig(compare=True, **options), [folder, folder], results, validation)
 
 
 def test_one_validation_picture_gives_a_gain_without_an_interval(loop: ModuleType, tmp_path: Path) -> None:
@@ -391,8 +391,8 @@ def test_views_are_counted_by_photograph(loop: ModuleType, tmp_path: Path, pictu
 @pytest.mark.parametrize(("camera", "scale"), [("raw", 1), ("raw-x4", 4)])
 @pytest.mark.parametrize("name", ["ahdrnet-small", "hdr-transformer-small", "sctnet-small", "tmrnet-small"])
 def test_every_network_of_ours_takes_raw_brackets(loop: ModuleType, name: str, camera: str, scale: int) -> None:
-    options = loop.bracket_options(skt.TrainConfig(camera=camera))
-    network, forward = skt.load_network(name, loop.ORMS, **options)
+    options = loop.bracket_options(skt.training.TrainConfig(camera=camera))
+    network, forward = skt.models.load_network(name, loop.ORMS, **options)
     hdr = forward(network, torch.rand(1, 5, 4, 8, 12) * torch.tensor([16 / 4**i for i in range(5)]).view(1, 5, 1, 1, 1))
     assert hdr.shape == (1, 4, 8 * scale, 12 * scale)
     assert (network.reference, network.peak) == (0, 16.0)
@@ -428,7 +428,7 @@ def test_raw_brackets_train_end_to_end_and_resume(
 
 def test_metadata_is_for_those_who_ask(loop: ModuleType) -> None:
     sample = skt.SyntheticScenes(1, 8, camera=skt.RawCamera())[0]
-    plain, asked = skt.TrainConfig(camera="raw"), skt.TrainConfig(camera="raw", metadata=True)
+    plain, asked = skt.training.TrainConfig(camera="raw"), skt.training.TrainConfig(camera="raw", metadata=True)
     assert loop.rendering(plain, sample) == {}
     told = loop.rendering(asked, sample)
     assert torch.equal(told["white_balance"], sample.metadata["white_balance"])
@@ -443,10 +443,10 @@ def test_raw_is_scored_against_its_peak(loop: ModuleType) -> None:
         def reconstruct(self, bracket: torch.Tensor, **_: object) -> tuple[torch.Tensor, None]:
             return target + 0.16, None
 
-    config = skt.TrainConfig(camera="raw", device="cpu", trackers=())
+    config = skt.training.TrainConfig(camera="raw", device="cpu", trackers=())
     framework = loop.build_modules(config, samples[0].bracket[None])[0]
     measures = loop.make_measures(config, framework)
-    scores = loop.validate(config, skt.Engine(config), Known(), nn.Identity(), samples, measures)["ORM"]
+    scores = loop.validate(config, skt.training.Engine(config), Known(), nn.Identity(), samples, measures)["ORM"]
     assert 0 < scores["region distance"].max() < 0.1
     torch.testing.assert_close(scores["PSNR-L"], torch.full((2,), 40.0, dtype=torch.float64), atol=1e-4, rtol=0)
     literal = (torch.log1p(5000 * (target + 0.16) / 16) - torch.log1p(5000 * target / 16)) / np.log(5001)
@@ -494,17 +494,17 @@ def test_published_data_sets_train_on_crops_of_one_split_and_validate_on_the_oth
     loop: ModuleType, tmp_path: Path, data: str, bracket: tuple, target: tuple
 ) -> None:
     root = published(tmp_path / "data", data)
-    config = skt.TrainConfig(data=data, root=root, crop=32, val_crop=16, batch_size=2)  # type: ignore[arg-type]
+    config = skt.training.TrainConfig(data=data, root=root, crop=32, val_crop=16, batch_size=2)  # type: ignore[arg-type]
     train, validation = loop.build_data(config)
     assert (train.split, len(train), train.augment) == ("train", 200, "dihedral")
     windows = 16 if config.domain == "raw" else 2  # of the two test scenes one each, or as many as the frames allow
     assert (validation.split, len(validation), validation.augment) == ("test", windows, "none")
-    batch = next(skt.training_batches(train, skt.SamplePositions(len(train), 2, seed=0)))
+    batch = next(skt.training.training_batches(train, skt.training.SamplePositions(len(train), 2, seed=0)))
     assert (batch.bracket.shape, batch.target.shape) == ((2, *bracket), (2, *target))
     assert list(batch.domain) == [config.domain] * 2
     assert set(batch.metadata) == ({"white_balance", "color_matrix"} if config.domain == "raw" else set())
     assert validation[0].target.shape == (target[0], 16, 16)
-    network, forward = skt.load_network("ahdrnet-small", loop.ORMS, **loop.bracket_options(config))
+    network, forward = skt.models.load_network("ahdrnet-small", loop.ORMS, **loop.bracket_options(config))
     assert forward(network, batch.bracket).shape == batch.target.shape
 
 
@@ -530,7 +530,7 @@ def test_a_nan_stops_the_run_and_keeps_the_checkpoint(
 
     count = {"calls": 0}
     monkeypatch.setattr(skt.SemanticHistogramLoss, "forward", poisoned)
-    with pytest.raises(skt.NonFiniteError, match=r"NaN or infinity in color at step \d"):
+    with pytest.raises(skt.training.NonFiniteError, match=r"NaN or infinity in color at step \d"):
         loop.main([*SMALL, "--steps", "20", "--validate-every", "100", "--out", str(run)])
     assert re.search(r"\*\*Not finished\*\*: framework \d of 20 steps\.", (run / "README.md").read_text())
     good = weights(run)
@@ -549,7 +549,7 @@ def test_a_broken_input_is_named(
         return sample
 
     monkeypatch.setattr(skt.SyntheticScenes, "__getitem__", broken)
-    with pytest.raises(skt.NonFiniteError, match="the bracket"):
+    with pytest.raises(skt.training.NonFiniteError, match="the bracket"):
         loop.main([*SMALL, "--out", str(tmp_path / "run")])
 
 

@@ -604,7 +604,7 @@ def test_chunk_boundaries_change_nothing(monkeypatch, cpu_engine, bandwidth):
     whole = results(loss, student, teacher)
     monkeypatch.setattr(_histogram_engine, "_CHUNK", 11)
     if cpu_engine == "numba":
-        monkeypatch.setattr("skt_components.ops._histogram_numba._CHUNK", 11)
+        monkeypatch.setattr("skt_components.histogram.numba_engine._CHUNK", 11)
     torch.testing.assert_close(results(loss, student, teacher), whole)
 
 

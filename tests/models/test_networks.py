@@ -20,7 +20,7 @@ DENSE = {"features": 8, "num_layers": 2, "growth": 4}
 TRUNKS = {"features": 8, "num_blocks": (1, 1, 1, 1)}
 RAW = {"num_frames": 5, "in_channels": 4, "out_channels": 4, "reference": 0, "peak": 16.0}
 SRGB = {"num_frames": 3, "in_channels": 6, "out_channels": 3, "reference": 1}
-NETWORKS: dict[str, Callable[[], skt.ReconstructionNetwork]] = {
+NETWORKS: dict[str, Callable[[], skt.models.ReconstructionNetwork]] = {
     "AHDRNet": lambda **o: AHDRNet(**DENSE, **o),
     "AHDRNet raw": lambda **o: AHDRNet(**DENSE, **RAW, **o),
     "HDRTransformer": lambda **o: HDRTransformer(**WINDOWS, **o),
@@ -34,7 +34,7 @@ NETWORKS: dict[str, Callable[[], skt.ReconstructionNetwork]] = {
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
 
-def scenes(network: skt.ReconstructionNetwork, crop: int = 48, batch: int = 1) -> tuple[Tensor, Tensor]:
+def scenes(network: skt.models.ReconstructionNetwork, crop: int = 48, batch: int = 1) -> tuple[Tensor, Tensor]:
     """Bracket and target of procedural scenes, as sRGB triples or as packed RAW that saturates frame by frame."""
     data = skt.SyntheticScenes(batch, crop, seed=0)
     sample = default_collate([data[i] for i in range(batch)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from skt_components.ops._checks import (
+from skt_components.ops.checks import (
     check_choice,
     check_positive,
     check_range,

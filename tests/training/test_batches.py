@@ -79,7 +79,8 @@ def test_batches_do_not_depend_on_where_a_run_starts_or_who_loads(workers: int) 
 SCRIPT = """
 import os, signal, sys, time
 import skt_components as skt
-stream = skt.training_batches(skt.SyntheticScenes(8, 16), skt.SamplePositions(8, 2, seed=0), workers=2)
+from skt_components.training import SamplePositions, training_batches
+stream = training_batches(skt.SyntheticScenes(8, 16), SamplePositions(8, 2, seed=0), workers=2)
 signal.signal(signal.SIGTERM, lambda *_: None)
 signal.signal(signal.SIGINT, lambda *_: None)
 next(stream)

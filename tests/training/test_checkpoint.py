@@ -12,14 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from skt_components.models import AHDRNet
-from skt_components.training import (
-    load_checkpoint,
-    load_model,
-    load_weights,
-    save_checkpoint,
-    save_weights,
-)
+from skt_components.models import AHDRNet, load_model, load_weights, save_weights
+from skt_components.training import load_checkpoint, save_checkpoint
 
 
 class Bomb:

@@ -12,8 +12,9 @@ import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from skt_components.framework import LossWeights
 from skt_components.modules import DomainTransfer
-from skt_components.training import LossWeights, TrainConfig, make_run_folder, read_options, write_options
+from skt_components.training import TrainConfig, make_run_folder, read_options, write_options
 from skt_components.training.run_folder import to_toml
 
 OTHER = TrainConfig(

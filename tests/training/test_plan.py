@@ -12,8 +12,9 @@ from torch import nn
 
 from skt_components.banks import NoKnowledge
 from skt_components.data import HDRSample
+from skt_components.framework import SemanticKnowledgeTransfer
 from skt_components.models import AHDRNet
-from skt_components.training import SemanticKnowledgeTransfer, TrainConfig
+from skt_components.training import TrainConfig
 from skt_components.training.plan import _LiveBytes, check_files, describe_plan
 
 

@@ -12,15 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from skt_components.models import AHDRNet
-from skt_components.training import (
-    TrainConfig,
-    make_run_folder,
-    save_weights,
-    write_environment,
-    write_options,
-    write_run_summary,
-)
+from skt_components.models import AHDRNet, save_weights
+from skt_components.training import TrainConfig, make_run_folder, write_environment, write_options, write_run_summary
 
 
 class Own(nn.Linear):

@@ -8,8 +8,14 @@ from types import ModuleType
 import pytest
 import torch
 
-from skt_components.banks import ColorPositionKMeans, FeatureKMeans, KnowledgeBank
-from skt_components.training import check_bank_weights, load_network, make_knowledge_bank
+from skt_components.banks import (
+    ColorPositionKMeans,
+    FeatureKMeans,
+    KnowledgeBank,
+    check_bank_weights,
+    make_knowledge_bank,
+)
+from skt_components.models import load_network
 
 
 def test_fastsam_has_its_own_masks_and_can_have_others() -> None:

@@ -1,0 +1,31 @@
+"""What every bank does around its network: bring pictures to sizes that it takes, and its maps back to theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from skt_components.ops.checks import float_dtype
+
+
+def enlarge(images: Tensor, scale: int) -> Tensor:
+    """Return pictures at ``scale`` times their size, bilinearly."""
+    return images if scale == 1 else F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column until H and W are multiples."""
+    height, width = images.shape[-2:]
+    # Not -width % multiple, on which torch.compile with dynamic shapes fails.
+    padding = (0, (multiple - width % multiple) % multiple, 0, (multiple - height % multiple) % multiple)
+    return F.pad(images, padding, mode="replicate") if any(padding) else images
+
+
+def crop_maps(maps: Iterable[Tensor], size: tuple[int, int], reduction: Sequence[int]) -> list[Tensor]:
+    """Cut maps of strides ``reduction`` to ``ceil(H / s)`` by ``ceil(W / s)``; float32 (float64 if they are)."""
+    height, width = size
+    return [
+        m[..., : -(-height // s), : -(-width // s)].to(float_dtype(m)) for m, s in zip(maps, reduction, strict=True)
+    ]

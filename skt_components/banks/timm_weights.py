@@ -1,0 +1,123 @@
+"""Where a timm network's weights come from: a package, a file, timm's download, or the copies of earlier downloads."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+from ssl import SSLError
+from typing import Any
+from urllib.parse import urlparse
+
+from torch import Tensor
+
+from skt_components.banks.lite0 import lite0_weights
+from skt_components.files.weights import hub_cache, load_weights
+
+LITE0 = "tf_efficientnet_lite0"
+_EXTRA = 'pip install "skt-components[timm]"'
+_HF_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order of timm's preference
+_PROBE_SECONDS = 3.0
+
+
+def import_timm() -> Any:
+    """Return timm, or raise ImportError naming the extra."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(f"TimmFeatureExtractor needs timm: {_EXTRA}") from error
+    return timm
+
+
+def create(name: str, **options: Any) -> Any:
+    """Return ``timm.create_model(name, **options)``; raise ValueError where timm cannot."""
+    check_name(name)
+    try:
+        return import_timm().create_model(name, **options)
+    except (RuntimeError, AttributeError, TypeError) as error:  # an unknown tag, or no features_only support
+        shown = {key: value for key, value in options.items() if key != "pretrained_cfg_overlay"}
+        raise ValueError(f"timm cannot build {name!r} with {shown or 'its defaults'}: {error}") from error
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError unless timm has a model of that name."""
+    timm = import_timm()
+    if not timm.is_model(name):  # also keeps "hf-hub:..." names, which would reach for the network, out
+        close = timm.list_models(f"*{name}*")[:5] or [LITE0, "hrnet_w48"]
+        raise ValueError(f"name must be a timm model such as {', '.join(close)}, got {name!r}")
+
+
+def read_state(name: str, weights: str | os.PathLike[str] | None) -> dict[str, Tensor] | None:
+    """Return the whole network's state dict, or None for random weights; see TimmFeatureExtractor."""
+    check_name(name)
+    if weights == "random":
+        return None
+    if weights is None:
+        if name.split(".")[0] != LITE0:
+            raise ValueError(
+                f"weights of {name!r} must be given: a file in timm's layout, weights='pretrained' to let timm "
+                f"download them, or weights='random' for tests; only {LITE0!r} has a package with weights"
+            )
+        return lite0_weights()
+    if weights != "pretrained":
+        return load_weights(weights)
+    return create(name, pretrained=True, **_offline_options(name)).state_dict()
+
+
+def _offline_options(name: str) -> dict[str, Any]:
+    """Return what makes timm load an earlier download when the network is out of reach; nothing when it is not.
+
+    Without this, huggingface_hub tries for the better part of a minute before it gives up.
+    """
+    timm = import_timm()
+    config = timm.get_pretrained_cfg(name) if timm.is_model_pretrained(name) else None
+    if config is None or not (config.hf_hub_id or config.url):
+        return {}  # timm says what is wrong with the name
+    from huggingface_hub import constants
+
+    server = constants.ENDPOINT if config.hf_hub_id else config.url
+    forbidden = bool(config.hf_hub_id and constants.HF_HUB_OFFLINE)
+    if not forbidden and _answers(server):
+        return {}
+    copy = _earlier_download(config)
+    if copy is not None:
+        return {"pretrained_cfg_overlay": {"state_dict": load_weights(copy)}}
+    reason = "HF_HUB_OFFLINE is set" if forbidden else f"{server} cannot be reached"
+    source = f"{_HF_FILES[0]} of {constants.ENDPOINT}/{config.hf_hub_id}" if config.hf_hub_id else config.url
+    raise ConnectionError(
+        f"weights='pretrained' of {name!r}: {reason}, and there is no earlier download in {constants.HF_HUB_CACHE}. "
+        f"Download {source} where there is a network and pass weights=FILE"
+    )
+
+
+def _answers(server: str) -> bool:
+    """Say whether anything answers at the address; without a network that takes milliseconds.
+
+    urllib honours ``http_proxy``, ``https_proxy`` and ``no_proxy``, as timm's download does. Any answer will do,
+    also a refusal, and so does a certificate that urllib does not know: timm then finds out with settings of its own.
+    """
+    parts = urlparse(server)
+    request = urllib.request.Request(f"{parts.scheme}://{parts.netloc}", method="HEAD")
+    try:
+        # not urlopen, which keeps the proxies that it saw at its first call
+        urllib.request.build_opener().open(request, timeout=_PROBE_SECONDS).close()
+    except (urllib.error.HTTPError, HTTPException):
+        return True
+    except OSError as error:  # URLError is one
+        return isinstance(getattr(error, "reason", error), SSLError)
+    return True
+
+
+def _earlier_download(config: Any) -> Path | None:
+    """Return the file in the cache of Hugging Face or of torch.hub, if there is one."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, _, revision = (config.hf_hub_id or "").partition("@")
+    for file in (config.hf_hub_filename,) if config.hf_hub_filename else _HF_FILES:
+        found = try_to_load_from_cache(repository, file, revision=revision or None) if repository else None
+        if isinstance(found, str):
+            return Path(found)
+    old = hub_cache() / Path(urlparse(config.url or "").path).name
+    return old if old.is_file() else None

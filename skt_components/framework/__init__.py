@@ -1,0 +1,14 @@
+"""Semantic knowledge transfer around any reconstruction network: the method."""
+
+from skt_components.framework.diagnosis import TermGradient, compare_gradients, region_distance
+from skt_components.framework.loss_weights import LossWeights
+from skt_components.framework.semantic_transfer import SemanticKnowledgeTransfer, StepOutput
+
+__all__ = [
+    "LossWeights",
+    "SemanticKnowledgeTransfer",
+    "StepOutput",
+    "TermGradient",
+    "compare_gradients",
+    "region_distance",
+]

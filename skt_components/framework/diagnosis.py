@@ -1,0 +1,128 @@
+"""What the terms of a step do: how strongly each pulls, whether it pulls where L_org does, and what colours are off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from skt_components.banks.priors import SemanticPriors
+from skt_components.ops.checks import check_same_shape, check_tensor
+
+
+class TermGradient(NamedTuple):
+    """The gradient of one weighted term at one place.
+
+    Attributes:
+        norm: its Euclidean norm.
+        cosine: of the angle between it and L_org's; 0 where one of them is 0.
+    """
+
+    norm: float
+    cosine: float
+
+
+def compare_gradients(
+    terms: Mapping[str, Tensor], places: Mapping[str, Sequence[Tensor]], scale: float = 1.0
+) -> dict[str, dict[str, TermGradient]]:
+    """Return each term's gradient at each place, beside that of the first term.
+
+    It costs one backward pass per term, leaves no gradient behind, and the terms can still be differentiated after.
+
+    Args:
+        terms: weighted scalars by name; the first is what the others are compared with.
+        places: tensors by the name of the place, in the terms' graph; a place without tensors that require a gradient
+            is left out.
+        scale: the terms are multiplied with it and the gradients divided by it, so that small ones in half precision
+            do not become 0.
+
+    Returns:
+        place -> term -> gradient.
+
+    Example:
+        >>> x = torch.tensor([3.0, 4.0], requires_grad=True)
+        >>> terms = {"org": x.square().sum() / 2, "content": -2 * x.sum()}
+        >>> compare_gradients(terms, {"x": [x]})["x"]["org"]
+        TermGradient(norm=5.0, cosine=1.0)
+    """
+    used = {place: [t for t in tensors if t.requires_grad] for place, tensors in places.items()}
+    used = {place: tensors for place, tensors in used.items() if tensors}
+    every = [tensor for tensors in used.values() for tensor in tensors]
+    found: dict[str, dict[str, TermGradient]] = {place: {} for place in used}
+    if not every:
+        return found
+    first: list[Tensor] = []
+    for name, term in terms.items():
+        gradients: list[Tensor] = [torch.zeros_like(tensor) for tensor in every]
+        if term.requires_grad:
+            some = torch.autograd.grad(scale * term, every, retain_graph=True, allow_unused=True)
+            gradients = [zero if g is None else g for zero, g in zip(gradients, some, strict=True)]
+        first, start = first or gradients, 0
+        for place, tensors in used.items():
+            part = slice(start, start := start + len(tensors))
+            found[place][name] = _compare(gradients[part], first[part], scale)
+    return found
+
+
+def _compare(gradients: list[Tensor], others: list[Tensor], scale: float) -> TermGradient:
+    pairs = [(a.double(), b.double()) for a, b in zip(gradients, others, strict=True)]
+    inner, norm, other = (
+        torch.stack([product.sum() for product in products])
+        for products in zip(*((a * b, a * a, b * b) for a, b in pairs), strict=True)
+    )
+    length, together = norm.sum().sqrt(), (norm.sum() * other.sum()).sqrt()
+    cosine = float(inner.sum() / together) if together > 0 else 0.0
+    return TermGradient(float(length) / scale, cosine)
+
+
+@torch.no_grad()
+def region_distance(
+    pictures: Float[Tensor, "b c h w"], targets: Float[Tensor, "b c h w"], priors: SemanticPriors, num_bins: int = 256
+) -> Float[Tensor, "b r"]:
+    """How far the colours of each region are from what they should be.
+
+    The area between the cumulative histograms of picture and target (the Wasserstein distance of their values),
+    averaged over the channels: 0.01 means that the region's values have to move by a hundredth of white in the mean,
+    wherever in the region they are.
+
+    Args:
+        pictures: tone-mapped pictures; what lies outside [0, 1] counts as the nearest value inside.
+        targets: tone-mapped ground truth, same shape.
+        priors: its regions, those of the targets for numbers that can be compared between steps and networks.
+        num_bins: bins of the histograms: distances are as fine as that.
+
+    Returns:
+        One distance for each picture and region; 0 where the region is empty, NaN where it holds one.
+
+    Raises:
+        TypeError: a picture is not a floating-point tensor.
+        ValueError: shapes differ.
+
+    Example:
+        >>> from skt_components.banks.priors import priors_from_labels
+        >>> whole = priors_from_labels([], torch.zeros(1, 8, 8, dtype=torch.long), 1)
+        >>> dark, light = torch.full((1, 3, 8, 8), 0.25), torch.full((1, 3, 8, 8), 0.75)
+        >>> region_distance(dark, light, whole).round(decimals=2)
+        tensor([[0.5000]])
+    """
+    check_tensor("pictures", pictures, ndim=4, layout="(B, C, H, W)")
+    check_same_shape("pictures", pictures, "targets", targets)
+    regions = priors.masks.flatten(2).float()  # (B, R, pixels)
+    distances = []
+    for picture, target, masks in zip(pictures, targets, regions, strict=True):
+        counts = [_count(x, masks, num_bins) for x in (picture, target)]
+        total = masks.sum(1).clamp_min(1)[:, None, None]
+        difference = ((counts[0] - counts[1]) / total).cumsum(-1)
+        broken = masks @ (picture.isnan() | target.isnan()).any(0).flatten().float() > 0
+        distances.append((difference.abs().mean(1).sum(-1) / num_bins).masked_fill(broken, torch.nan))
+    return torch.stack(distances)
+
+
+def _count(picture: Tensor, masks: Tensor, num_bins: int) -> Tensor:
+    """Count the pixels of one picture ``(C, H, W)`` in every region and bin: ``(R, C, bins)``."""
+    bins = (picture.flatten(1).float().nan_to_num().clamp(0, 1) * num_bins).long().clamp_max(num_bins - 1)
+    counts = masks.new_zeros(len(masks), len(bins), num_bins)
+    return counts.scatter_add_(2, bins.expand(len(masks), -1, -1), masks[:, None].expand(-1, len(bins), -1))

@@ -1,0 +1,396 @@
+"""Soft histograms on CUDA: one launch forward that does the work, one backward, and two small ones around them.
+
+The forward pass is bound by how pixels meet in a table. Atomic additions of floats to it depend on the order, and
+queue up when many pixels have the same value, so the table is summed by the matrix unit instead, in registers:
+
+- grid point i is column ``i - LOW * cell`` of row ``cell``: a value falls in one cell and its kernel reaches only
+  that cell's columns. ``one_hot(cell)^T @ kernel`` over a block of pixels is their histogram, whatever their values
+  are: a saturated picture costs what a natural one does. A program is one warp: none waits for another.
+- kernels are split in two half-precision numbers (22 bits) and summed in float32 over one tile of pixels; the tile's
+  sums go as 64-bit whole numbers to the table in memory, by atomic additions whose order cannot matter.
+- student and teacher are read together and, where they are close, the *difference* of their kernels is evaluated, so
+  that near-equal pictures keep their digits (see ``_pair``).
+- regions: :func:`plan_labels` lists the pixels of each tile region by region; a program walks through the runs. Tiles
+  are square, so few regions meet in one. Worst case, as many regions as pixels: one flush of up to 32 table
+  entries a pixel, several times slower but right. Sorting whole pictures by label would avoid that at the price
+  of several more launches on every new label map.
+
+The backward pass reads the table's gradient at the points of each value's window; it needs no plan. Nothing waits
+for the device and no allocation depends on data, so all of it can be captured in a CUDA graph.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from skt_components.histogram.triton_grid import (
+    count_tiles,
+    make_cells,
+    make_grid,
+    projection,
+    tile_shape,
+    tile_size,
+)
+
+_ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds a float32 to a whole number
+_NONE = tl.constexpr(0x7FFFFFFF)  # label of the pixels that belong to no region
+
+
+@triton.jit
+def _locate(x, scale_high, scale_low, shift_high, shift_low, NUM: tl.constexpr, HALF: tl.constexpr):
+    """Place of values on the grid, its floor and the rest; far outside clamped, a NaN only in the rest."""
+    scale = tl.full((), scale_high, tl.float64) + scale_low
+    shift = tl.full((), shift_high, tl.float64) + shift_low
+    nan = x != x
+    # In float64, or the rounding of u (1e-5 near 256) would decide where student and teacher are close.
+    place = tl.where(nan, 0.0, x.to(tl.float64) * scale + shift)
+    place = tl.minimum(tl.maximum(place, -2.0 * HALF - 2.0), NUM + 2.0 * HALF + 1.0)
+    base = tl.floor(place)
+    return place, base.to(tl.int32), tl.where(nan, x, (place - base).to(tl.float32))
+
+
+@triton.jit
+def _tile(tile, tiles_x, height, width, local, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """Row and column (int64: pictures may exceed 2^31 elements) of pixels of a tile, and whether they exist."""
+    y = (tile // tiles_x).to(tl.int64) * TILE_H + local // TILE_W
+    x = (tile % tiles_x).to(tl.int64) * TILE_W + local % TILE_W
+    return y, x, (y < height) & (x < width)
+
+
+@triton.jit
+def plan_kernel(
+    labels, plan, table, table_size, tiles, tiles_x, height, width, regions, stride_b, stride_y, stride_x,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+):  # fmt: skip
+    """List the pixels of one tile region by region: local index, and the length of each run at its first entry.
+
+    The share of ``table`` that falls to this program is set to zero on the way.
+    """
+    TILE: tl.constexpr = TILE_H * TILE_W
+    program = tl.program_id(0)
+    local = tl.arange(0, TILE)
+    if table is not None:
+        share = tl.cdiv(table_size, tl.num_programs(0))
+        zeros = program.to(tl.int64) * share
+        last = tl.minimum(zeros + share, table_size)
+        for start in range(zeros, last, TILE):
+            tl.store(table + start + local, tl.zeros((TILE,), tl.int64), mask=start + local < last)
+
+    picture = (program // tiles).to(tl.int64)
+    y, x, exists = _tile(program % tiles, tiles_x, height, width, local, TILE_H, TILE_W)
+    label = tl.load(labels + picture * stride_b + y * stride_y + x * stride_x, mask=exists, other=-1)
+    label = tl.where(exists & (label >= 0) & (label < regions), label.to(tl.int32), _NONE)
+    plan += program.to(tl.int64) * TILE
+    count = 0
+    current = tl.min(label, axis=0)
+    while current < _NONE:
+        chosen = label == current
+        ones = chosen.to(tl.int32)
+        position = count + tl.cumsum(ones, axis=0) - 1
+        length = tl.sum(ones, axis=0)
+        tl.store(plan + position, local + tl.where(position == count, length << 16, 0), mask=chosen)
+        label = tl.where(chosen, _NONE, label)
+        count += length
+        current = tl.min(label, axis=0)
+    tl.store(plan + local, tl.zeros((TILE,), tl.int32), mask=local >= count)
+
+
+@triton.jit
+def _cell(base, LOW: tl.constexpr, CELLS: tl.constexpr):
+    """Cell of LOW grid points that a value falls in, and its place in there."""
+    cell = tl.minimum(tl.maximum(base, 0) // LOW, CELLS - 1)
+    return cell, (base - cell * LOW).to(tl.float32)
+
+
+@triton.jit
+def _distance(column, rest, offset, sharpness):
+    """Scaled distance ``(COLS, BLOCK)`` to the grid points that a value's cell reaches; the whole part is exact."""
+    return (rest * sharpness)[None, :] + (offset[None, :] - column[:, None]) * sharpness
+
+
+@triton.jit
+def _half(x, BLOCK: tl.constexpr):
+    """``x`` (rows, BLOCK) in half precision, its columns in the order that lets a thread store two at a time.
+
+    The order of pixels in a product does not matter; both operands come through here.
+    """
+    parts = tl.reshape(x.to(tl.float16), (x.shape[0], BLOCK // 32, 32))
+    return tl.reshape(tl.trans(parts, 0, 2, 1), (x.shape[0], BLOCK))
+
+
+@triton.jit
+def _accumulate(high, low, cell, value, kernel, WHOLE: tl.constexpr):
+    """Add ``value * kernel`` (COLS, BLOCK) to the rows ``cell``, in two half-precision parts that hold 22 bits."""
+    BLOCK: tl.constexpr = cell.shape[0]
+    # Sums of whole numbers are exact; differences of close pictures need their small digits instead.
+    part = (kernel + _ROUND) - _ROUND if WHOLE else kernel.to(tl.float16).to(tl.float32)
+    one_hot = _half(tl.where(tl.arange(0, high.shape[0])[:, None] == cell[None, :], value, 0.0), BLOCK)
+    high = tl.dot(one_hot, tl.trans(_half(part, BLOCK)), high)
+    low = tl.dot(one_hot, tl.trans(_half(kernel - part, BLOCK)), low)
+    return high, low
+
+
+@triton.jit
+def _pair(column, place, place_t, rest, offset, sharpness, near, BITS: tl.constexpr):
+    """K(s) - K(t) where student and teacher are close, else K(s); and whether they are.
+
+    With p the mean of the two distances and d their difference it is -2 exp(-p^2 - d^2 / 4) sinh(p d): as exact for
+    pictures that nearly agree as for others.
+    """
+    apart = (place - place_t).to(tl.float32)
+    close = tl.abs(apart) <= near
+    rest = tl.where(close, rest - 0.5 * apart, rest)
+    apart = tl.where(close, apart * sharpness, 0.0)
+    scaled = _distance(column, rest, offset, sharpness)
+    kernel = tl.exp2((BITS - 0.25 * apart * apart)[None, :] - scaled * scaled)
+    z = scaled * (apart * 0.6931471805599453)[None, :]
+    sinh = z * (-2.0 - z * z * (1.0 / 3 + z * z * (1.0 / 60)))  # |z| < 0.6 where the kernel is not zero
+    return kernel * (sinh + tl.where(close, 0.0, 1.0)[None, :]), close
+
+
+@triton.jit
+def _flush(row, bins, high, low, NUM: tl.constexpr, UNIT: tl.constexpr):
+    """Add a tile's sums to a row of the table as whole numbers, whose sum does not depend on the order."""
+    nan = high != high  # 0 * NaN has spread one through the sum; whole numbers cannot, so the last column counts it
+    fixed = (tl.where(nan, 0.0, high) * UNIT).to(tl.int64) + (tl.where(nan, 0.0, low) * UNIT).to(tl.int64)
+    tl.atomic_add(row + bins, fixed, mask=(bins >= 0) & (bins < NUM) & (fixed != 0), sem="relaxed")
+    count = tl.sum(tl.sum(nan.to(tl.int32), axis=1), axis=0).to(tl.int64)
+    tl.atomic_add(row + NUM, count, mask=count > 0, sem="relaxed")
+
+
+@triton.jit
+def difference_kernel(
+    student, teacher, labels, plan, table, tiles, tiles_x, channels, height, width, regions,
+    s_b, s_c, s_y, s_x, t_b, t_c, t_y, t_x, l_b, l_y, l_x,
+    scale_high, scale_low, shift_high, shift_low, sharpness, near,
+    NUM: tl.constexpr, HALF: tl.constexpr, LOW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK: tl.constexpr, FRACTION_BITS: tl.constexpr,
+    PAIR: tl.constexpr, LABELS: tl.constexpr,
+):  # fmt: skip
+    """Add one tile of one channel to the integer table, region by region."""
+    TILE: tl.constexpr = TILE_H * TILE_W
+    CELLS: tl.constexpr = (NUM + LOW - 1) // LOW
+    BITS: tl.constexpr = 15 if PAIR else 11  # kernels are scaled by 2^BITS to use the range of half precision
+    UNIT: tl.constexpr = 2.0 ** (FRACTION_BITS - BITS)
+    tile = tl.program_id(0) % tiles
+    channel = (tl.program_id(0) // tiles % channels).to(tl.int64)
+    picture = (tl.program_id(0) // tiles // channels).to(tl.int64)
+    first_row = tl.program_id(1) * ROWS
+    student += picture * s_b + channel * s_c
+    if PAIR:
+        teacher += picture * t_b + channel * t_c
+    column = tl.arange(0, COLS) - (HALF - 1)
+    bins = (first_row + tl.arange(0, ROWS))[:, None] * LOW + column[None, :]
+    column = column.to(tl.float32)
+    start = 0
+    region = picture * 0
+    length = TILE
+    if LABELS:
+        plan += (picture * tiles + tile) * TILE
+        length = tl.load(plan) >> 16
+    while length > 0:
+        high = tl.zeros((ROWS, COLS), tl.float32)
+        low = tl.zeros((ROWS, COLS), tl.float32)
+        for block in range(0, length, BLOCK):
+            local = block + tl.arange(0, BLOCK)
+            inside = local < length
+            if LABELS:
+                local = tl.load(plan + start + local, mask=inside, other=0) & 0xFFFF
+            y, x, exists = _tile(tile, tiles_x, height, width, local, TILE_H, TILE_W)
+            inside = inside & exists
+            value = tl.load(student + y * s_y + x * s_x, mask=inside, other=0.0).to(tl.float32)
+            place, base, rest = _locate(value, scale_high, scale_low, shift_high, shift_low, NUM, HALF)
+            cell, offset = _cell(base, LOW, CELLS)
+            cell = tl.where(inside, cell - first_row, -1)
+            if PAIR:
+                value = tl.load(teacher + y * t_y + x * t_x, mask=inside, other=0.0).to(tl.float32)
+                place_t, base, rest_t = _locate(value, scale_high, scale_low, shift_high, shift_low, NUM, HALF)
+                kernel, close = _pair(column, place, place_t, rest, offset, sharpness, near, BITS)
+                high, low = _accumulate(high, low, cell, 1.0, kernel, False)
+                cell, offset = _cell(base, LOW, CELLS)  # of no row where close, yet a NaN spreads from here
+                cell = tl.where(inside & ~close, cell - first_row, -1)
+                scaled = _distance(column, rest_t, offset, sharpness)
+                high, low = _accumulate(high, low, cell, -1.0, tl.exp2(BITS - scaled * scaled), False)
+            else:
+                scaled = _distance(column, rest, offset, sharpness)
+                high, low = _accumulate(high, low, cell, 1.0, tl.exp2(BITS - scaled * scaled), True)
+        if LABELS:
+            first = tl.load(plan + start) & 0xFFFF
+            first_y, first_x, _ = _tile(tile, tiles_x, height, width, first, TILE_H, TILE_W)
+            region = tl.load(labels + picture * l_b + first_y * l_y + first_x * l_x).to(tl.int64)
+        _flush(table + ((picture * regions + region) * channels + channel) * (NUM + 1), bins, high, low, NUM, UNIT)
+        start += length
+        length = 0
+        if LABELS:
+            length = tl.load(plan + start, mask=start < TILE, other=0) >> 16
+
+
+@triton.jit
+def finish_kernel(table, out, NUM: tl.constexpr, FRACTION_BITS: tl.constexpr, BLOCK: tl.constexpr):
+    """Turn a row of the integer table into float64."""
+    row = tl.program_id(0).to(tl.int64)
+    table += row * (NUM + 1)
+    nan = tl.where(tl.load(table + NUM) > 0, float("nan"), 0.0)
+    unit: tl.constexpr = 0.5**FRACTION_BITS
+    for start in range(0, NUM, BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        fixed = tl.load(table + index, mask=index < NUM, other=0)
+        tl.store(out + row * NUM + index, fixed.to(tl.float64) * unit + nan, mask=index < NUM)
+
+
+@triton.jit
+def gradient_kernel(
+    upstream, values, labels, out, tiles, tiles_x, channels, height, width, regions,
+    v_b, v_c, v_y, v_x, l_b, l_y, l_x, scale_high, scale_low, shift_high, shift_low, sharpness, factor,
+    NUM: tl.constexpr, HALF: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, LABELS: tl.constexpr,
+):  # fmt: skip
+    """Sum over each value's window of upstream gradient times the slope of the kernel."""
+    tile = tl.program_id(0) % tiles
+    channel = (tl.program_id(0) // tiles % channels).to(tl.int64)
+    picture = (tl.program_id(0) // tiles // channels).to(tl.int64)
+    y, x, exists = _tile(tile, tiles_x, height, width, tl.arange(0, TILE_H * TILE_W), TILE_H, TILE_W)
+    inside = exists
+    region = tl.zeros((TILE_H * TILE_W,), tl.int64)
+    if LABELS:
+        label = tl.load(labels + picture * l_b + y * l_y + x * l_x, mask=exists, other=-1)
+        inside = inside & (label >= 0) & (label < regions)
+        region = tl.where(inside, label.to(tl.int64), 0)
+    value = tl.load(values + picture * v_b + channel * v_c + y * v_y + x * v_x, mask=inside, other=0.0)
+    _, base, rest = _locate(value.to(tl.float32), scale_high, scale_low, shift_high, shift_low, NUM, HALF)
+    row = upstream + ((picture * regions + region) * channels + channel) * NUM
+    total = tl.zeros((TILE_H * TILE_W,), tl.float32)
+    for tap in tl.static_range(1 - HALF, HALF + 1):
+        at = base + tap
+        weight = tl.load(row + at, mask=inside & (at >= 0) & (at < NUM), other=0.0).to(tl.float32)
+        scaled = (rest - tap) * sharpness
+        total += weight * scaled * tl.exp2(-scaled * scaled)
+    place = ((picture * channels + channel) * height + y) * width + x
+    tl.store(out + place, total * factor, mask=exists)
+
+
+def plan_labels(labels: Tensor, num_regions: int) -> Tensor:
+    """List the pixels of each tile by region, ``(B, tiles, tile)`` int32; reusable as long as ``labels`` stay.
+
+    Args:
+        labels: regions ``(B, H, W)``, any integer dtype and strides; outside [0, num_regions) is no region.
+        num_regions: number of regions R.
+    """
+    return _plan(labels, num_regions, None)
+
+
+def histogram_difference(
+    student: Tensor,
+    teacher: Tensor | None,
+    labels: Tensor | None,
+    num_regions: int,
+    *,
+    num_bins: int,
+    low: float,
+    high: float,
+    bandwidth: float,
+    plan: Tensor | None = None,
+) -> Tensor:
+    """Soft histograms of ``student``, minus those of ``teacher``, as a float64 table ``(B, R, C, num_bins)``.
+
+    Plus and minus infinity count nothing; NaN makes the row of its region and channel NaN.
+
+    Args:
+        student: pictures ``(B, C, H, W)`` on a CUDA device, float16, bfloat16 or float32, any strides.
+        teacher: pictures of the same shape, or None.
+        labels: regions ``(B, H, W)`` as in :func:`plan_labels`; None counts every pixel in one region.
+        num_regions: number of regions R; 1 without labels.
+        num_bins: bins of the histogram.
+        low: lower edge of the first bin.
+        high: upper edge of the last bin.
+        bandwidth: kernel width in the unit of the pictures.
+        plan: what :func:`plan_labels` returned for these labels; made anew when None.
+    """
+    batch, channels, height, width = student.shape
+    shape = (batch, num_regions, channels, num_bins)
+    if not student.numel() or not num_regions:
+        return student.new_zeros(shape, dtype=torch.float64)
+    grid = make_grid(num_bins, low, high, bandwidth)
+    cells = make_cells(grid)
+    rows = batch * num_regions * channels
+    if labels is not None and plan is None:
+        table = torch.empty(rows, grid.num + 1, dtype=torch.int64, device=student.device)
+        plan = _plan(labels, num_regions, table)
+    else:
+        table = torch.zeros(rows, grid.num + 1, dtype=torch.int64, device=student.device)
+    label_strides = (0, 0, 0) if labels is None else labels.stride()
+    tile = tile_shape(tile_size(batch * height * width), height, width)
+    tiles_x, tiles = count_tiles(tile, height, width)
+    bits = min(36, 62 - (height * width).bit_length())
+    out = torch.empty(rows, grid.num, dtype=torch.float64, device=student.device)
+    with torch.cuda.device_of(student):
+        difference_kernel[(tiles * batch * channels, cells.parts)](
+            student, teacher, labels, plan, table, tiles, tiles_x, channels, height, width, num_regions,
+            *student.stride(), *(student if teacher is None else teacher).stride(), *label_strides,
+            *grid.constants, grid.near,
+            NUM=grid.num, HALF=grid.half, LOW=cells.low, ROWS=cells.rows, COLS=cells.cols,
+            TILE_H=tile[0], TILE_W=tile[1], BLOCK=64, FRACTION_BITS=bits,
+            PAIR=teacher is not None, LABELS=labels is not None, num_warps=1, num_stages=1,
+        )  # fmt: skip
+        finish_kernel[(rows,)](table, out, NUM=grid.num, FRACTION_BITS=bits, BLOCK=256, num_warps=4)
+    if grid.to_bins is not None:
+        out = out @ projection(grid, num_bins, out.device)
+    return out.reshape(shape)
+
+
+def histogram_gradient(
+    upstream: Tensor,
+    values: Tensor,
+    labels: Tensor | None,
+    num_regions: int,
+    *,
+    low: float,
+    high: float,
+    bandwidth: float,
+    weight: float = 1.0,
+) -> Tensor:
+    """Gradient ``(B, C, H, W)`` in float32 of the histograms of ``values``, contracted with ``upstream``.
+
+    Zero where a pixel belongs to no region and at plus and minus infinity; NaN at NaN.
+
+    Args, other than those of :func:`histogram_difference`:
+        upstream: gradient with respect to the table, ``(B, R, C, num_bins)`` float32 or float64.
+        values: pictures, as the student there.
+        weight: factor on the result, -1 for the teacher's gradient.
+    """
+    batch, channels, height, width = values.shape
+    if not values.numel() or not num_regions:
+        return values.new_zeros(values.shape, dtype=torch.float32)
+    num_bins = upstream.shape[-1]
+    grid = make_grid(num_bins, low, high, bandwidth)
+    if grid.to_bins is not None:
+        upstream = upstream.to(torch.float64) @ projection(grid, num_bins, upstream.device).T
+    out = torch.empty(values.shape, dtype=torch.float32, device=values.device)
+    label_strides = (0, 0, 0) if labels is None else labels.stride()
+    tile = tile_shape(1024, height, width)
+    tiles_x, tiles = count_tiles(tile, height, width)
+    with torch.cuda.device_of(values):
+        gradient_kernel[(tiles * batch * channels,)](
+            upstream.contiguous(), values, labels, out, tiles, tiles_x, channels, height, width, num_regions,
+            *values.stride(), *label_strides, *grid.constants, weight * grid.slope,
+            NUM=grid.num, HALF=grid.half, TILE_H=tile[0], TILE_W=tile[1], LABELS=labels is not None, num_warps=8,
+        )  # fmt: skip
+    return out
+
+
+def _plan(labels: Tensor, num_regions: int, table: Tensor | None) -> Tensor:
+    """Plan of the labels; ``table`` is filled with zeros in the same launch."""
+    batch, height, width = labels.shape
+    tile = tile_shape(tile_size(labels.numel()), height, width)
+    tiles_x, tiles = count_tiles(tile, height, width)
+    plan = torch.empty(batch, tiles, tile[0] * tile[1], dtype=torch.int32, device=labels.device)
+    with torch.cuda.device_of(labels):
+        if plan.numel():
+            plan_kernel[(tiles * batch,)](
+                labels, plan, table, 0 if table is None else table.numel(), tiles, tiles_x, height, width,
+                num_regions, *labels.stride(), TILE_H=tile[0], TILE_W=tile[1], num_warps=4,
+            )  # fmt: skip
+    return plan

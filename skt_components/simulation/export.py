@@ -1,0 +1,241 @@
+"""Simulated brackets written in the layouts of the published data sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from skt_components.data import formats as _formats
+from skt_components.data.dataset import SampleDataset
+from skt_components.data.io import write_image
+from skt_components.data.progress import progress_bar
+from skt_components.data.sample import RAW_PEAK, HDRSample
+from skt_components.ops.checks import check_choice
+
+_RAW_TIMES = (1, 4, 16, 64, 256)
+_RAW_WHITE = 1023  # 10 bits
+_STALE = 3600  # seconds
+
+
+def write_kalantari_scene(folder: str | os.PathLike[str], sample: HDRSample) -> None:
+    """Write a sample as a scene of Kalantari's and Tel's data sets; all of it, or nothing.
+
+    ``input_{1,2,3}.tif``: 16-bit RGB, the LDR exposures times 65536, at most 65535. ``exposure.txt``: their exposure
+    values in stops, one a line. ``HDRImg.hdr``: the target, RGBE.
+
+    Args:
+        folder: the scene's, which must not exist.
+        sample: three exposures, sRGB; of a :class:`Camera` with ``bits=16`` nothing but the last step is lost.
+
+    Raises:
+        FileExistsError: if the folder exists.
+        ValueError: if the sample is not sRGB or has not three exposures from the shortest to the longest.
+        ImportError: if tifffile or OpenCV is missing.
+
+    Example:
+        >>> write_kalantari_scene("sig17/Training/001", SyntheticScenes(1, 64)[0])  # doctest: +SKIP
+    """
+    times = sample.exposure_times.tolist()
+    if sample.domain != "srgb" or sample.bracket.shape[:2] != (3, 6) or times != sorted(times):
+        raise ValueError(
+            f"sample must be an sRGB bracket (3, 6, H, W), the shortest exposure first, got "
+            f"{tuple(sample.bracket.shape)}, {sample.domain}, exposure times {times}"
+        )
+    with _new_folder(folder) as part:
+        for number, ldr in enumerate(_channels_last(sample.bracket[:, 3:]), 1):
+            levels = np.rint(ldr.astype(np.float64) * 65536).clip(0, 65535).astype(np.uint16)
+            _formats.write_tif(part / f"input_{number}.tif", levels)
+        ev = "".join(f"{math.log2(time):.6g}\n" for time in times)
+        (part / "exposure.txt").write_text(ev, encoding="ascii")
+        write_image(part / "HDRImg.hdr", sample.target)
+
+
+def write_bracketire_frame(folder: str | os.PathLike[str], sample: HDRSample) -> None:
+    """Write a sample as a frame of BracketIRE's data set; all of it, or nothing.
+
+    ``raw_{1,4,16,64,256}.npy``: uint16 from 0 to 1023, h×w×4, in ``x4/`` if the target is four times as large
+    (BracketIRE+). ``raw_gt.npy``: the target, float32, H×W×4. ``metadata.npy``: a pickled dict of the matrices
+    ``rgb2cam`` and ``cam2rgb`` and the numbers ``rgb_gain`` (1), ``red_gain`` and ``blue_gain``.
+
+    Args:
+        folder: the frame's, which must not exist.
+        sample: of a :class:`RawCamera` with the exposures and bits it has by default.
+
+    Raises:
+        FileExistsError: if the folder exists.
+        ValueError: if the sample is not RAW, has other exposures than 1, 4, 16, 64 and 256, or is not 10-bit.
+
+    Example:
+        >>> scenes = SyntheticScenes(1, 64, camera=RawCamera())  # doctest: +SKIP
+        >>> write_bracketire_frame("bracketire/Train/0000/0000", scenes[0])  # doctest: +SKIP
+    """
+    levels = _raw_levels(sample)
+    matrix = sample.metadata["color_matrix"].double().numpy()
+    red, _, blue = sample.metadata["white_balance"].tolist()
+    gains = {"rgb_gain": 1.0, "red_gain": red, "blue_gain": blue}
+    with _new_folder(folder) as part:
+        inputs = part if sample.target.shape[1:] == sample.bracket.shape[2:] else part / "x4"
+        inputs.mkdir(exist_ok=True)
+        for time, exposure in zip(_RAW_TIMES, levels, strict=True):
+            np.save(inputs / f"raw_{time}.npy", exposure)
+        np.save(part / "raw_gt.npy", _channels_last(sample.target))
+        metadata = {"rgb2cam": np.linalg.inv(matrix), "cam2rgb": matrix, **gains}
+        np.save(part / "metadata.npy", np.array(metadata, dtype=object), allow_pickle=True)
+
+
+_Layout = tuple[str, str, str, Callable[[str | os.PathLike[str], HDRSample], None]]
+# Where the two splits lie, what a scene is called, and what writes it.
+_LAYOUTS: dict[str, _Layout] = {
+    "kalantari": ("Training", "Test", "{:04d}", write_kalantari_scene),
+    "tel": ("Training", "Test", "scene_{:04d}", write_kalantari_scene),
+    "bracketire": ("Train", "Test", "{:04d}/0000", write_bracketire_frame),
+    "bracketire-plus": ("Train", "Test", "{:04d}/0000", write_bracketire_frame),
+}
+
+
+def simulate_dataset(
+    layout: str,
+    out: str | os.PathLike[str],
+    train: SampleDataset | None,
+    test: SampleDataset | None,
+    *,
+    progress: bool = True,
+) -> None:
+    """Write the samples of two data sets, each of them a scene, in the layout of a published data set.
+
+    What is there already stays as it is: an interrupted run goes on where it stopped, and a longer data set adds to a
+    shorter one. ``{out}/simulated.json`` says which samples they are; others are not added to them.
+
+    Args:
+        layout: "kalantari", "tel", "bracketire" or "bracketire-plus".
+        out: folder of the data set; made if it does not exist.
+        train: the training scenes, such as :class:`HDRFolder` or :class:`SyntheticScenes` with a :class:`Camera` of 16
+            bits, or a :class:`RawCamera` (of scale 4 for "bracketire-plus"); None writes none.
+        test: the test scenes.
+        progress: show a bar, in a terminal where tqdm is installed.
+
+    Raises:
+        FileExistsError: if ``out`` holds something else, or other samples.
+        ValueError: if the layout is unknown, there is nothing to write, or the samples do not suit the layout.
+
+    Example:
+        >>> options = {"camera": RawCamera(), "size": (270, 480)}  # doctest: +SKIP
+        >>> train, test = SyntheticScenes(100, **options), SyntheticScenes(20, split="val", **options)  # doctest: +SKIP
+        >>> simulate_dataset("bracketire", "simulated", train, test)  # doctest: +SKIP
+        >>> BracketIRE("simulated")[0].bracket.shape  # doctest: +SKIP
+        torch.Size([5, 4, 270, 480])
+    """
+    check_choice("layout", layout, _LAYOUTS)
+    *folders, name, write = _LAYOUTS[layout]
+    splits = {folder: dataset for folder, dataset in zip(folders, (train, test), strict=True) if dataset is not None}
+    if not splits:
+        raise ValueError("train or test must have a sample, got neither")
+    first = {folder: dataset[0] for folder, dataset in splits.items()}
+    if layout.startswith("bracketire"):
+        for sample in first.values():
+            _check_scale(layout, sample)
+    _claim(Path(out), layout, {folder: _fingerprint(sample) for folder, sample in first.items()})
+    scenes = [(split, index) for split, dataset in splits.items() for index in range(len(dataset))]
+    for split, index in progress_bar(scenes, layout, "scene", progress):
+        folder = Path(out) / split / name.format(index)
+        if folder.exists():
+            continue
+        sample = splits[split][index] if index else first[split]
+        try:
+            write(folder, sample)
+        except OSError:
+            if not folder.exists():  # else another run was faster
+                raise
+
+
+def _claim(out: Path, layout: str, first: dict[str, str]) -> None:
+    """Say in the folder what it holds, or raise FileExistsError if that is something else."""
+    index = out / "simulated.json"
+    if not index.is_file():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise FileExistsError(f"out {out} exists and is not a simulated data set: choose another folder")
+        out.mkdir(parents=True, exist_ok=True)
+        index.write_text(json.dumps({"layout": layout, "first_samples": first}), encoding="utf-8")
+        return
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))
+        held, samples = found["layout"], dict(found["first_samples"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index}: broken ({error})") from None
+    if held != layout:
+        raise FileExistsError(f"out {out} holds simulated scenes in the layout {held}, not {layout}")
+    if other := [split for split in first.keys() & samples.keys() if first[split] != samples[split]]:
+        raise FileExistsError(
+            f"out {out} holds other {' and '.join(sorted(other))} samples, of another size, seed or source: choose "
+            "another folder"
+        )
+    index.write_text(json.dumps({"layout": layout, "first_samples": {**samples, **first}}), encoding="utf-8")
+
+
+def _fingerprint(sample: HDRSample) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in (sample.bracket, sample.target):
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def _check_scale(layout: str, sample: HDRSample) -> None:
+    wanted = 4 if layout == "bracketire-plus" else 1
+    if sample.target.shape[-1] != wanted * sample.bracket.shape[-1]:
+        sizes = " and ".join("x".join(map(str, t.shape[-2:])) for t in (sample.bracket, sample.target))
+        raise ValueError(f"{layout} must have targets {wanted} times the bracket's size, got {sizes}")
+
+
+def _raw_levels(sample: HDRSample) -> np.ndarray:
+    """Return (5, h, w, 4) uint16: what the sensor's converter gave."""
+    times = sample.exposure_times.tolist()
+    if sample.domain != "raw" or times != list(_RAW_TIMES):
+        raise ValueError(f"sample must be RAW with exposure times {_RAW_TIMES}, got {sample.domain}, {times}")
+    missing = {"white_balance", "color_matrix"} - sample.metadata.keys()
+    if missing:
+        raise ValueError(f"sample must have {' and '.join(sorted(missing))} in its metadata")
+    height, width = sample.bracket.shape[-2:]
+    if sample.target.shape not in ((4, height, width), (4, 4 * height, 4 * width)):
+        raise ValueError(
+            f"sample must have a target as large as its bracket of {height}x{width}, or four times, "
+            f"got {tuple(sample.target.shape)}"
+        )
+    exact = _channels_last(sample.bracket * sample.exposure_times[:, None, None, None] / RAW_PEAK) * float(_RAW_WHITE)
+    levels = np.rint(exact)
+    if not (np.abs(exact - levels).max() < 0.01 and levels.min() >= 0 and levels.max() <= _RAW_WHITE):
+        raise ValueError(f"sample must be 10-bit: exposure i a multiple of 4 ** (2 - i) / {_RAW_WHITE}")
+    return levels.astype(np.uint16)
+
+
+def _channels_last(picture: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(picture.float().movedim(-3, -1).numpy())
+
+
+@contextmanager
+def _new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a folder to fill that takes its name at the end, or goes if that is never reached."""
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists")
+    for left in folder.parent.glob(f".{folder.name}.*part"):
+        if time.time() - left.stat().st_mtime > _STALE:  # a killed run's; younger ones may be another run's
+            shutil.rmtree(left, ignore_errors=True)
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

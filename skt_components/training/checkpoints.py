@@ -1,0 +1,202 @@
+"""The checkpoints of a run: the newest few and the best, whole at any moment."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skt_components.files.atomic import atomic_write
+from skt_components.ops.checks import check_count
+
+_DIGITS = 8
+
+
+class CheckpointFolder:
+    """Save and find the states of a run: ``<name>-<step>.ckpt`` and ``<name>-best.ckpt``.
+
+    A file is written beside its place and put there when it is whole, so a process that is killed at any moment leaves
+    only whole ones. Older ones go after a newer one is on the disk.
+
+    Args:
+        folder: where they lie; made when the first is saved. Several runs with different names may share it.
+        name: of the run, without a hyphen followed by digits at its end.
+        keep: how many of the newest to keep.
+
+    Raises:
+        ValueError: ``keep`` is below 1.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     checkpoints = CheckpointFolder(folder, "run", keep=2)
+        ...     for step in (10, 20, 30):
+        ...         _ = checkpoints.save(step, {"note": "any state"})
+        ...     checkpoints.steps(), checkpoints.load_newest()["step"]
+        ([20, 30], 30)
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], name: str, keep: int = 2) -> None:
+        self.folder, self.name, self.keep = Path(folder), name, check_count("keep", keep, 1)
+        self.notices: list[str] = []
+        """What :meth:`load_newest` passed over, and why."""
+
+    def steps(self) -> list[int]:
+        """Return the steps of which there is a checkpoint, oldest first."""
+        pattern = re.compile(rf"{re.escape(self.name)}-(\d{{{_DIGITS},}})\.ckpt")
+        found = [pattern.fullmatch(file.name) for file in self.folder.glob(f"{self.name}-*.ckpt")]
+        return sorted(int(match[1]) for match in found if match)
+
+    def path(self, step: int) -> Path:
+        """Return where the checkpoint of a step lies."""
+        return self.folder / f"{self.name}-{step:0{_DIGITS}d}.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """Where the best one lies."""
+        return self.folder / f"{self.name}-best.ckpt"
+
+    def save(self, step: int, state: Mapping[str, Any]) -> Path:
+        """Write the state after ``step`` steps, and drop the oldest beyond ``keep``.
+
+        Args:
+            step: goes into the state as "step".
+            state: as :func:`save_checkpoint` takes it.
+
+        Raises:
+            OSError: the disk is full, or the folder not writable. The checkpoints before are untouched, and the message
+                names the newest.
+        """
+        path = self.path(step)
+        self._write(path, {**state, "step": step})
+        for old in self.steps()[: -self.keep]:
+            self.path(old).unlink(missing_ok=True)
+        return path
+
+    def save_best(self, step: int, state: Mapping[str, Any]) -> Path:
+        """Write the state that is the best so far in the place of the one before; raises what :meth:`save` raises."""
+        self._write(self.best, {**state, "step": step})
+        return self.best
+
+    def load_newest(self) -> dict[str, Any] | None:
+        """Return the newest state that can be read, or None if there is no checkpoint.
+
+        A broken one is passed over for the one before, with a line in ``notices``; it is renamed to ``*.broken``, so
+        that it is neither lost nor counted.
+
+        Raises:
+            ValueError: there are checkpoints, and none can be read.
+        """
+        found = self.steps()
+        for step in reversed(found):
+            path = self.path(step)
+            try:
+                state = load_checkpoint(path)
+                if state.get("step") != step:
+                    raise ValueError(f"{path} is not of step {step}: it holds {state.get('step')!r}")
+            except ValueError as error:
+                self.notices.append(f"{' '.join(str(error).split())[:300]}; went on from the one before")
+                continue
+            for later in found:
+                if later > step:
+                    with suppress(FileNotFoundError):  # another process of the run was faster
+                        self.path(later).replace(self.path(later).with_suffix(".ckpt.broken"))
+            return state
+        if found:
+            raise ValueError(f"none of the checkpoints in {self.folder} can be read: {'; '.join(self.notices)}")
+        return None
+
+    def clear_leftovers(self) -> None:
+        """Remove what writers that were killed left; only one process may write to the folder at a time."""
+        for file in self.folder.glob(f".{self.name}-*.ckpt.*"):
+            file.unlink(missing_ok=True)
+
+    def _write(self, path: Path, state: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            save_checkpoint(path, state)
+        except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a full disk
+            steps = self.steps()
+            newest = f"the newest is of step {steps[-1]}, {self.path(steps[-1])}" if steps else "there is none yet"
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            number = getattr(error, "errno", None) or errno.EIO
+            message = f"the checkpoint of step {state['step']} could not be written ({reason}); {newest}"
+            raise OSError(number, message) from error
+
+
+def restore_state(
+    state: Mapping[str, Any], parts: Mapping[str, Any], *, per_step: int, steps: int
+) -> tuple[int, float]:
+    """Put a state that :meth:`CheckpointFolder.load_newest` returned back into a run.
+
+    Args:
+        state: with "step", "best", "samples_per_step" and the state of every part.
+        parts: what has ``load_state_dict``, by name.
+        per_step: samples per step of all processes, which must be as before.
+        steps: how many the run shall have.
+
+    Returns:
+        The step to go on with, and the best score so far.
+
+    Raises:
+        ValueError: the state is of a later step, of another number of samples per step, or of other options.
+    """
+    step, before = int(state["step"]), state.get("samples_per_step")
+    if step > steps:
+        raise ValueError(f"--steps {steps}, but the newest checkpoint is already at step {step}")
+    if before != per_step:
+        raise ValueError(
+            f"the checkpoint of step {step} was made with {before} samples per step, now there are {per_step}: "
+            "processes times --batch-size times --accumulate must stay the same"
+        )
+    if missing := {*parts} ^ {key for key, value in state.items() if isinstance(value, Mapping)}:
+        raise ValueError(f"the checkpoint of step {step} does not fit, other options: {', '.join(sorted(missing))}")
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"the checkpoint of step {step} does not fit: it was made with other options ({reason})"
+        ) from error
+    return step, float(state["best"])
+
+
+def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Write ``state`` with ``torch.save``; a reader sees the old file or the new one, never half of one.
+
+    Args:
+        path: the file; it is replaced if it exists, its folder must exist.
+        state: tensors, numbers, strings, lists and dicts of them, so that it loads with ``weights_only=True``.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        OSError: the disk is full or not writable; the old file is untouched.
+    """
+    with atomic_write(path) as temporary:
+        torch.save(dict(state), temporary)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what :func:`save_checkpoint` wrote, without executing anything in the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is broken, or holds something other than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} must hold a dict, got {type(state).__name__}")
+    return state

@@ -1,0 +1,185 @@
+"""Look at every step's numbers without making the device wait for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from skt_components.files.weights import write_safetensors
+
+_WINDOW = 100  # losses that a spike is measured against
+_ENOUGH = 20  # of them, before anything is called a spike
+_LAG = 2  # steps that may be on their way on a GPU
+_FOLLOW = ("total", "the gradient")  # from what else is broken
+_MOST_SPIKES = 10  # batches that are kept; a run that diverges has thousands
+
+Batch = Sequence[Mapping[str, Tensor]]
+
+
+class _Step(NamedTuple):
+    step: int
+    names: list[str]
+    numbers: Tensor
+    arrived: torch.cuda.Event | None
+    batch: Batch
+
+
+class NonFiniteError(FloatingPointError):
+    """A tensor of the training step is NaN or infinite; the message names it.
+
+    Attributes:
+        step: number of the training step, where it is known.
+    """
+
+    def __init__(self, message: str, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], int]]:
+    """Within the block SIGINT (Ctrl-C) and SIGTERM are only noted, so that a training step is never cut in two.
+
+    What the block gets returns the signal's number, or 0. A second Ctrl-C ends at once. In a thread other than the main
+    one, where Python has no signals, nothing is noted.
+
+    Example:
+        >>> with deferred_interrupt() as interrupted:
+        ...     interrupted()
+        0
+    """
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+
+    def note(number: int, _: object) -> None:
+        if number == signal.SIGINT and signal.SIGINT in seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: seen[0] if seen else 0
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class StepWatch:
+    """Stop at NaN and infinity, report losses that jump, and keep the batch that did it.
+
+    The numbers of a step are copied to the host while the device goes on, and are looked at when they have arrived: at
+    once on the CPU, at most two steps later on a GPU. Call :meth:`flush` before saving anything, so that nothing is
+    saved that comes after a NaN.
+
+    Args:
+        folder: where a batch is written to, as ``<name>-<step>.safetensors``; made when it is needed.
+        name: of the run.
+        spike_factor: a total that many times the median of the last 100 is a spike; 0 looks for none.
+
+    Example:
+        >>> watch = StepWatch("run/inspect", "framework")
+        >>> watch.look(0, {"total": torch.tensor(0.5)}, [{"the bracket": torch.rand(1, 3, 6, 8, 8)}])
+        >>> watch.notices
+        []
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], name: str, spike_factor: float = 10.0) -> None:
+        self.folder, self.name, self.spike_factor = Path(folder), name, spike_factor
+        self.notices: list[tuple[int, str]] = []
+        """Steps and what there is to say about them; whoever reports them empties the list."""
+        self._recent: deque[float] = deque(maxlen=_WINDOW)
+        self._pending: deque[_Step] = deque()
+        self._spikes = 0
+
+    def look(self, step: int, numbers: Mapping[str, Tensor], batch: Batch = ()) -> None:
+        """Take one step's numbers.
+
+        Args:
+            step: its number.
+            numbers: scalars by name, such as loss terms and the gradient's norm. The one called "total" is watched for
+                spikes.
+            batch: the inputs by name, of each of the step's passes; they must be finite too.
+
+        Raises:
+            NonFiniteError: a number or an input of this step, or of one that has arrived since, is NaN or infinite. The
+                batch has been written.
+        """
+        inputs = [(name, tensor) for part in batch for name, tensor in part.items()]
+        finite = [torch.where(tensor.isfinite().all(), 0.0, torch.nan) for _, tensor in inputs]
+        values = [number.detach().float() for number in numbers.values()] + finite
+        if not values:
+            return
+        together = torch.stack([value.reshape(()) for value in values])
+        arrived = None
+        if together.device.type == "cuda":
+            host = torch.empty(together.shape, pin_memory=True)
+            together = host.copy_(together, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        names = [*numbers, *(name for name, _ in inputs)]
+        self._pending.append(_Step(step, names, together, arrived, batch))
+        while self._pending and (self._has_arrived() or len(self._pending) > _LAG):
+            self._examine()
+
+    def flush(self) -> None:
+        """Wait for every number that is on its way; raises what :meth:`look` raises."""
+        while self._pending:
+            self._examine()
+
+    def _has_arrived(self) -> bool:
+        arrived = self._pending[0].arrived
+        return arrived is None or arrived.query()
+
+    def _examine(self) -> None:
+        step = self._pending.popleft()
+        if step.arrived is not None:
+            step.arrived.synchronize()
+        values = dict(zip(step.names, step.numbers.tolist(), strict=True))
+        broken = [name for name, finite in zip(step.names, step.numbers.isfinite().tolist(), strict=True) if not finite]
+        if broken:
+            self._pending.clear()
+            broken = [name for name in broken if name not in _FOLLOW] or broken
+            raise NonFiniteError(
+                f"NaN or infinity in {', '.join(dict.fromkeys(broken))} at step {step.step}{self._keep(step)}",
+                step.step,
+            )
+        if "total" in values:
+            self._look_for_spike(step, values["total"])
+
+    def _look_for_spike(self, step: _Step, total: float) -> None:
+        usual = statistics.median(self._recent) if len(self._recent) >= _ENOUGH else 0.0
+        self._recent.append(total)
+        if self.spike_factor and usual > 0 and total > self.spike_factor * usual:
+            self._spikes += 1
+            kept = self._keep(step) if self._spikes <= _MOST_SPIKES else ""
+            text = f"the loss jumped to {total:.4g}, {total / usual:.0f} times its median{kept}"
+            self.notices.append((step.step, text))
+
+    def _keep(self, step: _Step) -> str:
+        """Write the batch of a step, and return what a message says about it."""
+        tensors = {
+            f"{name.removeprefix('the ')}{f'.{i}' if len(step.batch) > 1 else ''}": tensor.detach().cpu().contiguous()
+            for i, part in enumerate(step.batch)
+            for name, tensor in part.items()
+        }
+        if not tensors:
+            return ""
+        path = self.folder / f"{self.name}-{step.step:08d}.safetensors"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_safetensors(path, tensors)
+        except (OSError, ImportError) as error:
+            return f"; its batch could not be kept: {error}"
+        return f"; its batch is in {path}"
