@@ -20,7 +20,7 @@ from skt_components.losses.reconstruction import mu_l1_loss
 from skt_components.models.spgrm import SPGRM
 from skt_components.modules.domain_transfer import DomainTransfer
 from skt_components.modules.taps import FeatureTaps, TapError, eval_mode, is_channels_last, unwrap
-from skt_components.ops.checks import check_count, check_tensor, float_dtype, without_inference
+from skt_components.ops.checks import check_count, check_tensor, clone_inference_tensor, float_dtype
 
 Run = Callable[[Tensor], tuple[object, list[Tensor]]]  # from a bracket to a network's output and its tapped stages
 STAGES = 3
@@ -175,9 +175,9 @@ def check_priors(priors: object, channels: Sequence[int]) -> SemanticPriors:
         raise ValueError(
             f"knowledge_bank must return features (B, C, H, W) with its channels {tuple(channels)}, got {shapes}"
         )
-    features = [without_inference(feature) for feature in priors.features]
-    masks, valid = without_inference(priors.masks), without_inference(priors.valid)
-    return SemanticPriors(features, masks, without_inference(priors.labels), valid)
+    features = [clone_inference_tensor(feature) for feature in priors.features]
+    masks, valid = clone_inference_tensor(priors.masks), clone_inference_tensor(priors.valid)
+    return SemanticPriors(features, masks, clone_inference_tensor(priors.labels), valid)
 
 
 def check_ramp(ramp: float) -> None:

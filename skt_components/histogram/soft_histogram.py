@@ -31,8 +31,8 @@ from skt_components.ops.checks import (
     check_count,
     check_range,
     check_tensor,
+    clone_inference_tensor,
     float_dtype,
-    without_inference,
 )
 
 _ATOM_TABLE = 1 << 20  # numbers in the table of the atoms of the pictures that are treated together, at most
@@ -124,7 +124,7 @@ def histogram_difference(
     low, high = check_range("value_range", value_range)
     check_bandwidth(bandwidth, num_bins, (low, high))
     regions = count_regions(student, masks, labels, num_regions)
-    masks, labels = without_inference(masks), without_inference(labels)
+    masks, labels = clone_inference_tensor(masks), clone_inference_tensor(labels)
     names = ("values",) if teacher is None else ("student", "teacher")
     for name, picture in zip(names, (student, teacher), strict=False):
         check_values(name, picture, low, high, float(bandwidth))  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from skt_components.ops.checks import check_choice, check_per_picture, check_positive, check_tensor, may_look
+from skt_components.ops.checks import can_read_values, check_choice, check_per_picture, check_positive, check_tensor
 from skt_components.ops.raw import apply_color_matrix, mosaic, pack_raw, render_raw
 from skt_components.ops.raw import white_balance as balance
 from skt_components.ops.transfer import mu_law, mu_law_inverse
@@ -123,7 +123,7 @@ class DomainTransfer(nn.Module):
             return packed
         gains = torch.as_tensor(white_balance).to(packed)
         check_per_picture("white_balance gains", gains, (3,), packed.shape[0])
-        if may_look(gains) and not gains.all():
+        if can_read_values(gains) and not gains.all():
             raise ValueError(f"white_balance must not be 0 to be undone, got {gains.tolist()}")
         return balance(packed, 1 / gains)
 
@@ -145,7 +145,7 @@ def _invert(matrix: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3 3"]:
     first, second, third = matrix.unbind(dim=-2)
     columns = [torch.linalg.cross(a, b) for a, b in ((second, third), (third, first), (first, second))]
     determinant = (first * columns[0]).sum(-1)
-    if may_look(matrix):
+    if can_read_values(matrix):
         # Against the largest that rows of this length can have, so that the scale does not matter.
         largest = matrix.norm(dim=-1).prod(-1)
         if (determinant.abs() <= 8 * torch.finfo(matrix.dtype).eps * largest).any():

@@ -10,7 +10,14 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skt_components.ops.checks import check_batch, check_count, check_share, check_tensor, float_dtype, may_look
+from skt_components.ops.checks import (
+    can_read_values,
+    check_batch,
+    check_count,
+    check_fraction,
+    check_tensor,
+    float_dtype,
+)
 from skt_components.ops.masking import complementary_masks, mix_features
 
 
@@ -59,7 +66,7 @@ class SKAM(nn.Module):
         check_count("student_channels", student_channels, 1)
         check_count("teacher_channels", teacher_channels, 1)
         check_count("latent_channels", latent_channels, 1)
-        check_share("mask_ratio", mask_ratio)
+        check_fraction("mask_ratio", mask_ratio)
         self.student_channels, self.teacher_channels, self.mask_ratio = student_channels, teacher_channels, mask_ratio
         self.student_encoder = _two_convs(student_channels, latent_channels, latent_channels)
         self.teacher_encoder = _two_convs(teacher_channels, latent_channels, latent_channels)
@@ -129,7 +136,7 @@ def _check_mask(mask: Tensor, latent: Tensor) -> None:
         raise TypeError(f"mask must be a bool or floating-point tensor (B, L, H, W), got {kind}")
     if mask.shape != latent.shape:
         raise ValueError(f"mask must be {tuple(latent.shape)}, got {tuple(mask.shape)}")
-    if mask.dtype != torch.bool and may_look(mask) and not bool(((mask == 0) | (mask == 1)).all()):
+    if mask.dtype != torch.bool and can_read_values(mask) and not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError(f"mask must hold 0 and 1, got values from {mask.min():g} to {mask.max():g}")
 
 

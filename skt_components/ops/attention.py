@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from skt_components.ops.checks import (
+    can_read_values,
     check_count,
     check_same_dtype,
     check_same_shape,
     check_tensor,
     float_dtype,
-    may_look,
 )
 
 
@@ -99,7 +99,7 @@ def _check_temperature(temperature: Tensor | float, num_heads: int) -> None:
                 f"temperature must broadcast to (num_heads, 1, 1) = {(num_heads, 1, 1)}, "
                 f"got shape {tuple(temperature.shape)}"
             )
-        bad = may_look(temperature) and bool(((temperature == 0) | temperature.isnan()).any())
+        bad = can_read_values(temperature) and bool(((temperature == 0) | temperature.isnan()).any())
     elif isinstance(temperature, bool) or not isinstance(temperature, numbers.Real):
         raise TypeError(f"temperature must be a number or a floating-point tensor, got {type(temperature).__name__}")
     else:

@@ -1,7 +1,8 @@
-"""Boundary checks shared by the package: shapes, dtypes and options, never values on the device."""
+"""Checks of arguments that all packages share: shapes, dtypes and options, never values on a device."""
 
 from __future__ import annotations
 
+import math
 import numbers
 import sys
 import warnings
@@ -11,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-Kept = TypeVar("Kept", Tensor, "Tensor | None")
+MaybeTensor = TypeVar("MaybeTensor", Tensor, "Tensor | None")
 
 
 def check_tensor(
@@ -75,13 +76,19 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
 
 def check_positive(name: str, value: float) -> None:
     """Raise ValueError unless ``value`` is a finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < float("inf"):
+    if not _is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
 
 
-def check_share(name: str, value: float) -> None:
+def check_non_negative(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is a finite number of at least zero."""
+    if not _is_number(value) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+
+
+def check_fraction(name: str, value: float) -> None:
     """Raise ValueError unless ``value`` is a number in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+    if not _is_number(value) or not 0 <= value <= 1:
         raise ValueError(f"{name} must be in [0, 1], got {value!r}")
 
 
@@ -92,39 +99,43 @@ def check_count(name: str, value: int, minimum: int) -> int:
     return int(value)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def check_range(name: str, value: tuple[float, float]) -> tuple[float, float]:
     """Return ``value`` as two floats (low, high); raise ValueError unless low < high, both finite."""
     try:
         low, high = (float(v) for v in value)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a pair (low, high), got {value!r}") from None
-    if not (low < high and abs(low) < float("inf") and abs(high) < float("inf")):
+    if not -math.inf < low < high < math.inf:
         raise ValueError(f"{name} must be finite with low < high, got {value!r}")
     return low, high
 
 
-def may_look(value: Tensor) -> bool:
-    """Whether a look at the values is free: not on a device that it would wait for, not where none are there."""
+def can_read_values(value: Tensor) -> bool:
+    """Return True if values can be read without a device synchronization, outside a compiled graph and vmap."""
     if value.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    # Fake tensors and those inside vmap have no values.
+    # Fake tensors and tensors inside vmap have no values.
     return type(value) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 def float_dtype(value: Tensor) -> torch.dtype:
-    """Return the dtype to compute in: float64 stays, everything else is float32."""
+    """Return the dtype for computations: float64 for float64 values, float32 for all others."""
     return torch.float64 if value.dtype == torch.float64 else torch.float32
 
 
-def without_inference(value: Kept) -> Kept:
-    """A tensor that was made in inference mode as one that a backward pass may keep, others as they are."""
+def clone_inference_tensor(value: MaybeTensor) -> MaybeTensor:
+    """Clone a tensor made in inference mode, so that autograd can save it; return all others unchanged."""
     if value is None or torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
         return value
     return value.clone() if value.is_inference() else value
 
 
 def warn_caller(message: str) -> None:
-    """Warn in the name of the first caller outside this package and torch; in silence while torch.compile traces."""
+    """Issue a UserWarning at the first caller outside this package and torch; none while torch.compile traces."""
     if torch.compiler.is_compiling():
         return
     level, frame = 1, sys._getframe()

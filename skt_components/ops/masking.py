@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from skt_components.ops.checks import check_same_shape, check_share, check_tensor
+from skt_components.ops.checks import check_fraction, check_same_shape, check_tensor
 
 
 def complementary_masks(
@@ -42,7 +42,7 @@ def complementary_masks(
         >>> bool((mask + complement == 1).all())
         True
     """
-    check_share("mask_ratio", mask_ratio)
+    check_fraction("mask_ratio", mask_ratio)
     if isinstance(generator, Sequence):
         if len(generator) != shape[0]:
             raise ValueError(f"generator must have one for each of {shape[0]} samples, got {len(generator)}")

@@ -7,6 +7,7 @@ import torch
 
 from skt_components.ops.checks import (
     check_choice,
+    check_non_negative,
     check_positive,
     check_range,
     check_same_shape,
@@ -29,7 +30,7 @@ def test_any_number_of_axes_passes_when_none_is_asked():
     check_tensor("x", torch.zeros(0, 1, 2, 3, 4, 5))
 
 
-def test_values_are_never_looked_at():
+def test_values_are_never_read():
     # A meta tensor has no values: a check that reads one fails here, and would stall an accelerator.
     meta = torch.empty(2, 3, 4, 5, device="meta")
     check_tensor("x", meta, ndim=4, channels=3)
@@ -107,6 +108,13 @@ def test_choices_are_named():
 def test_a_finite_number_above_zero_is_wanted(value):
     with pytest.raises(ValueError, match=r"^mu must be a finite number > 0, got "):
         check_positive("mu", value)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan"), "1", None, True])
+def test_a_finite_number_of_at_least_zero_is_wanted(value):
+    check_non_negative("weight", 0)
+    with pytest.raises(ValueError, match=r"^weight must be a finite number >= 0, got "):
+        check_non_negative("weight", value)
 
 
 @pytest.mark.parametrize("value", [1.0, None, (0,), (0, 1, 2), ("a", "b")])
