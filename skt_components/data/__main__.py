@@ -15,24 +15,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from skt_components.data.bracketire import BracketIRE
 from skt_components.data.dataset import SampleDataset
-from skt_components.data.kalantari import Kalantari17, Tel23
 from skt_components.data.layout import SPLITS
-from skt_components.data.prepare import LAYOUTS, prepare, verify
+from skt_components.data.prepare import prepare, verify
 from skt_components.data.preview import save_contact_sheet
+from skt_components.data.registry import PUBLISHED
 from skt_components.simulation.camera import Camera
 from skt_components.simulation.export import simulate_dataset
 from skt_components.simulation.hdr_folder import HDRFolder
 from skt_components.simulation.raw_camera import RawCamera
 from skt_components.simulation.synthetic import SyntheticScenes
-
-_READERS: dict[str, Callable[..., Kalantari17 | BracketIRE]] = {
-    "kalantari": Kalantari17,
-    "tel": Tel23,
-    "bracketire": BracketIRE,
-    "bracketire-plus": partial(BracketIRE, scale=4),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run, resumes=resumes)
-        added.add_argument("dataset", choices=list(LAYOUTS), help="which data set, by its layout")
+        added.add_argument("dataset", choices=list(PUBLISHED), help="which data set, by its layout")
         return added
 
     checking = command("verify", _verify, "read every file once; list by path what is missing or broken")
@@ -105,7 +97,7 @@ def _prepare(options: argparse.Namespace) -> int:
 def _preview(options: argparse.Namespace) -> int:
     if options.picture.exists() and not options.overwrite:
         raise FileExistsError(f"{options.picture} exists; --overwrite replaces it")
-    data = _READERS[options.dataset](options.root, options.split, options.crop)
+    data = PUBLISHED[options.dataset](options.root, options.split, options.crop)
     if options.scenes < 1:
         raise ValueError(f"--scenes must be >= 1, got {options.scenes}")
     count = min(options.scenes, len(data))
@@ -129,7 +121,7 @@ def _simulate(options: argparse.Namespace) -> int:
         train = photos(samples_per_epoch=options.train)
         test = photos(samples_per_epoch=options.test, split="val")
     simulate_dataset(options.dataset, options.out, train, test)
-    layout = LAYOUTS[options.dataset]
+    layout = PUBLISHED[options.dataset].layout
     held = [f"{len(layout.list_scenes(options.out, split))} {split}" for split in SPLITS]
     print(f"{options.out} holds {' and '.join(held)} scenes in the layout of {options.dataset}")
     return 0

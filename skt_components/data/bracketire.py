@@ -28,6 +28,7 @@ _BORDERS = {(1, "train"): 10, (4, "train"): 4, (1, "test"): 5, (4, "test"): 2}
 class BracketIRELayout(SceneLayout):
     """Five packed 10-bit exposures, a packed float label and pickled metadata, all ``.npy``."""
 
+    domain = "raw"
     picture_size = (540, 960)
     depth = 2
     white = _WHITE
@@ -78,7 +79,7 @@ def read_colours(path: Path) -> dict[str, list[float] | list[list[float]]]:
     return {"white_balance": gains, "color_matrix": matrix.tolist()}
 
 
-LAYOUTS = {scale: BracketIRELayout(scale) for scale in (1, 4)}
+BRACKETIRE, BRACKETIRE_PLUS = BracketIRELayout(1), BracketIRELayout(4)
 
 
 class BracketIRE(SceneDataset):
@@ -123,8 +124,6 @@ class BracketIRE(SceneDataset):
         ICLR 2025.
     """
 
-    domain = "raw"
-
     def __init__(
         self,
         root: str | os.PathLike[str],
@@ -137,12 +136,13 @@ class BracketIRE(SceneDataset):
         samples_per_epoch: int | None = None,
         augment: str = "none",
     ) -> None:
-        check_choice("scale", scale, LAYOUTS)
+        check_choice("scale", scale, (1, 4))
         check_choice("split", split, SPLITS)
         if border is None:
             border = 0 if split == "train" and crop is None else _BORDERS[scale, split]
         options = {"seed": seed, "samples_per_epoch": samples_per_epoch, "augment": augment}
-        super().__init__(LAYOUTS[scale], root, split, crop, border=border, **options)  # type: ignore[arg-type]
+        layout = BRACKETIRE if scale == 1 else BRACKETIRE_PLUS
+        super().__init__(layout, root, split, crop, border=border, **options)  # type: ignore[arg-type]
 
     def _make(self, stored: Stored, frames: list[Array], label: Tensor, name: str) -> HDRSample:
         bracket = np.empty((len(_TIMES), 4, *frames[0].shape[1:]), np.float32)

@@ -29,6 +29,7 @@ _GAMMA = 2.2
 class KalantariLayout(SceneLayout):
     """Three 16-bit TIFF exposures, a Radiance label and a text file of exposure values."""
 
+    domain = "srgb"
     picture_size = (1000, 1500)
     white = 65535
     frames_shape = (_FRAMES, 3)
@@ -132,7 +133,6 @@ class Kalantari17(SceneDataset):
         Kalantari, Ramamoorthi. Deep high dynamic range imaging of dynamic scenes. SIGGRAPH 2017.
     """
 
-    domain = "srgb"
     _layout: ClassVar[SceneLayout] = KALANTARI
 
     def __init__(

@@ -19,6 +19,7 @@ class SceneLayout(abc.ABC):
 
     Attributes:
         name: of the data set.
+        domain: "srgb" or "raw".
         split_folders: where each split lies below the root.
         scene_counts: how many scenes each published split has.
         picture_size: height and width of the published labels in (packed) pixels.
@@ -31,6 +32,7 @@ class SceneLayout(abc.ABC):
     """
 
     name: str
+    domain: str
     split_folders: dict[str, str]
     scene_counts: dict[str, int]
     picture_size: tuple[int, int]

@@ -14,15 +14,13 @@ from typing import NamedTuple
 import numpy as np
 
 from skt_components.data import prepared_scene as prepared
-from skt_components.data.bracketire import LAYOUTS as BRACKETIRE
-from skt_components.data.kalantari import KALANTARI, TEL
 from skt_components.data.layout import SPLITS, SceneLayout
 from skt_components.data.progress import progress_bar
+from skt_components.data.registry import PUBLISHED
 from skt_components.data.stored_scene import Array, Stored
 from skt_components.ops.checks import check_choice
 
 _SIMULATED = "simulated.json"
-LAYOUTS = {"kalantari": KALANTARI, "tel": TEL, "bracketire": BRACKETIRE[1], "bracketire-plus": BRACKETIRE[4]}
 
 
 class Verification(NamedTuple):
@@ -69,11 +67,11 @@ def verify(dataset: str, root: str | os.PathLike[str], *, progress: bool = True)
         >>> verify("kalantari", "sig17").problems  # doctest: +SKIP
         []
     """
-    check_choice("dataset", dataset, LAYOUTS)
+    check_choice("dataset", dataset, PUBLISHED)
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"root must be the folder of a data set, there is none at {root}")
-    layout, stored = LAYOUTS[dataset], prepared.is_prepared(root)
+    layout, stored = PUBLISHED[dataset].layout, prepared.is_prepared(root)
     counts, files, problems = dict.fromkeys(SPLITS, 0), 0, list[str]()
     simulated = _prepared_folders(layout, root) if stored else _simulated_folders(root, problems)
     for split in SPLITS:
@@ -136,13 +134,13 @@ def prepare(
     Example:
         >>> prepare("kalantari", "sig17", "sig17-prepared")  # doctest: +SKIP
     """
-    check_choice("dataset", dataset, LAYOUTS)
+    check_choice("dataset", dataset, PUBLISHED)
     root, out = Path(root), Path(out)
     if prepared.is_prepared(root):
         raise ValueError(f"root must be the data set as published, {root} is prepared already")
     if out.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"out must not lie inside the data set, got {out} in {root}")
-    layout = LAYOUTS[dataset]
+    layout = PUBLISHED[dataset].layout
     splits = [split for split in SPLITS if (root / layout.split_folders[split]).is_dir()] or [SPLITS[0]]
     scenes = {split: layout.list_scenes(root, split) for split in splits}
     for split, names in scenes.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,9 +42,6 @@ class SceneDataset(SampleDataset):
         border: (packed) pixels of the bracket that are left out on each side.
     """
 
-    domain: ClassVar[str]
-    """Of the samples."""
-
     def __init__(
         self,
         layout: SceneLayout,
@@ -58,6 +55,7 @@ class SceneDataset(SampleDataset):
         border: int = 0,
     ) -> None:
         check_choice("split", split, SPLITS)
+        self.domain = layout.domain
         choices = AUGMENTATIONS if self.domain == "raw" else AUGMENTATIONS[:2]
         check_choice("augment", augment, choices)
         if crop is None and (samples_per_epoch is not None or augment != "none"):
