@@ -4,7 +4,15 @@ from skt_components.models.ahdrnet import AHDRNet
 from skt_components.models.export import export_onnx, export_program
 from skt_components.models.hdr_transformer import HDRTransformer
 from skt_components.models.network import ReconstructionNetwork
-from skt_components.models.registry import NETWORKS, load_model, load_network, load_weights, save_weights
+from skt_components.models.registry import (
+    NETWORKS,
+    bracket_options,
+    load_model,
+    load_network,
+    load_official,
+    load_weights,
+    save_weights,
+)
 from skt_components.models.sctnet import SCTNet
 from skt_components.models.spgrm import SPGRM
 from skt_components.models.tmrnet import TMRNet, TMRNetPlus
@@ -18,10 +26,12 @@ __all__ = [
     "SCTNet",
     "TMRNet",
     "TMRNetPlus",
+    "bracket_options",
     "export_onnx",
     "export_program",
     "load_model",
     "load_network",
+    "load_official",
     "load_weights",
     "save_weights",
 ]

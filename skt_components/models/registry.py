@@ -1,4 +1,4 @@
-"""Reconstruction networks by name, and their files."""
+"""The table of reconstruction networks, and their weight files."""
 
 from __future__ import annotations
 
@@ -16,49 +16,90 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skt_components.data.sample import RAW_PEAK
 from skt_components.files.weights import check_state_dict, import_safetensors, read_state_dict, write_safetensors
 from skt_components.models.ahdrnet import AHDRNet
 from skt_components.models.hdr_transformer import HDRTransformer
 from skt_components.models.network import ReconstructionNetwork
 from skt_components.models.sctnet import SCTNet
 from skt_components.models.tmrnet import TMRNet, TMRNetPlus
+from skt_components.ops.checks import check_choice
 
 ForwardORM = Callable[[nn.Module, Tensor], Tensor]
 
-_NETWORKS = (AHDRNet, HDRTransformer, SCTNet, TMRNet, TMRNetPlus)
-
 
 def _tmrnet(*, scale: int = 1, **options: Any) -> TMRNet:
-    """Make TMRNet, or TMRNet+ for ``scale`` 4."""
+    """Make TMRNet, or TMRNetPlus for ``scale`` 4."""
     return (TMRNetPlus if scale == 4 else TMRNet)(**options)
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
+def _tmrnet_plus(*, scale: int = 4, **options: Any) -> TMRNetPlus:
+    check_choice("scale", scale, (4,))
+    return TMRNetPlus(**options)
+
+
+PUBLISHED: dict[str, type[ReconstructionNetwork]] = {
     "ahdrnet": AHDRNet,
-    "ahdrnet-small": partial(AHDRNet, features=16, num_layers=4, growth=8),
     "hdr-transformer": HDRTransformer,
-    "hdr-transformer-small": partial(HDRTransformer, features=24, depths=(2,) * 3, num_heads=(4,) * 3),
     "sctnet": SCTNet,
-    "sctnet-small": partial(SCTNet, features=30, depths=(2,) * 4, num_heads=(2,) * 4, channel_heads=2),
+    "tmrnet": TMRNet,
+    "tmrnet-plus": TMRNetPlus,
+}
+"""Class of each published network by name."""
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    **PUBLISHED,
     "tmrnet": _tmrnet,
+    "tmrnet-plus": _tmrnet_plus,
+    "ahdrnet-small": partial(AHDRNet, features=16, num_layers=4, growth=8),
+    "hdr-transformer-small": partial(HDRTransformer, features=24, depths=(2,) * 3, num_heads=(4,) * 3),
+    "sctnet-small": partial(SCTNet, features=30, depths=(2,) * 4, num_heads=(2,) * 4, channel_heads=2),
     "tmrnet-small": partial(_tmrnet, features=16, num_blocks=(1, 2, 2, 1)),
 }
+"""Makers by name: the published networks at full size, and small forms for trials. All take ``scale``."""
+
+
+def bracket_options(domain: str, *, scale: int = 1) -> dict[str, Any]:
+    """Return the constructor options of a network for the brackets of a domain.
+
+    Args:
+        domain: "srgb" for three exposures with linear and LDR RGB, "raw" for five exposures of packed RAW.
+        scale: how many times as large as its bracket the output is, 1 or 4; 4 for RAW only.
+
+    Raises:
+        ValueError: an argument is none of these.
+
+    Example:
+        >>> bracket_options("srgb")
+        {'num_frames': 3, 'in_channels': 6, 'out_channels': 3}
+    """
+    check_choice("domain", domain, ("srgb", "raw"))
+    check_choice("scale", scale, (1, 4) if domain == "raw" else (1,))
+    if domain == "srgb":
+        return {"num_frames": 3, "in_channels": 6, "out_channels": 3}
+    options = {"num_frames": 5, "in_channels": 4, "out_channels": 4, "reference": 0, "peak": RAW_PEAK}
+    return {**options, "scale": scale}
 
 
 def load_network(
-    name: str, known: Mapping[str, Callable[..., nn.Module]], **options: Any
+    name: str, known: Mapping[str, Callable[..., nn.Module]] = NETWORKS, **options: Any
 ) -> tuple[nn.Module, ForwardORM]:
-    """Make a network by a known name or as ``package.module:callable``, and say how to call it.
+    """Make a network by a known name or as ``package.module:callable``, with the function that calls it.
 
     Args:
         name: a key of ``known``, or the import path of a callable without arguments that returns a network, or a
-            network and a function ``forward(network, bracket) -> hdr`` for one that is called differently. The
+            network and a function ``forward(network, bracket) -> hdr`` if it is called differently. The
             working directory is searched too.
         known: makers by name.
-        **options: for the makers of ``known``; a callable by its import path gets none.
+        **options: arguments of a maker in ``known``; a callable by its import path gets none.
 
     Raises:
-        ValueError: there is no such name, it does not import, it needs arguments, or it gives no network.
+        ValueError: the name is unknown, or the callable cannot be imported, needs arguments or returns no network.
+
+    Example:
+        >>> network, forward = load_network("ahdrnet-small", **bracket_options("raw", scale=4))
+        >>> forward(network, torch.rand(1, 5, 4, 8, 12)).shape
+        torch.Size([1, 4, 32, 48])
     """
     if name in known:
         return known[name](**options), call_network
@@ -69,19 +110,39 @@ def load_network(
         sys.path.insert(0, os.getcwd())
     try:
         maker = getattr(importlib.import_module(module), attribute)
-        with suppress(ValueError):  # of a callable that does not say its arguments
+        with suppress(ValueError):  # the callable has no signature
             inspect.signature(maker).bind()
     except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(f"{name} does not give a network when called without arguments: {error}") from error
-    made = maker()  # what fails in there needs its traceback
+    made = maker()  # outside the try: its own errors keep their traceback
     network, forward = made if isinstance(made, tuple) and len(made) == 2 else (made, call_network)
     if not isinstance(network, nn.Module) or not callable(forward):
         raise ValueError(f"{name} must return an nn.Module, or one and a function, got {type(made).__name__}")
     return network, forward
 
 
+def load_official(name: str, weights: str | os.PathLike[str] | Mapping[str, Any], **options: Any) -> nn.Module:
+    """Make a published network by name with the weights of its authors.
+
+    Args:
+        name: a key of ``PUBLISHED``.
+        weights: file or state dict, as :meth:`ReconstructionNetwork.from_official` takes it.
+        **options: constructor options that differ from the published network's, such as :func:`bracket_options`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the name is unknown, or the weights do not fit.
+    """
+    if name not in PUBLISHED:
+        raise ValueError(f"the network must be one of {', '.join(PUBLISHED)} to have official weights, got {name!r}")
+    network = PUBLISHED[name]
+    if issubclass(network, TMRNet):  # its scale follows from its name
+        options.pop("scale", None)
+    return network.from_official(weights, **options)
+
+
 def call_network(network: nn.Module, bracket: Tensor) -> Tensor:
-    """Call a network in the plain way."""
+    """Return ``network(bracket)``."""
     return network(bracket)
 
 
@@ -90,8 +151,8 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
 
     Args:
         path: a ``.safetensors`` file; it is replaced if it exists, its folder must exist.
-        model: the model; nothing but its state dict is written, and for a :class:`ReconstructionNetwork`, as the
-            file's metadata, how it was made, so that :func:`load_model` can make it again.
+        model: the model. Only its state dict is written and, for a :class:`ReconstructionNetwork`, its class and
+            constructor arguments as the file's metadata, so that :func:`load_model` can make it again.
 
     Raises:
         ImportError: safetensors is not installed.
@@ -118,7 +179,7 @@ def load_model(path: str | os.PathLike[str]) -> ReconstructionNetwork:
     Raises:
         ImportError: safetensors is not installed.
         FileNotFoundError: there is no such file.
-        ValueError: the file does not say which network it is from, or does not fit it.
+        ValueError: the file does not name its network, or does not fit it.
 
     Example:
         >>> import tempfile
@@ -128,21 +189,21 @@ def load_model(path: str | os.PathLike[str]) -> ReconstructionNetwork:
         ...     load_model(f"{folder}/orm.safetensors").config["growth"]
         4
     """
-    state = read_state_dict(path)  # says what is wrong with the file
+    state = read_state_dict(path)  # raises for a damaged file
     safetensors = import_safetensors("reading weights")
     metadata: dict[str, str] = {}
     if Path(path).suffix == ".safetensors":
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-    known = {network.__name__: network for network in _NETWORKS}
-    if metadata.get("network") not in known:
+    classes = {network.__name__: network for network in PUBLISHED.values()}
+    if metadata.get("network") not in classes:
         found = f"names {metadata['network']!r}" if "network" in metadata else "names none"
         raise ValueError(
-            f"{path} must name one of the networks {', '.join(sorted(known))} in its metadata, as save_weights writes "
-            f"it, but {found}; make the network yourself and use load_weights (--orm of evaluate.py)"
+            f"{path} must name one of the networks {', '.join(sorted(classes))} in its metadata, as save_weights "
+            f"writes it, but {found}; make the network yourself and use load_weights"
         )
     try:
-        network = known[metadata["network"]](**json.loads(metadata["config"]))
+        network = classes[metadata["network"]](**json.loads(metadata["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} has a broken config of {metadata['network']}: {error}") from error
     check_state_dict(path, state, network.state_dict())
@@ -160,5 +221,5 @@ def load_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
             lists them.
     """
     state = read_state_dict(path)
-    check_state_dict(path, state, model.state_dict())  # before loading, which would stop halfway
+    check_state_dict(path, state, model.state_dict())  # first, because load_state_dict stops halfway
     model.load_state_dict(state, strict=True)

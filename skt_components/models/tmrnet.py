@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from skt_components.data.sample import RAW_PEAK
 from skt_components.files.weights import check_state_dict
 from skt_components.models.alignment import DeformableAlignment
 from skt_components.models.network import RAW_CHANNELS, ReconstructionNetwork, display_encode
@@ -19,7 +20,7 @@ from skt_components.ops.checks import check_choice, check_count
 
 Self = TypeVar("Self", bound="TMRNet")
 Plus = TypeVar("Plus", bound="TMRNetPlus")
-_RGB, _RAW_PEAK = 3, 16.0
+_RGB = 3
 _SLOPE = 0.1
 
 
@@ -135,7 +136,7 @@ class TMRNet(ReconstructionNetwork):
         if reference is None and raw:
             reference = 0
         if peak is None:
-            peak = _RAW_PEAK if raw else 1.0
+            peak = RAW_PEAK if raw else 1.0
         super().__init__(
             config | {"num_blocks": list(num_blocks)},
             num_frames=num_frames,

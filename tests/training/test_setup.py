@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import sys
-from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -15,7 +12,6 @@ from skt_components.banks import (
     check_bank_weights,
     make_knowledge_bank,
 )
-from skt_components.models import load_network
 
 
 def test_fastsam_has_its_own_masks_and_can_have_others() -> None:
@@ -32,15 +28,6 @@ def test_timm_takes_color_regions_unless_told() -> None:
     bank = make_knowledge_bank("resnet18", weights="random", regions="features", num_regions=5)
     assert bank.regions == FeatureKMeans(5)
     assert bank(torch.rand(1, 3, 32, 32)).masks.shape == (1, 5, 32, 32)
-
-
-def test_options_reach_the_networks_that_are_known_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    strangers = ModuleType("strangers")
-    strangers.net = lambda: torch.nn.Conv2d(1, 1, 1)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "strangers", strangers)
-    known = {"conv": partial(torch.nn.Conv2d, 3, kernel_size=1)}
-    assert load_network("conv", known, out_channels=5)[0].weight.shape == (5, 3, 1, 1)
-    assert load_network("strangers:net", known, out_channels=5)[0].weight.shape == (1, 1, 1, 1)
 
 
 def test_rejects_bad_names(tmp_path: Path) -> None:
