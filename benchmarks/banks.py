@@ -24,13 +24,13 @@ ROOT = Path(__file__).parents[1]
 BANKS: dict[str, Callable[[], nn.Module]] = {
     "efficientnet-lite0, 16 colour regions": lambda: timm("tf_efficientnet_lite0"),
     "hrnet_w48, 16 colour regions": lambda: timm("hrnet_w48"),
-    "FastSAM-s fast, 16 masks": lambda: skt.FastSAMFeatureExtractor("random", taps="fast"),
+    "FastSAM-s fast, 16 masks": lambda: skt.FastSAMFeatureExtractor("random", layers="fast"),
     "FastSAM-s fast, 16 masks in cells": lambda: skt.FastSAMFeatureExtractor(
-        "random", taps="fast", full_resolution=False
+        "random", layers="fast", full_resolution=False
     ),
     "FastSAM-s paper, 16 masks": lambda: skt.FastSAMFeatureExtractor("random"),
     "FastSAM-s paper, 16 masks in cells": lambda: skt.FastSAMFeatureExtractor("random", full_resolution=False),
-    "FastSAM-x fast, 16 masks": lambda: skt.FastSAMFeatureExtractor("random-x", taps="fast"),
+    "FastSAM-x fast, 16 masks": lambda: skt.FastSAMFeatureExtractor("random-x", layers="fast"),
     "FastSAM-x paper, 16 masks": lambda: skt.FastSAMFeatureExtractor("random-x"),
 }
 REST = "rest of the framework's step"

@@ -46,7 +46,7 @@ SMALL: dict[str, Callable[[], Network]] = {
 }
 BANKS: dict[str, Callable[[], nn.Module]] = {
     "lite0": skt.TimmFeatureExtractor,
-    "fastsam": partial(skt.FastSAMFeatureExtractor, "random", taps="fast"),
+    "fastsam": partial(skt.FastSAMFeatureExtractor, "random", layers="fast"),
 }
 METHODS = ("bare step", "framework step")
 STEP_GOALS = {"AHDRNet": 1.6, "HDRTransformer": 1.6, "TMRNet": 1.25}  # at 256 x 256 pixels

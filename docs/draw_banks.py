@@ -30,7 +30,7 @@ def main() -> None:
         f"hrnet_w48{random.get(files.hrnet, '')}": skt.TimmFeatureExtractor(
             "hrnet_w48", weights=files.hrnet, regions=skt.FeatureKMeans(12)
         ),
-        f"FastSAM fast{random.get(files.fastsam, '')}": skt.FastSAMFeatureExtractor(files.fastsam, taps="fast"),
+        f"FastSAM fast{random.get(files.fastsam, '')}": skt.FastSAMFeatureExtractor(files.fastsam, layers="fast"),
         f"FastSAM paper{random.get(files.fastsam, '')}": skt.FastSAMFeatureExtractor(files.fastsam),
     }
     skt.evaluation.save_priors(

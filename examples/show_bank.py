@@ -34,7 +34,7 @@ class Options:
     """A model of timm by its name, or fastsam (weights under AGPL-3.0)."""
     weights: str | None = None
     """File of the bank's weights; "random" shows what a bank without knowledge says."""
-    taps: Literal["paper", "fast"] = "paper"
+    layers: Literal["paper", "fast"] = "paper"
     """Layers of fastsam that give the features."""
     regions: Literal["own", "color", "features"] = "own"
     """fastsam's own masks (other banks take colour), or k-means on colour or on features."""
@@ -83,7 +83,7 @@ def main(options: Options) -> None:
         weights=options.weights,
         regions=options.regions,
         num_regions=options.num_regions,
-        taps=options.taps,
+        layers=options.layers,
         download=options.download,
     )
     rows = []

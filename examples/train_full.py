@@ -189,7 +189,7 @@ def build_modules(config: TrainConfig, sample: Tensor) -> tuple[Framework, Bare]
         weights=config.weights,
         regions=config.region_source,
         num_regions=config.regions,
-        taps=config.bank_taps,
+        layers=config.bank_taps,
         download=config.download,
     )
     extractor: Any = None

@@ -1,8 +1,11 @@
-"""Shared fixtures: the HDR photographs, the device, determinism."""
+"""Shared fixtures: the HDR photographs, FastSAM as ultralytics writes it, the device, determinism."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import subprocess
+import sys
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker and for what it starts, before torch makes more
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -50,3 +53,25 @@ def hdri_dir() -> Path:
     if not path.is_dir():
         raise FileNotFoundError(f"SKT_HDRI_DIR={folder} is not a folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def fastsam_s(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with FastSAM-s.pt, seeded random weights in the official format, and reference.pt."""
+    return _run_oracle("s", tmp_path_factory.mktemp("fastsam_s"))
+
+
+@pytest.fixture(scope="session")
+def fastsam_x(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of FastSAM-x."""
+    return _run_oracle("x", tmp_path_factory.mktemp("fastsam_x"))
+
+
+def _run_oracle(variant: str, folder: Path) -> Path:
+    if importlib.util.find_spec("ultralytics") is None:
+        pytest.skip("needs ultralytics, the oracle: pip install ultralytics-opencv-headless")
+    quiet = {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0", "YOLO_VERBOSE": "0", "YOLO_CONFIG_DIR": str(folder)}
+    command = [sys.executable, str(Path(__file__).with_name("ultralytics_oracle.py")), variant, str(folder)]
+    done = subprocess.run(command, env={**os.environ, **quiet}, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder

@@ -1,12 +1,12 @@
 """Knowledge banks: frozen networks that describe a picture by features and regions while another one trains."""
 
 from skt_components.banks.cache import CachedBank
+from skt_components.banks.empty_bank import EmptyBank
 from skt_components.banks.fastsam import FastSAMFeatureExtractor, FastSAMRegions
 from skt_components.banks.fastsam_weights import convert_checkpoint, find_fastsam_weights
 from skt_components.banks.feature_regions import FeatureKMeans
 from skt_components.banks.frozen import Frozen
 from skt_components.banks.label_maps import read_label_map
-from skt_components.banks.no_knowledge import NoKnowledge
 from skt_components.banks.priors import (
     KnowledgeBank,
     RegionSource,
@@ -22,13 +22,13 @@ from skt_components.banks.vgg import VGG19Features
 __all__ = [
     "CachedBank",
     "ColorPositionKMeans",
+    "EmptyBank",
     "FastSAMFeatureExtractor",
     "FastSAMRegions",
     "FeatureKMeans",
     "Frozen",
     "GridRegions",
     "KnowledgeBank",
-    "NoKnowledge",
     "RegionSource",
     "SemanticPriors",
     "TimmFeatureExtractor",

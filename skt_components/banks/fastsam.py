@@ -26,7 +26,7 @@ from skt_components.banks.priors import (
 from skt_components.banks.yolov8_seg import LEVELS, STRIDES, YOLOv8Seg, YOLOv8SegConfig
 from skt_components.ops.checks import check_choice, check_count, check_tensor, float_dtype
 
-_TAPS = {"paper": (21, 18, 15, 2), "fast": (6, 4, 2, 0)}
+_LAYERS = {"paper": (21, 18, 15, 2), "fast": (6, 4, 2, 0)}
 RANDOM_WEIGHTS = {"random": YOLOv8SegConfig(), "random-x": YOLOv8SegConfig.fastsam_x()}
 _REDUCTION = (16, 8, 4, 2)
 
@@ -48,7 +48,7 @@ class FastSAMFeatureExtractor(nn.Module):
             that file in the cache, ``torch.hub.get_dir()/checkpoints``. None: the file named by the environment
             variable ``SKT_FASTSAM_WEIGHTS``, or else FastSAM-s in the cache. ``"random"`` and ``"random-x"``: no
             knowledge at all, for tests; seed it with ``torch.manual_seed``.
-        taps: where the features come from. ``"paper"``: the three maps that feed the head and the stride-4 stage, of
+        layers: where the features come from. ``"paper"``: the three maps that feed the head and the stride-4 stage, of
             the picture at twice its size, which is the closest reading of "features before the representation
             head". ``"fast"``: four backbone stages of the picture as it is, at a quarter of the cost. Or four layer
             indices, coarse to fine, with strides 16, 8, 4, 2 or 32, 16, 8, 4 (then at twice the size).
@@ -88,7 +88,7 @@ class FastSAMFeatureExtractor(nn.Module):
         self,
         weights: str | os.PathLike[str] | None = None,
         *,
-        taps: Literal["paper", "fast"] | Sequence[int] = "paper",
+        layers: Literal["paper", "fast"] | Sequence[int] = "paper",
         max_regions: int = 16,
         overlap: bool = False,
         conf: float = 0.4,
@@ -99,7 +99,7 @@ class FastSAMFeatureExtractor(nn.Module):
         download: bool = False,
     ) -> None:
         super().__init__()
-        self.taps, self.scale = _check_taps(taps)
+        self.layers, self.scale = _check_layers(layers)
         self.max_regions = check_count("max_regions", max_regions, 1)
         self.conf, self.iou = _check_share("conf", conf), _check_share("iou", iou)
         self.overlap, self.full_resolution, self.grad_to_input = overlap, full_resolution, grad_to_input
@@ -108,7 +108,7 @@ class FastSAMFeatureExtractor(nn.Module):
         self.num_regions = self.max_regions + 1 if regions is None else check_region_source(regions)
         self.regions = Frozen(regions) if isinstance(regions, nn.Module) else regions
         self.network = Frozen(_load(weights, download))
-        self.channels = tuple(self._yolo.channels(layer) for layer in self.taps)
+        self.channels = tuple(self._yolo.channels(layer) for layer in self.layers)
         self.reduction = _REDUCTION
 
     @property
@@ -124,7 +124,7 @@ class FastSAMFeatureExtractor(nn.Module):
         Raises:
             ValueError: if the region source does not tell its options, see ``describe_region_source``.
         """
-        options = (self.taps, self.max_regions, self.overlap, self.conf, self.iou, self.full_resolution)
+        options = (self.layers, self.max_regions, self.overlap, self.conf, self.iou, self.full_resolution)
         return fingerprint(self, type(self).__name__, *options, describe_region_source(self.regions))
 
     def forward(self, tonemapped: Float[Tensor, "b 3 h w"]) -> SemanticPriors:
@@ -149,13 +149,13 @@ class FastSAMFeatureExtractor(nn.Module):
         head = LEVELS if self.regions is None else ()
         with torch.set_grad_enabled(self.grad_to_input and torch.is_grad_enabled()):
             images = tonemapped.clamp(0, 1)
-            layers = self._yolo.run_layers(self._prepare(images), {*self.taps, *head})
-            features = self._crop(layers, size)
+            outputs = self._yolo.run_layers(self._prepare(images), {*self.layers, *head})
+            features = self._crop(outputs, size)
         with torch.no_grad():  # not inference_mode: its tensors cannot enter a graph that is trained
             if self.regions is not None:
                 labels = self.regions(images.detach(), [f.detach() for f in features])
                 return priors_from_labels(features, labels, self.num_regions)
-            masks = self._masks(layers, size)
+            masks = self._masks(outputs, size)
             if not self.overlap:
                 return priors_from_labels(features, paint_regions(masks), self.num_regions)
             return priors_from_masks(features, torch.cat([~masks.any(dim=1, keepdim=True), masks], dim=1))
@@ -163,7 +163,7 @@ class FastSAMFeatureExtractor(nn.Module):
     def extract_features(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Return the four maps, differentiable with respect to the pictures, as a perceptual loss needs them.
 
-        The pictures are not clamped, which would stop gradients outside [0, 1]; no layer behind the last tap runs.
+        The pictures are not clamped, which would stop gradients outside [0, 1]; later layers do not run.
 
         Args:
             images: ``(B, 3, H, W)``, RGB, nominally [0, 1].
@@ -173,7 +173,7 @@ class FastSAMFeatureExtractor(nn.Module):
         """
         check_tensor("images", images, ndim=4, layout="(B, 3, H, W)", channels=3)
         size = _size_of("images", images)
-        return self._crop(self._yolo.run_layers(self._prepare(images), self.taps), size)
+        return self._crop(self._yolo.run_layers(self._prepare(images), self.layers), size)
 
     @torch.no_grad()
     def label_regions(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b h w"]:
@@ -188,8 +188,8 @@ class FastSAMFeatureExtractor(nn.Module):
         images = enlarge(pad_to_multiple(images, 32 // self.scale), self.scale)
         return images.to(next(self._yolo.parameters()).dtype)
 
-    def _crop(self, layers: dict[int, Tensor], size: tuple[int, int]) -> list[Tensor]:
-        return crop_maps((layers[layer] for layer in self.taps), size, self.reduction)
+    def _crop(self, outputs: dict[int, Tensor], size: tuple[int, int]) -> list[Tensor]:
+        return crop_maps((outputs[layer] for layer in self.layers), size, self.reduction)
 
     def _masks(self, levels: dict[int, Tensor], size: tuple[int, int]) -> Tensor:
         found = self._yolo.detect({layer: levels[layer].detach() for layer in LEVELS})
@@ -200,11 +200,11 @@ class FastSAMFeatureExtractor(nn.Module):
         return instance_masks(found, *chosen, scale=self.scale, size=size, full_resolution=self.full_resolution)
 
     def extra_repr(self) -> str:
-        """Name the taps and the regions."""
+        """Name the layers and the regions."""
         own = f"max_regions={self.max_regions}, overlap={self.overlap}, conf={self.conf}, iou={self.iou}"
         regions = own if self.regions is None else f"regions={self.regions}"
         resolution = f"full_resolution={self.full_resolution}"
-        return f"taps={self.taps} at {self.scale}x, channels={self.channels}, {regions}, {resolution}"
+        return f"layers={self.layers} at {self.scale}x, channels={self.channels}, {regions}, {resolution}"
 
 
 class FastSAMRegions(nn.Module):
@@ -212,13 +212,13 @@ class FastSAMRegions(nn.Module):
 
     Args:
         weights: as ``FastSAMFeatureExtractor`` takes them.
-        options: its other options, but ``overlap`` and ``regions``; ``taps`` tells the size at which it looks.
+        options: its other options, but ``overlap`` and ``regions``; ``layers`` decides its input size.
 
     Attributes:
         num_regions: ``max_regions`` + 1; 0 is the background.
 
     Example:
-        >>> FastSAMRegions("random", taps="fast", max_regions=4)(torch.rand(1, 3, 64, 48)).shape
+        >>> FastSAMRegions("random", layers="fast", max_regions=4)(torch.rand(1, 3, 64, 48)).shape
         torch.Size([1, 64, 48])
     """
 
@@ -242,18 +242,18 @@ class FastSAMRegions(nn.Module):
         return self.bank.label_regions(images)
 
 
-def _check_taps(taps: str | Sequence[int]) -> tuple[tuple[int, ...], int]:
+def _check_layers(layers: str | Sequence[int]) -> tuple[tuple[int, ...], int]:
     """Return the four layers and how much larger than the picture the network's input is."""
-    if isinstance(taps, str):
-        check_choice("taps", taps, _TAPS)
-        return _TAPS[taps], 2 if taps == "paper" else 1
-    layers = tuple(taps)
+    if isinstance(layers, str):
+        check_choice("layers", layers, _LAYERS)
+        return _LAYERS[layers], 2 if layers == "paper" else 1
+    layers = tuple(layers)
     strides = [STRIDES.get(layer) for layer in layers if isinstance(layer, int) and not isinstance(layer, bool)]
     for scale in (1, 2):
         if strides == [scale * r for r in _REDUCTION] and len(layers) == 4:
             return layers, scale
     raise ValueError(
-        "taps must be 'paper', 'fast' or four layers, coarse to fine, with strides 16, 8, 4, 2 or 32, 16, 8, 4, "
+        "layers must be 'paper', 'fast' or four layers, coarse to fine, with strides 16, 8, 4, 2 or 32, 16, 8, 4, "
         f"from the strides {STRIDES} by layer; got {layers}"
     )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
+from skt_components.banks.empty_bank import EmptyBank
 from skt_components.banks.fastsam import RANDOM_WEIGHTS, FastSAMFeatureExtractor
 from skt_components.banks.fastsam_weights import find_fastsam_weights
 from skt_components.banks.feature_regions import FeatureKMeans
-from skt_components.banks.no_knowledge import NoKnowledge
 from skt_components.banks.priors import RegionSource
 from skt_components.banks.regions import ColorPositionKMeans
 from skt_components.banks.timm import TimmFeatureExtractor
@@ -32,9 +32,9 @@ def make_knowledge_bank(
     weights: str | os.PathLike[str] | None = None,
     regions: str = "own",
     num_regions: int = 8,
-    taps: str = "paper",
+    layers: str = "paper",
     download: bool = False,
-) -> FastSAMFeatureExtractor | TimmFeatureExtractor | NoKnowledge:
+) -> FastSAMFeatureExtractor | TimmFeatureExtractor | EmptyBank:
     """Make a knowledge bank by name.
 
     Args:
@@ -43,7 +43,7 @@ def make_knowledge_bank(
         weights: as the bank takes them.
         regions: "own" (FastSAM's masks; colour regions for the others, which have none), "color" or "features".
         num_regions: how many per picture; FastSAM's own masks have the background beside them.
-        taps: "paper" or "fast", for FastSAM.
+        layers: "paper" or "fast", for FastSAM.
         download: let FastSAM fetch missing weights.
 
     Raises:
@@ -51,7 +51,7 @@ def make_knowledge_bank(
         FileNotFoundError: there are no weights.
 
     Example:
-        >>> make_knowledge_bank("fastsam", weights="random", taps="fast").channels
+        >>> make_knowledge_bank("fastsam", weights="random", layers="fast").channels
         (256, 128, 64, 32)
     """
     _check_bank_name(name)
@@ -61,7 +61,7 @@ def make_knowledge_bank(
             raise ValueError(
                 f"the knowledge bank none has neither weights nor regions, got weights={weights}, regions={regions!r}"
             )
-        return NoKnowledge()
+        return EmptyBank()
     own = None if name == "fastsam" else ColorPositionKMeans(num_regions)
     made: dict[str, RegionSource | None] = {
         "own": own,
@@ -69,8 +69,8 @@ def make_knowledge_bank(
         "features": FeatureKMeans(num_regions),
     }
     if name == "fastsam":
-        check_choice("taps", taps, ("paper", "fast"))
-        options = {"taps": taps, "max_regions": num_regions, "regions": made[regions], "download": download}
+        check_choice("layers", layers, ("paper", "fast"))
+        options = {"layers": layers, "max_regions": num_regions, "regions": made[regions], "download": download}
         return FastSAMFeatureExtractor(weights, **options)  # type: ignore[arg-type]
     return TimmFeatureExtractor(name, weights=weights, regions=made[regions])  # type: ignore[arg-type]
 

@@ -177,6 +177,22 @@ def _read_safetensors(file: Path) -> object:
         raise ValueError(f"{file} cannot be read: {error.strerror or error}") from None
 
 
+def read_safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the texts that a ``.safetensors`` file holds beside its tensors, which are not read.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a safetensors file.
+        ImportError: if safetensors is not installed.
+    """
+    safetensors = import_safetensors(f"reading {path}")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+
+
 def _describe(content: object) -> str:
     return "an empty mapping" if isinstance(content, Mapping) else type(content).__name__
 

@@ -17,7 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from skt_components.data.sample import RAW_PEAK
-from skt_components.files.weights import check_state_dict, import_safetensors, read_state_dict, write_safetensors
+from skt_components.files.weights import (
+    check_state_dict,
+    read_safetensors_metadata,
+    read_state_dict,
+    write_safetensors,
+)
 from skt_components.models.ahdrnet import AHDRNet
 from skt_components.models.hdr_transformer import HDRTransformer
 from skt_components.models.network import ReconstructionNetwork
@@ -190,11 +195,7 @@ def load_model(path: str | os.PathLike[str]) -> ReconstructionNetwork:
         4
     """
     state = read_state_dict(path)  # raises for a damaged file
-    safetensors = import_safetensors("reading weights")
-    metadata: dict[str, str] = {}
-    if Path(path).suffix == ".safetensors":
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+    metadata = read_safetensors_metadata(path) if Path(path).suffix == ".safetensors" else {}
     classes = {network.__name__: network for network in PUBLISHED.values()}
     if metadata.get("network") not in classes:
         found = f"names {metadata['network']!r}" if "network" in metadata else "names none"

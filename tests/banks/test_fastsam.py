@@ -30,8 +30,8 @@ from skt_components.losses import SemanticHistogramLoss
 
 @pytest.fixture(scope="module")
 def bank(fastsam_s: Path) -> FastSAMFeatureExtractor:
-    """FastSAM-s of the official file, the fast taps."""
-    return FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", taps="fast")
+    """FastSAM-s of the official file, the fast layers."""
+    return FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", layers="fast")
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +54,18 @@ def assert_same(a: SemanticPriors, b: SemanticPriors) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("taps", ["fast", "paper"])
+@pytest.mark.parametrize("layers", ["fast", "paper"])
 @pytest.mark.parametrize("variant", ["s", pytest.param("x", marks=pytest.mark.slow)])
-def test_features_and_masks_are_those_of_ultralytics(variant: str, taps: str, request: pytest.FixtureRequest) -> None:
+def test_features_and_masks_are_those_of_ultralytics(variant: str, layers: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(f"fastsam_{variant}")
-    bank = FastSAMFeatureExtractor(folder / f"FastSAM-{variant}.pt", taps="fast", max_regions=300, overlap=True)
+    bank = FastSAMFeatureExtractor(folder / f"FastSAM-{variant}.pt", layers="fast", max_regions=300, overlap=True)
     reference = torch.load(folder / "reference.pt", weights_only=True)
     pictures = reference["pictures"]
-    if taps == "paper":  # predict() saw the picture at twice its size: compare masks at that size
+    if layers == "paper":  # predict() saw the picture at twice its size: compare masks at that size
         pictures = F.interpolate(pictures[:2], scale_factor=2, mode="bilinear", align_corners=False)
     priors = bank(pictures)
     overlaps = []
-    for picture, wanted in enumerate(reference[taps]["predictions"]):
+    for picture, wanted in enumerate(reference[layers]["predictions"]):
         masks = priors.masks[picture, 1:][priors.valid[picture, 1:]]
         assert len(masks) == len(wanted["masks"])
         if len(masks):  # predict() folds the normalisation into the weights: near-equal scores may change places
@@ -77,20 +77,20 @@ def test_features_and_masks_are_those_of_ultralytics(variant: str, taps: str, re
     assert len(overlap) > 90
     assert overlap.mean() >= 0.999
     assert overlap.min() > 0.9
-    if taps == "paper":
+    if layers == "paper":
         paper = FastSAMFeatureExtractor(folder / f"FastSAM-{variant}.pt", regions=ColorPositionKMeans(2))
         features = paper(reference["pictures"][:2]).features
     else:
         features = [f[:2] for f in bank(reference["pictures"][:2]).features]
-    for layer, feature in zip({"fast": (6, 4, 2, 0), "paper": (21, 18, 15, 2)}[taps], features, strict=True):
-        torch.testing.assert_close(feature, reference[taps]["taps"][layer], rtol=1e-5, atol=1e-5)
+    for layer, feature in zip({"fast": (6, 4, 2, 0), "paper": (21, 18, 15, 2)}[layers], features, strict=True):
+        torch.testing.assert_close(feature, reference[layers]["taps"][layer], rtol=1e-5, atol=1e-5)
 
 
-def test_the_paper_taps_see_the_picture_at_twice_its_size(bank: FastSAMFeatureExtractor, fastsam_s: Path) -> None:
+def test_the_paper_layers_see_the_picture_at_twice_its_size(bank: FastSAMFeatureExtractor, fastsam_s: Path) -> None:
     paper = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt")
     assert isinstance(bank, KnowledgeBank)
-    assert (bank.taps, bank.scale, bank.channels) == ((6, 4, 2, 0), 1, (256, 128, 64, 32))
-    assert (paper.taps, paper.scale, paper.channels) == ((21, 18, 15, 2), 2, (512, 256, 128, 64))
+    assert (bank.layers, bank.scale, bank.channels) == ((6, 4, 2, 0), 1, (256, 128, 64, 32))
+    assert (paper.layers, paper.scale, paper.channels) == ((21, 18, 15, 2), 2, (512, 256, 128, 64))
     assert bank.reduction == paper.reduction == (16, 8, 4, 2)
 
 
@@ -98,7 +98,7 @@ def test_masks_at_twice_the_size_agree_with_those_of_the_enlarged_picture(
     bank: FastSAMFeatureExtractor, fastsam_s: Path, pictures: Tensor
 ) -> None:
     paper = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", max_regions=8)
-    large = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", taps="fast", max_regions=8)
+    large = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", layers="fast", max_regions=8)
     doubled = F.interpolate(pictures, scale_factor=2, mode="bilinear", align_corners=False)
     found, wanted = paper(pictures).labels, large(doubled).labels[:, ::2, ::2]
     assert (found > 0).any()
@@ -128,7 +128,7 @@ def test_nothing_found_is_all_background(bank: FastSAMFeatureExtractor, pictures
 
 
 def test_overlapping_masks(bank: FastSAMFeatureExtractor, fastsam_s: Path, pictures: Tensor) -> None:
-    priors = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", taps="fast", overlap=True)(pictures)
+    priors = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", layers="fast", overlap=True)(pictures)
     assert priors.labels is None
     assert (priors.masks[:, 1:].sum(1) > 1).any()
     assert torch.equal(priors.masks[:, 0], ~priors.masks[:, 1:].any(1))
@@ -139,24 +139,24 @@ def test_overlapping_masks(bank: FastSAMFeatureExtractor, fastsam_s: Path, pictu
 
 def test_the_best_masks_are_kept(fastsam_s: Path, pictures: Tensor) -> None:
     few, many = (
-        FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", taps="fast", overlap=True, max_regions=k) for k in (3, 12)
+        FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", layers="fast", overlap=True, max_regions=k) for k in (3, 12)
     )
     assert torch.equal(few(pictures).masks[:, 1:], many(pictures).masks[:, 1:4])
-    strict = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", taps="fast", conf=1.0)
+    strict = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", layers="fast", conf=1.0)
     assert not strict(pictures).labels.any()
 
 
 def test_cells_instead_of_pixels(bank: FastSAMFeatureExtractor, fastsam_s: Path, pictures: Tensor) -> None:
-    coarse = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", taps="fast", full_resolution=False)(pictures).labels
+    coarse = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", layers="fast", full_resolution=False)(pictures).labels
     assert coarse.shape == (3, 128, 128)
     assert torch.equal(coarse[:, ::4, ::4].repeat_interleave(4, 1).repeat_interleave(4, 2), coarse)
     assert 0.6 < (coarse == bank(pictures).labels).float().mean() < 1  # random weights make ragged borders
 
 
-@pytest.mark.parametrize("taps", ["fast", "paper"])
+@pytest.mark.parametrize("layers", ["fast", "paper"])
 @pytest.mark.parametrize("size", [(1, 1), (33, 50), (64, 97)])
-def test_any_size(taps: str, size: tuple[int, int]) -> None:
-    bank = FastSAMFeatureExtractor("random", taps=taps, max_regions=4)
+def test_any_size(layers: str, size: tuple[int, int]) -> None:
+    bank = FastSAMFeatureExtractor("random", layers=layers, max_regions=4)
     priors = bank(torch.rand(2, 3, *size))
     for feature, channels, stride in zip(priors.features, bank.channels, (16, 8, 4, 2), strict=True):
         assert feature.shape == (2, channels, -(-size[0] // stride), -(-size[1] // stride))
@@ -189,7 +189,7 @@ def test_no_region_is_chosen_in_the_padding(monkeypatch: pytest.MonkeyPatch) -> 
 def test_other_regions_leave_the_head_out(
     bank: FastSAMFeatureExtractor, fastsam_s: Path, pictures: Tensor, source: ColorPositionKMeans | FeatureKMeans
 ) -> None:
-    other = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", taps="fast", regions=source)
+    other = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", layers="fast", regions=source)
     other._yolo.model[22] = nn.Identity()  # would fail if it ran
     priors, wanted = other(pictures), bank(pictures)
     assert priors.masks.shape[1] == other.num_regions == 3
@@ -200,7 +200,7 @@ def test_other_regions_leave_the_head_out(
 
 def test_fastsams_regions_for_another_bank(fastsam_s: Path, bank: FastSAMFeatureExtractor, pictures: Tensor) -> None:
     pytest.importorskip("timm")
-    regions = FastSAMRegions(fastsam_s / "FastSAM-s.pt", taps="fast")
+    regions = FastSAMRegions(fastsam_s / "FastSAM-s.pt", layers="fast")
     other = TimmFeatureExtractor("resnet18", weights="random", regions=regions)
     priors = other(pictures)
     assert torch.equal(priors.labels, bank(pictures).labels)
@@ -235,7 +235,7 @@ def test_gradient_reaches_the_picture_only_if_asked(
 ) -> None:
     images = (pictures[1:2] * 0.9 + 0.05).requires_grad_()  # at 0 and 1 the clamp lets nothing through
     assert not any(f.requires_grad for f in bank(images).features)
-    open_bank = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", taps="fast", grad_to_input=True)
+    open_bank = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", layers="fast", grad_to_input=True)
     priors = open_bank(images)
     assert all(f.requires_grad for f in priors.features)
     assert not priors.labels.requires_grad
@@ -250,7 +250,7 @@ def test_gradient_reaches_the_picture_only_if_asked(
 
 
 def test_calls_with_and_without_gradient_do_not_disturb_each_other(fastsam_s: Path, pictures: Tensor) -> None:
-    bank = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", taps="fast", grad_to_input=True)
+    bank = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", layers="fast", grad_to_input=True)
     with torch.inference_mode():
         bank(pictures)
     images = pictures.clone().requires_grad_()
@@ -294,7 +294,7 @@ def test_bfloat16_and_channels_last(bank: FastSAMFeatureExtractor, pictures: Ten
 
 
 def test_compiles(pictures: Tensor) -> None:
-    bank = FastSAMFeatureExtractor("random", taps="fast", max_regions=3)
+    bank = FastSAMFeatureExtractor("random", layers="fast", max_regions=3)
     compiled = torch.compile(bank, fullgraph=True, backend="aot_eager")
     found, wanted = compiled(pictures[1:, :, :64, :64]), bank(pictures[1:, :, :64, :64])
     assert (found.labels == wanted.labels).float().mean() > 0.99
@@ -304,7 +304,7 @@ def test_compiles(pictures: Tensor) -> None:
 
 @pytest.mark.slow
 def test_compiles_at_sizes_that_change_and_need_padding(pictures: Tensor) -> None:
-    bank = FastSAMFeatureExtractor("random", taps="fast", regions=ColorPositionKMeans(2))
+    bank = FastSAMFeatureExtractor("random", layers="fast", regions=ColorPositionKMeans(2))
     torch.compiler.reset()
     compiled = torch.compile(bank.extract_features, fullgraph=True, backend="aot_eager", dynamic=True)
     for height, width in ((64, 64), (70, 99)):
@@ -316,7 +316,7 @@ def test_compiles_at_sizes_that_change_and_need_padding(pictures: Tensor) -> Non
 HOST = ("lift_fresh", "_local_scalar_dense", "nonzero", "item", "_to_copy", "masked_select", "unique")
 
 
-@pytest.mark.parametrize("options", [{}, {"overlap": True}, {"full_resolution": False}, {"taps": "paper"}])
+@pytest.mark.parametrize("options", [{}, {"overlap": True}, {"full_resolution": False}, {"layers": "paper"}])
 def test_nothing_is_copied_from_or_read_back_to_the_host(pictures: Tensor, options: dict) -> None:
     seen: list[str] = []
 
@@ -325,7 +325,7 @@ def test_nothing_is_copied_from_or_read_back_to_the_host(pictures: Tensor, optio
             seen.append(func.overloadpacket.__name__)
             return func(*args, **(kwargs or {}))
 
-    bank = FastSAMFeatureExtractor("random", **{"taps": "fast", "max_regions": 3, **options})
+    bank = FastSAMFeatureExtractor("random", **{"layers": "fast", "max_regions": 3, **options})
     images = pictures[..., :70, :99].contiguous()
     with Watch():
         bank(images)
@@ -342,7 +342,7 @@ def test_half_precision_pictures_are_enlarged_in_float32(fastsam_s: Path, pictur
 
 def test_a_bank_made_in_inference_mode_lets_gradients_through(fastsam_s: Path, pictures: Tensor) -> None:
     with torch.inference_mode():
-        bank = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", taps="fast")
+        bank = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", layers="fast")
     images = pictures[1:2].clone().requires_grad_()
     bank.extract_features(images)[0].sum().backward()
     assert images.grad.abs().sum() > 0
@@ -351,7 +351,7 @@ def test_a_bank_made_in_inference_mode_lets_gradients_through(fastsam_s: Path, p
 def test_the_weights_do_not_depend_on_the_file_afterwards(fastsam_s: Path, tmp_path: Path, pictures: Tensor) -> None:
     state = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt")._yolo.state_dict()
     save_file(state, tmp_path / "float32.safetensors")
-    bank = FastSAMFeatureExtractor(tmp_path / "float32.safetensors", taps="fast")
+    bank = FastSAMFeatureExtractor(tmp_path / "float32.safetensors", layers="fast")
     wanted = bank(pictures)
     size = (tmp_path / "float32.safetensors").stat().st_size
     with open(tmp_path / "float32.safetensors", "r+b") as file:  # as cp writes over a file
@@ -361,13 +361,13 @@ def test_the_weights_do_not_depend_on_the_file_afterwards(fastsam_s: Path, tmp_p
 
 def test_the_fingerprint_tells_banks_apart(bank: FastSAMFeatureExtractor, fastsam_s: Path) -> None:
     path = fastsam_s / "FastSAM-s.pt"
-    assert FastSAMFeatureExtractor(path, taps="fast").fingerprint == bank.fingerprint
+    assert FastSAMFeatureExtractor(path, layers="fast").fingerprint == bank.fingerprint
     others = [
-        FastSAMFeatureExtractor("random", taps="fast"),
+        FastSAMFeatureExtractor("random", layers="fast"),
         *(
-            FastSAMFeatureExtractor(path, **{"taps": "fast", **options})
+            FastSAMFeatureExtractor(path, **{"layers": "fast", **options})
             for options in (
-                {"taps": "paper"},
+                {"layers": "paper"},
                 {"max_regions": 4},
                 {"overlap": True},
                 {"conf": 0.4000001},
@@ -380,7 +380,7 @@ def test_the_fingerprint_tells_banks_apart(bank: FastSAMFeatureExtractor, fastsa
     ]
     assert len({bank.fingerprint, *(other.fingerprint for other in others)}) == 10
     wrapped = [
-        FastSAMFeatureExtractor(path, taps="fast", regions=FastSAMRegions(path, taps="fast", **options))
+        FastSAMFeatureExtractor(path, layers="fast", regions=FastSAMRegions(path, layers="fast", **options))
         for options in ({}, {"full_resolution": False}, {"conf": 0.4000001})
     ]
     assert len({other.fingerprint for other in wrapped}) == 3
@@ -406,22 +406,22 @@ def test_regions_that_do_not_tell_their_options_have_no_fingerprint() -> None:
             return images.mean(1).long()
 
     for regions in (Secret(0.2), Plain()):
-        bank = FastSAMFeatureExtractor("random", taps="fast", regions=regions)
+        bank = FastSAMFeatureExtractor("random", layers="fast", regions=regions)
         bank(torch.rand(1, 3, 32, 32))
         with pytest.raises(ValueError, match=f"region source {type(regions).__name__} needs an attribute fingerprint"):
             _ = bank.fingerprint
     regions = Secret(0.2)
     regions.fingerprint = "threshold 0.2"  # type: ignore[assignment]
-    assert len(FastSAMFeatureExtractor("random", taps="fast", regions=regions).fingerprint) == 64
+    assert len(FastSAMFeatureExtractor("random", layers="fast", regions=regions).fingerprint) == 64
 
 
 # on a GPU
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("taps", ["fast", "paper"])
-def test_the_gpu_gives_the_same_and_is_never_waited_for(fastsam_s: Path, pictures: Tensor, taps: str) -> None:
-    bank = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", taps=taps)
+@pytest.mark.parametrize("layers", ["fast", "paper"])
+def test_the_gpu_gives_the_same_and_is_never_waited_for(fastsam_s: Path, pictures: Tensor, layers: str) -> None:
+    bank = FastSAMFeatureExtractor(fastsam_s / "FastSAM-s.pt", layers=layers)
     wanted = bank(pictures)
     bank, images = bank.cuda(), pictures.cuda()
     bank(images)  # cuDNN may choose algorithms in the first call
@@ -442,7 +442,7 @@ def test_the_gpu_gives_the_same_and_is_never_waited_for(fastsam_s: Path, picture
 
 
 def test_extra_large_has_its_own_widths() -> None:
-    bank = FastSAMFeatureExtractor("random-x", taps="fast", regions=ColorPositionKMeans(2))
+    bank = FastSAMFeatureExtractor("random-x", layers="fast", regions=ColorPositionKMeans(2))
     assert bank.channels == (640, 320, 160, 80)
     assert bank(torch.rand(1, 3, 32, 32)).features[0].shape == (1, 640, 2, 2)
 
@@ -461,10 +461,10 @@ def test_missing_weights_say_where_to_get_them(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"taps": "slow"}, "taps must be one of"),
-        ({"taps": (6, 4, 2)}, "taps must be 'paper', 'fast' or four layers, coarse to fine, with strides"),
-        ({"taps": (0, 2, 4, 6)}, r"got \(0, 2, 4, 6\)"),
-        ({"taps": (6, 4, 2, 11)}, r"got \(6, 4, 2, 11\)"),
+        ({"layers": "slow"}, "layers must be one of"),
+        ({"layers": (6, 4, 2)}, "layers must be 'paper', 'fast' or four layers, coarse to fine, with strides"),
+        ({"layers": (0, 2, 4, 6)}, r"got \(0, 2, 4, 6\)"),
+        ({"layers": (6, 4, 2, 11)}, r"got \(6, 4, 2, 11\)"),
         ({"max_regions": 0}, "max_regions must be a whole number >= 1, got 0"),
         ({"conf": 1.5}, r"conf must be a number in \[0, 1\], got 1.5"),
         ({"iou": "high"}, r"iou must be a number in \[0, 1\], got 'high'"),
@@ -523,7 +523,7 @@ def state():
 
 import skt_components as skt  # what the import does is tests/test_architecture.py's matter
 before = state()
-bank = skt.FastSAMFeatureExtractor(sys.argv[1], taps="fast")
+bank = skt.FastSAMFeatureExtractor(sys.argv[1], layers="fast")
 bank(torch.full((1, 3, 64, 64), 0.5))
 after = state()
 after["modules"] = [m for m in sys.modules if m.split(".")[0] in ("ultralytics", "cv2", "matplotlib", "polars")]

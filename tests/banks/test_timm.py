@@ -29,7 +29,7 @@ from skt_components.banks import (
     GridRegions,
     KnowledgeBank,
     TimmFeatureExtractor,
-    _timm_weights,
+    timm_weights,
 )
 from skt_components.banks.lite0 import lite0_weights
 
@@ -411,7 +411,7 @@ def test_pretrained_is_the_only_thing_that_asks_the_network(monkeypatch: pytest.
         return create(name, pretrained=False, **options)
 
     monkeypatch.setattr(timm, "create_model", spy)
-    monkeypatch.setattr(_timm_weights, "_answers", lambda server: True)
+    monkeypatch.setattr(timm_weights, "_answers", lambda server: True)
     TimmFeatureExtractor(weights="random")
     TimmFeatureExtractor()
     assert not any(asked)
@@ -523,17 +523,17 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[http.server.HTTPServer]:
 
 def test_any_answer_is_a_network(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"http://127.0.0.1:{server.server_port}"
-    assert _timm_weights._answers(f"{address}/some/file.pth")
+    assert timm_weights._answers(f"{address}/some/file.pth")
     assert server.asked == [""] or server.asked == ["/"]
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound and not listening: refuses
         dead = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        assert not _timm_weights._answers(dead)
+        assert not timm_weights._answers(dead)
         monkeypatch.setenv("http_proxy", address)
-        assert _timm_weights._answers("http://mirror.invalid")  # the proxy answers
+        assert timm_weights._answers("http://mirror.invalid")  # the proxy answers
         assert server.asked[-1].startswith("http://mirror.invalid")
         monkeypatch.setenv("https_proxy", dead)
-        assert not _timm_weights._answers("https://huggingface.co")
+        assert not timm_weights._answers("https://huggingface.co")
 
 
 def test_an_unknown_certificate_is_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -541,7 +541,7 @@ def test_an_unknown_certificate_is_a_network(monkeypatch: pytest.MonkeyPatch) ->
         raise urllib.error.URLError(ssl.SSLCertVerificationError("self-signed"))
 
     monkeypatch.setattr(urllib.request.OpenerDirector, "open", strange)
-    assert _timm_weights._answers("https://huggingface.co")
+    assert timm_weights._answers("https://huggingface.co")
 
 
 @pytest.mark.parametrize(

@@ -32,19 +32,19 @@ def all_outputs(network: YOLOv8Seg, images: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("taps", ["fast", "paper"])
+@pytest.mark.parametrize("layers", ["fast", "paper"])
 @pytest.mark.parametrize("variant", ["s", pytest.param("x", marks=pytest.mark.slow)])
-def test_layers_equal_those_of_ultralytics(variant: str, taps: str, request: pytest.FixtureRequest) -> None:
+def test_layers_equal_those_of_ultralytics(variant: str, layers: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(f"fastsam_{variant}")
     path = folder / f"FastSAM-{variant}.pt"
     network = YOLOv8Seg.from_state_dict(load_fastsam_state(path), str(path))
     reference = torch.load(folder / "reference.pt", weights_only=True)
     pictures = reference["pictures"][:2]
-    if taps == "paper":
+    if layers == "paper":
         pictures = torch.nn.functional.interpolate(pictures, scale_factor=2, mode="bilinear", align_corners=False)
     with torch.no_grad():
-        found = network.run_layers(pictures, list(reference[taps]["taps"]))
-    for layer, wanted in reference[taps]["taps"].items():
+        found = network.run_layers(pictures, list(reference[layers]["taps"]))
+    for layer, wanted in reference[layers]["taps"].items():
         torch.testing.assert_close(found[layer], wanted, rtol=1e-5, atol=1e-5, msg=f"layer {layer}")
         assert wanted.std() > 0.1  # a dead network would agree with everything
 

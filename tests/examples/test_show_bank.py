@@ -38,7 +38,7 @@ def test_draws_display_and_hdr_pictures(photo: Path, tmp_path: Path) -> None:
 
 
 def test_fastsam(photo: Path, tmp_path: Path, fastsam_like: Path) -> None:
-    options = ("--bank", "fastsam", "--weights", fastsam_like, "--taps", "fast", "--longest-side", 96)
+    options = ("--bank", "fastsam", "--weights", fastsam_like, "--layers", "fast", "--longest-side", 96)
     done = show(photo, *options, "--out", tmp_path / "priors.png")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "priors.png").stat().st_size > 10_000
@@ -49,7 +49,7 @@ def fastsam_like(tmp_path: Path) -> Path:
     from safetensors.torch import save_file
 
     path = tmp_path / "FastSAM-s.safetensors"
-    save_file(skt.FastSAMFeatureExtractor("random", taps="fast").network.network.state_dict(), path)
+    save_file(skt.FastSAMFeatureExtractor("random", layers="fast").network.network.state_dict(), path)
     return path
 
 

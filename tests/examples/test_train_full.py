@@ -246,8 +246,8 @@ def test_resume_with_too_few_steps_or_another_network_is_explained(loop: ModuleT
     with pytest.raises(ValueError, match=r"--steps 3, but the newest checkpoint is already at step 4"):
         loop.main(["--resume", str(run), "--steps", "3"])
     with pytest.raises(ValueError, match=r'--resume: orm was "ahdrnet-small" and is "strangers:Stranger" now'):
-        loop.main(["--resume", str(run), "--steps", "5", "--orm", "strangers:Stranger", "--taps", *STAGES])
-    loop.main(["--resume", str(run), "--steps", "6", "--orm", "ahdrnet-small", "--taps"])
+        loop.main(["--resume", str(run), "--steps", "5", "--orm", "strangers:Stranger", "--layers", *STAGES])
+    loop.main(["--resume", str(run), "--steps", "6", "--orm", "ahdrnet-small", "--layers"])
     loop.main(["--resume", str(run)])  # finished: only reports again
     steps = [line["step"] for line in metrics(run) if "terms" in line]
     assert steps == [0, 1, 2, 3, 4, 5]
@@ -279,7 +279,7 @@ def test_ctrl_c_saves_and_the_log_has_no_doubles(loop: ModuleType, tmp_path: Pat
 
 def test_a_network_with_a_call_of_its_own(loop: ModuleType, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    loop.main([*SMALL, "--orm", "strangers:called_differently", "--taps", *STAGES, "--compare", "--out", str(run)])
+    loop.main([*SMALL, "--orm", "strangers:called_differently", "--layers", *STAGES, "--compare", "--out", str(run)])
     skt.load_weights(run / "orm.safetensors", Stranger())
 
 
@@ -311,7 +311,7 @@ class Stranger(nn.Module):
 
 def test_a_strangers_network_by_name(loop: ModuleType, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    loop.main([*SMALL, "--orm", "strangers:Stranger", "--taps", *STAGES, "--out", str(run)])
+    loop.main([*SMALL, "--orm", "strangers:Stranger", "--layers", *STAGES, "--out", str(run)])
     skt.load_weights(run / "orm.safetensors", Stranger())
 
 
@@ -579,8 +579,8 @@ def test_nothing_is_written_over(loop: ModuleType, tmp_path: Path) -> None:
         (["--data", "hdr-folder", "--root", "missing"], "missing"),
         (["--data", "kalantari", "--root", "missing"], "missing"),
         (["--data", "bracketire-plus", "--root", "missing"], "missing"),
-        (["--taps", "RDB1", "RDB2"], "taps must name 3"),
-        (["--taps", "RDB1", "RDB2", "RDB9"], "RDB9"),
+        (["--layers", "RDB1", "RDB2"], "taps must name 3"),
+        (["--layers", "RDB1", "RDB2", "RDB9"], "RDB9"),
         (["--orm", "strangers:Stranger"], "Stranger does not say its stages in fusion_taps: .* --taps"),
     ],
 )
@@ -642,7 +642,7 @@ def test_fastsam_as_the_bank(loop: ModuleType, tmp_path: Path, fastsam_file: Pat
 def fastsam_file(tmp_path: Path) -> Path:
     """Random weights of FastSAM-s, as convert_checkpoint writes real ones."""
     path = tmp_path / "FastSAM-s.safetensors"
-    skt.save_weights(path, skt.FastSAMFeatureExtractor("random", taps="fast").network.network)
+    skt.save_weights(path, skt.FastSAMFeatureExtractor("random", layers="fast").network.network)
     return path
 
 

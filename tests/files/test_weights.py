@@ -12,7 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from skt_components.files.atomic import atomic_write
-from skt_components.files.weights import check_state_dict, load_weights, named_tensors, read_state_dict
+from skt_components.files.weights import (
+    check_state_dict,
+    load_weights,
+    named_tensors,
+    read_safetensors_metadata,
+    read_state_dict,
+)
 
 
 @pytest.fixture
@@ -47,6 +53,18 @@ def test_reads_safetensors(tmp_path: Path, state: dict[str, Tensor]) -> None:
     save_file(state, tmp_path / "weights.safetensors")
     found = load_weights(tmp_path / "weights.safetensors")
     assert_same({k: found[k] for k in state}, state)
+
+
+def test_reads_the_metadata_of_safetensors(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    save_file(state, tmp_path / "weights.safetensors", {"network": "AHDRNet"})
+    assert read_safetensors_metadata(tmp_path / "weights.safetensors") == {"network": "AHDRNet"}
+    save_file(state, tmp_path / "bare.safetensors")
+    assert read_safetensors_metadata(str(tmp_path / "bare.safetensors")) == {}
+    (tmp_path / "odd.safetensors").write_bytes(b"odd")
+    with pytest.raises(ValueError, match=r"odd\.safetensors is not a readable safetensors file"):
+        read_safetensors_metadata(tmp_path / "odd.safetensors")
+    with pytest.raises(FileNotFoundError):
+        read_safetensors_metadata(tmp_path / "absent.safetensors")
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model"])

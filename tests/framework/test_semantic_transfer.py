@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from skt_components.banks import GridRegions, NoKnowledge, TimmFeatureExtractor, priors_from_labels
+from skt_components.banks import EmptyBank, GridRegions, TimmFeatureExtractor, priors_from_labels
 from skt_components.banks.priors import priors_from_masks
 from skt_components.framework import LossWeights, SemanticKnowledgeTransfer
 from skt_components.losses import HistogramLoss, PerceptualLoss, mu_l1_loss, semantic_histogram_loss
@@ -1412,7 +1412,7 @@ def test_a_wrapped_network_gets_its_own_kind_of_teacher():
 @pytest.mark.parametrize("domain", ["srgb", "raw"])
 def test_it_trains_without_any_knowledge(domain):
     options = {} if domain == "srgb" else {"num_frames": 5, "in_channels": 4, "out_channels": 4, "reference": 0}
-    framework = make(make_orm(**options), knowledge_bank=NoKnowledge(), domain=domain)
+    framework = make(make_orm(**options), knowledge_bank=EmptyBank(), domain=domain)
     bracket, target = make_data()
     if domain == "raw":
         bracket, target = torch.rand(2, 5, 4, 16, 16), torch.rand(2, 4, 16, 16)

@@ -72,7 +72,7 @@ def test_parameters_without_gradient_are_named_and_nothing_is_left_behind() -> N
 
 def test_the_framework_uses_all_it_trains_unless_a_term_is_off() -> None:
     orm = skt.AHDRNet(features=8, num_layers=2, growth=4)
-    framework = skt.SemanticKnowledgeTransfer(orm, skt.NoKnowledge(), weights=skt.LossWeights(0.1, 0.1, 1.0, 0.0))
+    framework = skt.SemanticKnowledgeTransfer(orm, skt.EmptyBank(), weights=skt.LossWeights(0.1, 0.1, 1.0, 0.0))
     pair = torch.rand(1, 3, 6, 16, 16), torch.rand(1, 3, 16, 16)
     assert unused_parameters(framework, *pair) == []
     framework.weights = skt.LossWeights(0.1, 0.1, 0.0, 0.0)

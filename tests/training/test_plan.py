@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from skt_components.banks import NoKnowledge
+from skt_components.banks import EmptyBank
 from skt_components.data import HDRSample
 from skt_components.framework import SemanticKnowledgeTransfer
 from skt_components.models import AHDRNet
@@ -20,7 +20,7 @@ from skt_components.training.plan import _LiveBytes, check_files, describe_plan
 
 def make_framework(orm: nn.Module | None = None, **options) -> SemanticKnowledgeTransfer:
     orm = orm or AHDRNet(features=8, num_layers=2, growth=4)
-    return SemanticKnowledgeTransfer(orm, options.pop("bank", NoKnowledge()), **options)
+    return SemanticKnowledgeTransfer(orm, options.pop("bank", EmptyBank()), **options)
 
 
 def make_sample(side: int = 32) -> HDRSample:
@@ -44,7 +44,7 @@ def number(pattern: str, text: str) -> float:
 
 
 def test_parameters_are_exact_and_the_bank_is_counted_apart() -> None:
-    class Bank(NoKnowledge):
+    class Bank(EmptyBank):
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(3, 5, 1)

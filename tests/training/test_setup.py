@@ -15,7 +15,7 @@ from skt_components.banks import (
 
 
 def test_fastsam_has_its_own_masks_and_can_have_others() -> None:
-    bank = make_knowledge_bank("fastsam", weights="random", num_regions=5, taps="fast")
+    bank = make_knowledge_bank("fastsam", weights="random", num_regions=5, layers="fast")
     assert isinstance(bank, KnowledgeBank)
     assert (bank.regions, bank.max_regions, bank.num_regions, bank.scale) == (None, 5, 6, 1)
     color = make_knowledge_bank("fastsam", weights="random", regions="color", num_regions=5)
@@ -33,8 +33,8 @@ def test_timm_takes_color_regions_unless_told() -> None:
 def test_rejects_bad_names(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="regions must be one of"):
         make_knowledge_bank("fastsam", weights="random", regions="masks")
-    with pytest.raises(ValueError, match="taps must be one of"):
-        make_knowledge_bank("fastsam", weights="random", taps="slow")
+    with pytest.raises(ValueError, match="layers must be one of"):
+        make_knowledge_bank("fastsam", weights="random", layers="slow")
     with pytest.raises(ValueError, match=r"name must be a timm model such as .*got 'fast_sam'"):
         make_knowledge_bank("fast_sam")
     with pytest.raises(ValueError, match=r"the knowledge bank is called fastsam, got 'FastSAM-x'"):

@@ -10,14 +10,14 @@ from skt_components.banks.priors import SemanticPriors, priors_from_labels
 from skt_components.ops.checks import check_tensor
 
 
-class NoKnowledge(nn.Module):
+class EmptyBank(nn.Module):
     """A bank without features, for which every picture is one region: the ablation "without FastSAM".
 
     A teacher made for it (:class:`SPGRM` with ``prior_channels=()``) is a plain second stage, its fusion modules
     alone, and L_color compares the histograms of whole pictures.
 
     Example:
-        >>> priors = NoKnowledge()(torch.rand(1, 3, 4, 4))
+        >>> priors = EmptyBank()(torch.rand(1, 3, 4, 4))
         >>> len(priors.features), priors.labels.unique().tolist(), priors.valid.tolist()
         (0, [0], [[True]])
 
