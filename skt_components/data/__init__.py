@@ -3,10 +3,11 @@
 from skt_components.data.bracketire import BracketIRE
 from skt_components.data.io import read_image, write_image
 from skt_components.data.kalantari import Kalantari17, Tel23
-from skt_components.data.prepare import Verification, prepare, verify
+from skt_components.data.prepare import prepare
 from skt_components.data.preview import save_contact_sheet, show_exposures, show_radiance
 from skt_components.data.registry import PUBLISHED, PublishedDataset
 from skt_components.data.sample import RAW_PEAK, HDRSample, make_bracket
+from skt_components.data.verify import Verification, verify
 
 __all__ = [
     "PUBLISHED",

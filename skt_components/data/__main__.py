@@ -1,4 +1,4 @@
-"""Check, prepare, look at and simulate data sets.
+"""Check, prepare, preview and simulate data sets.
 
 Examples:
   python -m skt_components.data verify kalantari SIG17
@@ -16,10 +16,11 @@ from functools import partial
 from pathlib import Path
 
 from skt_components.data.dataset import SampleDataset
-from skt_components.data.layout import SPLITS
-from skt_components.data.prepare import prepare, verify
+from skt_components.data.prepare import prepare
 from skt_components.data.preview import save_contact_sheet
 from skt_components.data.registry import PUBLISHED
+from skt_components.data.scene_layout import SPLITS
+from skt_components.data.verify import verify
 from skt_components.simulation.camera import Camera
 from skt_components.simulation.export import simulate_dataset
 from skt_components.simulation.hdr_folder import HDRFolder
@@ -28,10 +29,10 @@ from skt_components.simulation.synthetic import SyntheticScenes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 1 if something failed or verify found problems.
+    """Run the command line; return the exit status: 1 after an error or if verify found problems.
 
     Args:
-        arguments: without the program's name; None: those of the process.
+        arguments: without the program's name; None: the arguments of the process.
     """
     options = _parser().parse_args(arguments)
     try:

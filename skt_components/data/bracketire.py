@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skt_components.data.layout import SPLITS, SceneLayout
 from skt_components.data.sample import HDRSample
 from skt_components.data.scene_dataset import SceneDataset
-from skt_components.data.stored_scene import Array, Stored
+from skt_components.data.scene_layout import SPLITS, SceneLayout, StoredScene
+from skt_components.data.windows import Array
 from skt_components.files.numpy_files import map_array, read_metadata
 from skt_components.ops.checks import check_choice
 
-_TIMES = (1, 4, 16, 64, 256)
-_WHITE = 1023  # 10 bits
+TIMES = (1, 4, 16, 64, 256)
+WHITE = 1023  # 10 bits
 # Frame i covers radiance up to 4^(2 - i): one linear scale for all, whose peak is 16.
-_SCALES = tuple(4.0 ** (2 - i) for i in range(len(_TIMES)))
+_SCALES = tuple(4.0 ** (2 - i) for i in range(len(TIMES)))
 _LABEL, _METADATA = "raw_gt.npy", "metadata.npy"
 _BORDERS = {(1, "train"): 10, (4, "train"): 4, (1, "test"): 5, (4, "test"): 2}
 
@@ -31,25 +31,25 @@ class BracketIRELayout(SceneLayout):
     domain = "raw"
     picture_size = (540, 960)
     depth = 2
-    white = _WHITE
-    frames_shape = (len(_TIMES), 4)
+    white = WHITE
+    frames_shape = (len(TIMES), 4)
     mapped = True
 
     def __init__(self, scale: int) -> None:
         self.name, self.scale = ("BracketIRE" if scale == 1 else "BracketIRE+"), scale
-        self.info_shapes = {"white_balance": (3,), "color_matrix": (3, 3)}
         self.split_folders = {"train": "Train", "test": "Test"}
         self.scene_counts = {"train": 1045, "test": 290}
+        self.info_shapes = {"white_balance": (3,), "color_matrix": (3, 3)}
 
     def files(self, folder: Path) -> list[Path]:
         """Return the files of a frame: the exposures from short to long, the label, the metadata."""
         inputs = folder if self.scale == 1 else folder / "x4"
-        return [*(inputs / f"raw_{time}.npy" for time in _TIMES), folder / _LABEL, folder / _METADATA]
+        return [*(inputs / f"raw_{time}.npy" for time in TIMES), folder / _LABEL, folder / _METADATA]
 
     def read_file(self, path: Path) -> Any:
-        """Map an exposure or the label, or read white balance and colour matrix."""
+        """Map an exposure or the label, or read white balance and color matrix."""
         if path.name == _METADATA:
-            return read_colours(path)
+            return _read_colors(path)
         if path.name == _LABEL:
             return map_array(path, channels=4, kinds="f")
         exposure = map_array(path, channels=4, kinds="u")
@@ -58,16 +58,10 @@ class BracketIRELayout(SceneLayout):
         return exposure
 
 
-def read_colours(path: Path) -> dict[str, list[float] | list[list[float]]]:
-    """Read white balance and colour matrix from a frame's metadata file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is broken, or lacks ``red_gain``, ``blue_gain`` or ``cam2rgb``.
-    """
+def _read_colors(path: Path) -> dict[str, list[float] | list[list[float]]]:
+    """Read white balance and color matrix; ValueError unless ``red_gain``, ``blue_gain`` and ``cam2rgb`` are good."""
     metadata = read_metadata(path)
-    shapes = {"red_gain": 1, "blue_gain": 1, "cam2rgb": 9}
-    for key, size in shapes.items():
+    for key, size in {"red_gain": 1, "blue_gain": 1, "cam2rgb": 9}.items():
         value = metadata.get(key)
         if value is None or value.size != size or not np.isfinite(value).all():
             got = f"it has {', '.join(sorted(metadata))[:200]}" if value is None else f"got {str(value.tolist())[:80]}"
@@ -83,16 +77,16 @@ BRACKETIRE, BRACKETIRE_PLUS = BracketIRELayout(1), BracketIRELayout(4)
 
 
 class BracketIRE(SceneDataset):
-    """BracketIRE's synthetic data set: 1045 brackets of five 10-bit RAW exposures to train on, 290 to test.
+    """BracketIRE's synthetic data set: 1045 training and 290 test brackets of five 10-bit RAW exposures.
 
     ``{root}/{Train,Test}/{scene}/{frame}/`` holds ``raw_{1,4,16,64,256}.npy`` (uint16, 0 to 1023, H×W×4: packed R,
     Gr, Gb, B), ``raw_gt.npy`` (floats from 0 to 16) and ``metadata.npy`` (a pickled dict, which is read without
-    running anything in it); 540×960 packed pixels. With ``scale=4``, BracketIRE+, the exposures are those in
+    running anything in it); 540×960 packed pixels. With ``scale=4``, BracketIRE+, the exposures are the ones in
     ``{frame}/x4/``, a quarter as large. ``root`` may also be what :func:`prepare` made of it.
 
-    Samples are on one linear scale: exposure i divided by 1023 and multiplied by ``4 ** (2 - i)``, so that it
-    saturates there; the target as it is. Networks and losses take ``peak=16``. The reference is the first exposure.
-    ``metadata`` has the white balance and the matrix from the camera's RGB to linear sRGB.
+    Samples are on one linear scale: exposure i divided by 1023 and multiplied by ``4 ** (2 - i)``, where it saturates;
+    the target as it is. Networks and losses take ``peak=16``. The reference is the first exposure. ``metadata`` has the
+    white balance and the matrix from the camera's RGB to linear sRGB.
 
     Args:
         root: folder of the data set, as published or as prepared.
@@ -107,8 +101,7 @@ class BracketIRE(SceneDataset):
         samples_per_epoch: length with a crop; None is one sample per frame.
         augment: of crops in training. "none"; "dihedral": the eight symmetries of the mosaic, red staying where red
             is (with ``scale=4`` transposition only, because the small planes have no other); "planes": flips and
-            transposition of the packed planes as in the published code, which exchanges the places of the colours by
-            a pixel.
+            transposition of the packed planes as in the published code, which shifts the colors by a pixel.
 
     Raises:
         FileNotFoundError: the folder, a split or a frame's file is missing.
@@ -140,19 +133,18 @@ class BracketIRE(SceneDataset):
         check_choice("split", split, SPLITS)
         if border is None:
             border = 0 if split == "train" and crop is None else _BORDERS[scale, split]
-        options = {"seed": seed, "samples_per_epoch": samples_per_epoch, "augment": augment}
-        layout = BRACKETIRE if scale == 1 else BRACKETIRE_PLUS
-        super().__init__(layout, root, split, crop, border=border, **options)  # type: ignore[arg-type]
+        options: Any = {"seed": seed, "samples_per_epoch": samples_per_epoch, "augment": augment}
+        super().__init__(BRACKETIRE if scale == 1 else BRACKETIRE_PLUS, root, split, crop, border=border, **options)
 
-    def _make(self, stored: Stored, frames: list[Array], label: Tensor, name: str) -> HDRSample:
-        bracket = np.empty((len(_TIMES), 4, *frames[0].shape[1:]), np.float32)
-        for planes, exposure, time, scale in zip(bracket, frames, _TIMES, _SCALES, strict=True):
+    def _make_sample(self, scene: StoredScene, frames: list[Array], label: Tensor, name: str) -> HDRSample:
+        bracket = np.empty((len(TIMES), 4, *frames[0].shape[1:]), np.float32)
+        for planes, exposure, time, scale in zip(bracket, frames, TIMES, _SCALES, strict=True):
             numbers = np.ascontiguousarray(exposure)
-            if (highest := numbers.max()) > _WHITE:
-                file = stored.folder / ("frames.npy" if self.is_prepared else f"raw_{time}.npy")
-                raise ValueError(f"{file}: exposures must be 10-bit, from 0 to {_WHITE}, got {highest}")
-            np.divide(numbers, np.float32(_WHITE), out=planes)
+            if (highest := numbers.max()) > WHITE:
+                file = scene.folder / ("frames.npy" if self.is_prepared else f"raw_{time}.npy")
+                raise ValueError(f"{file}: exposures must be 10-bit, from 0 to {WHITE}, got {highest}")
+            np.divide(numbers, np.float32(WHITE), out=planes)
             planes *= np.float32(scale)
-        metadata = {key: torch.tensor(value, dtype=torch.float32) for key, value in stored.info.items()}
-        times = torch.tensor(_TIMES, dtype=torch.float32)
+        metadata = {key: torch.tensor(value, dtype=torch.float32) for key, value in scene.info.items()}
+        times = torch.tensor(TIMES, dtype=torch.float32)
         return HDRSample(torch.from_numpy(bracket), times, label, name, self.domain, metadata)

@@ -1,7 +1,8 @@
-"""One reader and one writer for each file format; arrays are H×W×3 RGB."""
+"""Readers and writers of the file formats; arrays are H×W×3 RGB."""
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -9,40 +10,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from skt_components.data.windows import Array
+
 Pixels = npt.NDArray[np.float32]
 
-_INSTALL = 'pip install "skt-components[data]"'
-# What a byte of a file can become: LZW and Deflate reach about 1400 bytes; runs of RGBE are at most 127 pixels in 8.
-_MOST_UNPACKED, _MOST_RGBE_PIXELS = 1400, 16
+_PACKAGES = {
+    "cv2": "Radiance .hdr files need OpenCV",
+    "OpenEXR": ".exr files need the OpenEXR package",
+    "tifffile": ".tif files need the tifffile package",
+}
+# Largest plausible compression: LZW and Deflate reach about 1400 bytes a byte; RGBE runs at most 127 pixels in 8 bytes.
+_MAX_UNPACKED, _MAX_RGBE_PIXELS = 1400, 16
 _SCALES = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
 
 
-def _cv2() -> Any:
+def _load(module: str) -> Any:
     try:
-        import cv2
+        return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"Radiance .hdr files need OpenCV: {_INSTALL}") from error
-    return cv2
+        raise ImportError(f'{_PACKAGES[module]}: pip install "skt-components[data]"') from error
 
 
-def _openexr() -> Any:
-    try:
-        import OpenEXR
-    except ImportError as error:
-        raise ImportError(f".exr files need the OpenEXR package: {_INSTALL}") from error
-    return OpenEXR
-
-
-def _tifffile() -> Any:
-    try:
-        import tifffile
-    except ImportError as error:
-        raise ImportError(f".tif files need the tifffile package: {_INSTALL}") from error
-    return tifffile
-
-
-def _to_float(path: Path, array: npt.NDArray[Any]) -> Pixels:
-    """Scale whole numbers to [0, 1], keep floats; one grey channel becomes three, a fourth is dropped."""
+def _to_float(path: Path, array: Array) -> Pixels:
+    """Scale whole numbers to [0, 1], keep floats; drop a fourth channel."""
     if array.dtype in _SCALES:
         pixels = array.astype(np.float32) / np.float32(_SCALES[array.dtype])
     elif array.dtype.kind == "f":
@@ -63,9 +53,9 @@ def read_hdr(path: Path) -> Pixels:
     if b"32-bit_rle_xyze" in data[:4096]:
         raise ValueError(f"{path}: Radiance XYZE files are not supported, only RGBE")
     size = re.search(rb"\n[-+][XY] +(\d{1,9}) +[-+][XY] +(\d{1,9}) *\n", data[:65536])
-    if size and int(size[1]) * int(size[2]) > _MOST_RGBE_PIXELS * len(data):
+    if size and int(size[1]) * int(size[2]) > _MAX_RGBE_PIXELS * len(data):
         raise ValueError(f"{path}: its header promises more pixels than a file of {len(data)} bytes can hold")
-    cv2 = _cv2()
+    cv2 = _load("cv2")
     try:
         bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -77,8 +67,7 @@ def read_hdr(path: Path) -> Pixels:
 
 def write_hdr(path: Path, pixels: Pixels) -> None:
     """Encode Radiance RGBE."""
-    cv2 = _cv2()
-    done, data = cv2.imencode(".hdr", np.ascontiguousarray(pixels[..., ::-1]))
+    done, data = _load("cv2").imencode(".hdr", np.ascontiguousarray(pixels[..., ::-1]))
     if not done:
         raise ValueError(f"{path}: OpenCV could not encode a picture of shape {pixels.shape}")
     path.write_bytes(data.tobytes())
@@ -86,7 +75,7 @@ def write_hdr(path: Path, pixels: Pixels) -> None:
 
 def read_exr(path: Path) -> Pixels:
     """Read R, G and B of the first part that has them."""
-    openexr = _openexr()
+    openexr = _load("OpenEXR")
     try:
         with openexr.File(str(path), separate_channels=True) as file:
             parts = [{name: c.pixels for name, c in part.channels.items()} for part in file.parts]
@@ -106,9 +95,9 @@ def read_exr(path: Path) -> Pixels:
     return _to_float(path, np.stack(planes, axis=-1))
 
 
-def write_exr(path: Path, pixels: npt.NDArray[Any]) -> None:
+def write_exr(path: Path, pixels: Array) -> None:
     """Write R, G and B, losslessly compressed, in the array's own precision."""
-    openexr = _openexr()
+    openexr = _load("OpenEXR")
     header = {"compression": openexr.ZIP_COMPRESSION, "type": openexr.scanlineimage}
     channels = {name: np.ascontiguousarray(pixels[..., i]) for i, name in enumerate("RGB")}
     with openexr.File(header, channels) as file:
@@ -120,29 +109,26 @@ def read_tif(path: Path) -> Pixels:
     return _to_float(path, decode_tif(path))
 
 
-def decode_tif(path: Path) -> npt.NDArray[Any]:
-    """Read the first page as H×W×3 or H×W×4 in the file's own numbers.
+def decode_tif(path: Path) -> Array:
+    """Read the first page as H×W×3 or H×W×4 in the file's own numbers; gray is repeated three times.
 
-    LZW and other packed pages go through OpenCV where tifffile lacks a codec.
+    OpenCV decodes LZW and other compressed pages if tifffile lacks the codec.
     """
-    tifffile = _tifffile()
+    tifffile = _load("tifffile")
     try:
         with tifffile.TiffFile(path) as file:
             page = file.pages[0]
             planar = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel > 1
-            if page.photometric not in (
-                tifffile.PHOTOMETRIC.RGB,
-                tifffile.PHOTOMETRIC.MINISBLACK,
-            ):
-                raise ValueError(f"colour type must be RGB or grey, got {page.photometric!r}")
-            if page.nbytes > _MOST_UNPACKED * path.stat().st_size:
+            if page.photometric not in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
+                raise ValueError(f"color type must be RGB or gray, got {page.photometric!r}")
+            if page.nbytes > _MAX_UNPACKED * path.stat().st_size:
                 raise ValueError(f"its header promises {page.nbytes} bytes, which no file of its length can hold")
             try:
                 array = page.asarray()
             except ValueError as error:
                 if "imagecodecs" not in str(error):
                     raise
-                array, planar = _read_tif_opencv(path), False
+                array, planar = _decode_tif_with_opencv(path), False
     except Exception as error:
         raise ValueError(f"{path}: broken, truncated or unsupported TIFF file ({error})") from error
     if planar:
@@ -150,12 +136,12 @@ def decode_tif(path: Path) -> npt.NDArray[Any]:
     if array.ndim == 2:
         array = np.repeat(array[..., None], 3, axis=-1)
     if array.ndim != 3 or array.shape[-1] not in (3, 4):
-        raise ValueError(f"{path}: must be RGB, RGBA or grey, got shape {array.shape}")
+        raise ValueError(f"{path}: must be RGB, RGBA or gray, got shape {array.shape}")
     return array
 
 
-def _read_tif_opencv(path: Path) -> npt.NDArray[Any]:
-    cv2 = _cv2()
+def _decode_tif_with_opencv(path: Path) -> Array:
+    cv2 = _load("cv2")
     bgr = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if bgr is None:
         raise ValueError("OpenCV cannot decode it")
@@ -164,7 +150,7 @@ def _read_tif_opencv(path: Path) -> npt.NDArray[Any]:
 
 def write_tif(path: Path, pixels: npt.NDArray[np.uint16]) -> None:
     """Write uncompressed 16-bit RGB."""
-    _tifffile().imwrite(path, pixels, photometric="rgb", metadata=None)
+    _load("tifffile").imwrite(path, pixels, photometric="rgb", metadata=None)
 
 
 def read_npy(path: Path) -> Pixels:
@@ -177,9 +163,3 @@ def read_npy(path: Path) -> Pixels:
     if array.ndim != 3 or 3 not in (array.shape[-1], array.shape[0]):
         raise ValueError(f"{path}: must be H×W×3 or 3×H×W, got shape {array.shape}")
     return _to_float(path, array if array.shape[-1] == 3 else array.transpose(1, 2, 0))
-
-
-def write_npy(path: Path, pixels: Pixels) -> None:
-    """Write float32 H×W×3."""
-    with path.open("wb") as file:
-        np.save(file, pixels, allow_pickle=False)

@@ -1,9 +1,8 @@
-"""Reading and writing linear pictures: .hdr, .exr, .tif, .npy."""
+"""Read and write linear pictures: .hdr, .exr, .tif, .npy."""
 
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +10,101 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from skt_components.data import formats as _formats
+from skt_components.data import formats
+from skt_components.files import atomic_write
 from skt_components.ops.checks import check_tensor
 
-SUPPORTED_SUFFIXES = (".hdr", ".exr", ".tif", ".tiff", ".npy")
-
 _READERS = {
-    ".hdr": _formats.read_hdr,
-    ".exr": _formats.read_exr,
-    ".tif": _formats.read_tif,
-    ".tiff": _formats.read_tif,
-    ".npy": _formats.read_npy,
+    ".hdr": formats.read_hdr,
+    ".exr": formats.read_exr,
+    ".tif": formats.read_tif,
+    ".tiff": formats.read_tif,
+    ".npy": formats.read_npy,
 }
+SUPPORTED_SUFFIXES = tuple(_READERS)
+
+
+def read_image(path: str | os.PathLike[str]) -> Float[Tensor, "3 h w"]:
+    """Read a picture as float32 RGB, with the values that the file stores.
+
+    ``.hdr``: Radiance RGBE. ``.exr``: the channels named R, G and B of the first part that has them; all others, alpha
+    included, are ignored. ``.tif``: uint8 / 255, uint16 / 65535, floats as they are; gray is repeated three times,
+    alpha is dropped. ``.npy``: the same number types, H×W×3 or 3×H×W (a 3×H×3 array counts as H×W×3). Negative values
+    (colors outside the gamut in EXR files) are kept.
+
+    Args:
+        path: file with one of the suffixes above.
+
+    Returns:
+        (3, H, W) float32 RGB.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the suffix is not supported; the file is broken, not RGB or holds infinities or NaN.
+        ImportError: the package that reads this format is missing.
+    """
+    path = Path(path)
+    suffix = _check_suffix(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty")
+    pixels = _READERS[suffix](path)
+    _check_finite(path, pixels)
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def write_image(
+    path: str | os.PathLike[str], image: Float[Tensor, "3 h w"], *, overwrite: bool = False, half: bool = False
+) -> None:
+    """Write a picture in the format of the suffix; an error leaves no file behind, or the old file as it was.
+
+    ``.hdr``: RGBE, values >= 0, each within 1/128 of the pixel's largest channel. ``.exr``: float32, or
+    float16 with ``half``. ``.tif``: uint16, values in [0, 1], rounded to the nearest (halves to even).
+    ``.npy``: float32, H×W×3.
+
+    Args:
+        path: file to write, in a folder that exists.
+        image: (3, H, W) RGB, finite; on any device.
+        overwrite: replace an existing file.
+        half: write EXR as float16; values up to 65504.
+
+    Raises:
+        TypeError: ``image`` is not a floating-point tensor.
+        FileExistsError: the file exists and ``overwrite`` is False.
+        FileNotFoundError: the folder does not exist.
+        ValueError: the suffix is not supported, or the format cannot hold the values.
+        ImportError: the package that writes this format is missing.
+    """
+    path = Path(path)
+    suffix = _check_suffix(path)
+    check_tensor("image", image, ndim=3, layout="(3, H, W)", channels=3)
+    if half and suffix != ".exr":
+        raise ValueError(f"{path}: half is for .exr files only")
+    if image.numel() == 0:
+        raise ValueError(f"image must have pixels, got shape {tuple(image.shape)}")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
+    pixels = np.ascontiguousarray(image.detach().to("cpu", torch.float32).permute(1, 2, 0).numpy())
+    _check_finite(path, pixels)
+    low, high = float(pixels.min()), float(pixels.max())
+    with atomic_write(path, sync=False) as temporary:
+        if suffix == ".hdr":
+            if low < 0 or high >= 2.0**127:
+                raise ValueError(f"{path}: .hdr holds values in [0, 2**127), got [{low:g}, {high:g}]")
+            formats.write_hdr(temporary, pixels)
+        elif suffix == ".exr":
+            if half and max(-low, high) > 65504:
+                raise ValueError(f"{path}: half-float .exr holds values up to 65504, got [{low:g}, {high:g}]")
+            formats.write_exr(temporary, pixels.astype(np.float16) if half else pixels)
+        elif suffix == ".npy":
+            with temporary.open("wb") as file:  # np.save would add .npy to a name that ends with .NPY
+                np.save(file, pixels, allow_pickle=False)
+        else:
+            if low < 0 or high > 1:
+                raise ValueError(f"{path}: .tif holds values in [0, 1], got [{low:g}, {high:g}]")
+            # float64: 65535 * x is then exact enough for halves to stay halves.
+            formats.write_tif(temporary, np.rint(pixels.astype(np.float64) * 65535).astype(np.uint16))
 
 
 def _check_suffix(path: Path) -> str:
@@ -32,101 +114,7 @@ def _check_suffix(path: Path) -> str:
     return suffix
 
 
-def read_image(path: str | os.PathLike[str]) -> Float[Tensor, "3 h w"]:
-    """Read a picture as float32 RGB, with the values that the file stores.
-
-    ``.hdr``: Radiance RGBE. ``.exr``: the channels named R, G and B of the first part that has them; any
-    others, alpha included, are ignored. ``.tif``: uint8 / 255, uint16 / 65535, floats as they are; grey is
-    repeated three times, alpha is dropped. ``.npy``: the same number types, H×W×3 or 3×H×W (a 3×H×3 array
-    counts as H×W×3). Negative values (colours outside the gamut in EXR files) are kept.
-
-    Args:
-        path: file with one of the suffixes above.
-
-    Returns:
-        (3, H, W) float32 RGB.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the suffix is not supported, the file is broken, not RGB or holds infinities or NaN.
-        ImportError: if the package that reads this format is missing.
-    """
-    path = Path(path)
-    suffix = _check_suffix(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the file is empty")
-    pixels = _READERS[suffix](path)
+def _check_finite(path: Path, pixels: formats.Pixels) -> None:
     bad = pixels.size - int(np.isfinite(pixels).sum())
     if bad:
         raise ValueError(f"{path}: {bad} of {pixels.size} values are infinite or NaN")
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-
-
-def write_image(
-    path: str | os.PathLike[str],
-    image: Float[Tensor, "3 h w"],
-    *,
-    overwrite: bool = False,
-    half: bool = False,
-) -> None:
-    """Write a picture in the format that the suffix names; a failure leaves no file behind.
-
-    ``.hdr``: RGBE, values >= 0, each within 1/128 of the pixel's largest channel. ``.exr``: float32, or
-    float16 with ``half``. ``.tif``: uint16, values in [0, 1], rounded to the nearest (halves to even).
-    ``.npy``: float32, H×W×3.
-
-    Args:
-        path: file to write, in a folder that exists.
-        image: (3, H, W) RGB, finite; on any device.
-        overwrite: whether an existing file may be replaced.
-        half: write EXR as float16; values up to 65504.
-
-    Raises:
-        TypeError: if ``image`` is not a floating-point tensor.
-        FileExistsError: if the file exists and ``overwrite`` is False.
-        FileNotFoundError: if the folder does not exist.
-        ValueError: if the suffix is not supported or the format cannot hold the values.
-        ImportError: if the package that writes this format is missing.
-    """
-    path = Path(path)
-    suffix = _check_suffix(path)
-    check_tensor("image", image, ndim=3, layout="(3, H, W)", channels=3)
-    if half and suffix != ".exr":
-        raise ValueError(f"{path}: half is for .exr files only")
-    if image.numel() == 0:
-        raise ValueError(f"image must have pixels, got shape {tuple(image.shape)}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
-    pixels = np.ascontiguousarray(image.detach().to("cpu", torch.float32).permute(1, 2, 0).numpy())
-    bad = pixels.size - int(np.isfinite(pixels).sum())
-    if bad:
-        raise ValueError(f"{path}: {bad} of {pixels.size} values are infinite or NaN; nothing was written")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")
-    try:
-        _write(temporary, path, suffix, pixels, half)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write(temporary: Path, path: Path, suffix: str, pixels: np.ndarray, half: bool) -> None:
-    low, high = float(pixels.min()), float(pixels.max())
-    if suffix == ".hdr":
-        if low < 0 or high >= 2.0**127:
-            raise ValueError(f"{path}: .hdr holds values in [0, 2**127), got [{low:g}, {high:g}]")
-        _formats.write_hdr(temporary, pixels)
-    elif suffix == ".exr":
-        if half and max(-low, high) > 65504:
-            raise ValueError(f"{path}: half-float .exr holds values up to 65504, got [{low:g}, {high:g}]")
-        _formats.write_exr(temporary, pixels.astype(np.float16) if half else pixels)
-    elif suffix == ".npy":
-        _formats.write_npy(temporary, pixels)
-    else:
-        if low < 0 or high > 1:
-            raise ValueError(f"{path}: .tif holds values in [0, 1], got [{low:g}, {high:g}]")
-        # float64: 65535 * x is then exact enough for halves to stay halves.
-        _formats.write_tif(temporary, np.rint(pixels.astype(np.float64) * 65535).astype(np.uint16))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,12 +13,12 @@ import torch
 from torch import Tensor
 
 from skt_components.data.formats import decode_tif, read_hdr
-from skt_components.data.layout import SceneLayout
 from skt_components.data.sample import HDRSample
 from skt_components.data.scene_dataset import SceneDataset
-from skt_components.data.stored_scene import Array, Info, Stored
+from skt_components.data.scene_layout import Info, SceneLayout, StoredScene
+from skt_components.data.windows import Array
 from skt_components.files.numpy_files import open_file
-from skt_components.ops.checks import check_choice
+from skt_components.ops.checks import check_choice, warn_caller
 
 _EXPOSURES, _LABEL = "exposure.txt", "HDRImg.hdr"
 _FRAMES = 3
@@ -44,14 +43,14 @@ class KalantariLayout(SceneLayout):
         return [*_exposure_files(folder), folder / _LABEL, folder / _EXPOSURES]
 
     def missing_files(self, folder: Path) -> list[str]:
-        """Return what a scene's folder lacks, in words that name it."""
+        """Return one message for each file that a scene's folder lacks, and one for a wrong number of exposures."""
         missing, found = super().missing_files(folder), len(_exposure_files(folder))
         return [*missing, f"{folder}: must have {_FRAMES} .tif exposures, has {found}"] if found != _FRAMES else missing
 
     def read_file(self, path: Path) -> Any:
         """Read an exposure, the label or the exposure file."""
         if path.name == _EXPOSURES:
-            return {"ev": read_ev(path)}
+            return {"ev": read_exposure_values(path)}
         with open_file(path):
             pass
         if path.name == _LABEL:
@@ -62,7 +61,7 @@ class KalantariLayout(SceneLayout):
         return exposure[..., :3]
 
     def info_faults(self, info: Info) -> Iterator[str]:
-        """Yield what is odd about the exposure values."""
+        """Yield a message if the exposure values do not rise."""
         if sorted(set(info["ev"])) != info["ev"]:
             yield f"exposure values must rise, got {info['ev']}"
 
@@ -74,13 +73,8 @@ def _exposure_files(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.name[0] != "." and path.stem != Path(_LABEL).stem)
 
 
-def read_ev(path: Path) -> list[float]:
-    """Read an exposure file: one exposure value in stops per line, three lines.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it does not hold three numbers from -30 to 30.
-    """
+def read_exposure_values(path: Path) -> list[float]:
+    """Read an exposure file: one exposure value in stops per line; ValueError unless three, from -30 to 30."""
     with open_file(path) as file:
         words = file.read(4096).decode("latin1").replace("\x00", "?").split()
     try:
@@ -99,16 +93,15 @@ TEL = KalantariLayout("Tel23", {"train": 108, "test": 36})
 
 
 class Kalantari17(SceneDataset):
-    """Kalantari and Ramamoorthi's data set: 74 scenes to train on, 15 to test, 1000×1500 pixels.
+    """Kalantari and Ramamoorthi's data set: 74 training and 15 test scenes of 1000×1500 pixels.
 
     ``{root}/{Training,Test}/{scene}/`` holds three 16-bit ``.tif`` exposures, which sort by name from the shortest to
     the longest, ``exposure.txt`` (three lines: exposure values in stops) and ``HDRImg.hdr``, the radiance in the
     reference exposure, the middle one. ``root`` may also be what :func:`prepare` made of it: the same samples, faster.
 
-    By default the preprocessing is the one of the networks that are compared on it (HDR-Transformer, SCTNet): the
-    exposures divided by 65536, linear radiance ``ldr ** 2.2 / t`` with ``t = 2 ** EV``, labels as they are, no border
-    left out, no augmentation. Colours are always in the order R, G, B; those networks' published weights want B, G,
-    R, which ``from_official`` sees to.
+    The default preprocessing is the one of HDR-Transformer and SCTNet: the exposures divided by 65536, linear radiance
+    ``ldr ** 2.2 / t`` with ``t = 2 ** EV``, labels as they are, no border left out, no augmentation. Colors are always
+    in the order R, G, B; ``from_official`` converts the published weights of these networks, which expect B, G, R.
 
     Args:
         root: folder of the data set, as published or as prepared.
@@ -117,7 +110,7 @@ class Kalantari17(SceneDataset):
         seed: of the crops.
         samples_per_epoch: length with a crop; None is one sample per scene.
         augment: "none", or "dihedral": the eight symmetries of the square, in training.
-        ldr_scale: what 16-bit numbers are divided by: 65536 as in the published code, or 65535.
+        ldr_scale: divisor of the 16-bit numbers: 65536 as in the published code, or 65535.
         exposure_norm: "raw" takes the exposure values as they are, "relative_to_min" makes the shortest 0.
 
     Raises:
@@ -152,13 +145,13 @@ class Kalantari17(SceneDataset):
         self.ldr_scale, self.exposure_norm = ldr_scale, exposure_norm
         self._linear = ((np.arange(65536) / ldr_scale) ** _GAMMA).astype(np.float32)
         self._warned = False
-        options = {"seed": seed, "samples_per_epoch": samples_per_epoch, "augment": augment}
-        super().__init__(self._layout, root, split, crop, **options)  # type: ignore[arg-type]
+        options: Any = {"seed": seed, "samples_per_epoch": samples_per_epoch, "augment": augment}
+        super().__init__(self._layout, root, split, crop, **options)
 
-    def _make(self, stored: Stored, frames: list[Array], label: Tensor, name: str) -> HDRSample:
-        ev = np.array(stored.info["ev"], np.float64)
+    def _make_sample(self, scene: StoredScene, frames: list[Array], label: Tensor, name: str) -> HDRSample:
+        ev = np.array(scene.info["ev"], np.float64)
         times = np.exp2(ev - ev.min() if self.exposure_norm == "relative_to_min" else ev)
-        # What make_bracket does, with a table for the power: it takes a sixth of the time.
+        # The same as make_bracket, with a table for the power: it takes a sixth of the time.
         bracket = np.empty((len(times), 6, *frames[0].shape[1:]), np.float32)
         for planes, exposure, time in zip(bracket, frames, times, strict=True):
             numbers = np.ascontiguousarray(exposure)
@@ -166,24 +159,20 @@ class Kalantari17(SceneDataset):
             # The published code adds 1e-8, which moves the last bit where times are below 1.
             planes[:3] /= np.float32(time + 1e-8)
             np.divide(numbers, np.float32(self.ldr_scale), out=planes[3:])
-        self._check_peak(label, stored)
-        return HDRSample(torch.from_numpy(bracket), torch.from_numpy(times).float(), label, name, self.domain)
-
-    def _check_peak(self, label: Tensor, stored: Stored) -> None:
         if not self._warned and (peak := label.numpy().max()) > 1:
             self._warned = True
-            warnings.warn(
-                f"{stored.label_file}: the label reaches {peak:g}, above 1, the peak: the exposure values "
-                f"{stored.info['ev']} do not start at 0, or the picture is not from this data set",
-                stacklevel=2,
+            warn_caller(
+                f"{scene.label_file}: the label reaches {peak:g}, above 1, the peak: the exposure values "
+                f"{scene.info['ev']} do not start at 0, or the picture is not from this data set"
             )
+        return HDRSample(torch.from_numpy(bracket), torch.from_numpy(times).float(), label, name, self.domain)
 
 
 class Tel23(Kalantari17):
-    """Tel, Heyrman and Ginhac's data set: 108 scenes to train on, 36 to test, in the layout of :class:`Kalantari17`.
+    """Tel, Heyrman and Ginhac's data set: 108 training and 36 test scenes in the layout of :class:`Kalantari17`.
 
     ``{root}/{Training,Test}/{scene}/{input_1,input_2,input_3}.tif`` with ``exposure.txt`` and ``HDRImg.hdr``; 1000×1500
-    pixels. Arguments, defaults and errors are those of :class:`Kalantari17`. The benchmark's inputs were corrected
+    pixels. Arguments, defaults and errors: see :class:`Kalantari17`. The benchmark's inputs were corrected
     after the paper appeared, so old and new numbers differ.
 
     Example:

@@ -1,4 +1,4 @@
-"""Samples as the eye wants to see them: exposures and target side by side."""
+"""Pictures of samples for display: exposures and target side by side."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from skt_components.ops.transfer import mu_law, srgb_encode
 def show_exposures(sample: HDRSample) -> Float[Tensor, "n 3 _h _w"]:
     """Return a sample's exposures in display values [0, 1].
 
-    The LDR pictures of an sRGB bracket; of RAW each exposure's own sensor values, rendered with the sample's metadata
-    and in the sRGB encoding, twice as many pixels in both axes.
+    These are the LDR pictures of an sRGB bracket. For RAW they are each exposure's own sensor values, rendered with the
+    sample's metadata and sRGB-encoded, with twice as many pixels in both axes.
 
     Args:
         sample: one sample, without a batch axis.
 
     Example:
-        >>> from skt_components.data import SyntheticScenes
+        >>> from skt_components.simulation import SyntheticScenes
         >>> show_exposures(SyntheticScenes(1, 32)[0]).shape
         torch.Size([3, 3, 32, 32])
     """
     if sample.domain == "srgb":
         return sample.bracket[:, 3:]
-    # The bracket is on the scale of the shortest exposure; the sensor's own is that times the exposure time.
+    # From the scale of the shortest exposure to the scale of each exposure's sensor: times the exposure time.
     sensor = sample.bracket * (sample.exposure_times / sample.exposure_times.min())[:, None, None, None] / RAW_PEAK
-    return srgb_encode(_develop(sensor, sample.metadata))
+    return srgb_encode(_render(sensor, sample.metadata))
 
 
 def show_radiance(hdr: Float[Tensor, "c h w"], sample: HDRSample) -> Float[Tensor, "3 _h _w"]:
-    """Return linear radiance after the mu-law, RAW rendered with the sample's metadata.
+    """Return linear radiance after the mu-law; RAW is rendered with the sample's metadata first.
 
     Args:
         hdr: the sample's target, or something in its shape and scale, on any device.
-        sample: whose domain and metadata count.
+        sample: gives the domain and the metadata.
 
     Example:
-        >>> from skt_components.data import SyntheticScenes
+        >>> from skt_components.simulation import SyntheticScenes
         >>> sample = SyntheticScenes(1, 32)[0]
         >>> show_radiance(sample.target, sample).shape
         torch.Size([3, 32, 32])
     """
     linear = hdr.detach().float().cpu()
-    return mu_law(linear if sample.domain == "srgb" else _develop(linear[None] / RAW_PEAK, sample.metadata)[0])
+    return mu_law(linear if sample.domain == "srgb" else _render(linear[None] / RAW_PEAK, sample.metadata)[0])
 
 
-def _develop(packed: Float[Tensor, "b 4 h w"], metadata: Mapping[str, Tensor]) -> Float[Tensor, "b 3 2*h 2*w"]:
-    """Render RAW whose white is 1; clipped after the white balance too, or clipped light would be magenta."""
+def _render(packed: Float[Tensor, "b 4 h w"], metadata: Mapping[str, Tensor]) -> Float[Tensor, "b 3 2*h 2*w"]:
+    """Render RAW whose white is 1; it is clipped after the white balance too, or clipped light would be magenta."""
     if "white_balance" in metadata:
         packed = white_balance(packed, metadata["white_balance"])
     return render_raw(packed.clamp(0, 1), color_matrix=metadata.get("color_matrix")).clamp(0, 1)
@@ -64,12 +64,12 @@ def save_contact_sheet(path: str | os.PathLike[str], samples: Sequence[HDRSample
     Args:
         path: picture to write, ``.png`` or another format of matplotlib's.
         samples: with equally many exposures.
-        overwrite: whether an existing file may be replaced.
+        overwrite: replace an existing file.
 
     Raises:
         FileExistsError: the file exists and ``overwrite`` is False.
         ImportError: matplotlib is missing.
-        ValueError: there is no sample, or their exposures differ in number.
+        ValueError: there is no sample, or the numbers of exposures differ.
 
     Example:
         >>> save_contact_sheet("preview.png", [BracketIRE("bracketire")[0]])  # doctest: +SKIP
@@ -84,15 +84,13 @@ def save_contact_sheet(path: str | os.PathLike[str], samples: Sequence[HDRSample
     size = (2.6 * (counts[0] + 1), (2.6 * height / width + 0.35) * len(samples))
     figure, axes = plt.subplots(len(samples), counts[0] + 1, figsize=size, squeeze=False, layout="constrained")
     for row, sample in zip(axes, samples, strict=True):
-        target = show_radiance(sample.target, sample)
         titles = [f"t = {time:g}" for time in sample.exposure_times.tolist()]
         titles.append(f"target, up to {sample.target.max():.3g}")
-        pictures = [*show_exposures(sample), target]
+        pictures = [*show_exposures(sample), show_radiance(sample.target, sample)]
         for axis, title, picture in zip(row, titles, pictures, strict=True):
             axis.imshow(picture.clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
             axis.set_title(f"{title}, {picture.shape[-1]}×{picture.shape[-2]}", fontsize=7)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(sample.name, fontsize=7)
     figure.savefig(path, dpi=150)
     plt.close(figure)

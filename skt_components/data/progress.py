@@ -1,4 +1,4 @@
-"""A progress bar for whoever watches a terminal."""
+"""Progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 
 def progress_bar(items: Iterable[T], title: str, unit: str, show: bool = True) -> Iterable[T]:
-    """Return the items, with a bar on a terminal where tqdm is installed."""
-    watched = sys.stderr is not None and sys.stderr.isatty()
-    if not (show and watched and importlib.util.find_spec("tqdm")):
+    """Return the items, with a bar if standard error is a terminal and tqdm is installed."""
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    if not (show and terminal and importlib.util.find_spec("tqdm")):
         return items
     from tqdm import tqdm
 

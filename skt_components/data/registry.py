@@ -10,7 +10,7 @@ from typing import Any
 
 from skt_components.data.bracketire import BRACKETIRE, BRACKETIRE_PLUS, BracketIRE
 from skt_components.data.kalantari import KALANTARI, TEL, Kalantari17, Tel23
-from skt_components.data.layout import SceneLayout
+from skt_components.data.scene_layout import SceneLayout
 
 
 @dataclasses.dataclass(frozen=True)

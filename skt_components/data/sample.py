@@ -1,4 +1,4 @@
-"""One HDR training or test sample, and how a bracket is stacked."""
+"""One HDR training or test sample, and its bracket as a tensor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from skt_components.ops.checks import check_positive, check_tensor
 from skt_components.ops.transfer import linearize_ldr
 
-# RAW brackets have one linear scale, which ends where the shortest exposure saturates; BracketIRE's number.
+# Peak of the one linear scale of RAW brackets, where the shortest exposure saturates; BracketIRE's number.
 RAW_PEAK = 16.0
 
 
@@ -22,14 +22,14 @@ class HDRSample(NamedTuple):
     (``name`` and ``domain`` become lists of str); pinned memory works too.
 
     Attributes:
-        bracket: (N, 6, H, W) float32, per exposure the linearised RGB and then the LDR RGB in [0, 1]; of RAW data
+        bracket: (N, 6, H, W) float32, per exposure the linearized RGB and then the LDR RGB in [0, 1]; for RAW data
             (N, 4, h, w), packed R, Gr, Gb, B on one linear scale.
-        exposure_times: (N,) float32; relative to the shortest, which is 1, where the data set does not say otherwise.
-        target: (3, H, W) float32, linear radiance relative to the peak; of RAW data (4, h, w), or (4, 4 h, 4 w) for
+        exposure_times: (N,) float32; relative to the shortest, which is 1, unless the data set states otherwise.
+        target: (3, H, W) float32, linear radiance relative to the peak; for RAW data (4, h, w), or (4, 4 h, 4 w) for
             fourfold super-resolution, packed and on the scale of the bracket, whose peak is 16.
-        name: what the sample shows, for logs and reports.
+        name: of the scene, for logs and reports.
         domain: ``"srgb"`` or ``"raw"``.
-        metadata: how RAW data is shown, as keywords of ``DomainTransfer("raw")``: ``white_balance`` (3,), factors
+        metadata: how to display RAW data, as keywords of ``DomainTransfer("raw")``: ``white_balance`` (3,), factors
             of R, G and B, and ``color_matrix`` (3, 3) from the camera's linear RGB to linear sRGB. Empty for sRGB.
     """
 
@@ -44,7 +44,7 @@ class HDRSample(NamedTuple):
 def make_bracket(
     ldr: Float[Tensor, "n 3 h w"], exposure_times: Float[Tensor, " n"], gamma: float = 2.2
 ) -> Float[Tensor, "n 6 h w"]:
-    """Stack the linearised exposures and the exposures themselves along the channels.
+    """Stack the linearized exposures and the exposures themselves along the channels.
 
     Args:
         ldr: (N, 3, H, W) display-encoded RGB in [0, 1].
@@ -55,8 +55,8 @@ def make_bracket(
         (N, 6, H, W): ``ldr ** gamma / t`` in channels 0 to 2, ``ldr`` in channels 3 to 5.
 
     Raises:
-        TypeError: if an argument is not a floating-point tensor.
-        ValueError: if the shapes do not fit or ``gamma`` is not above zero.
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: the shapes do not fit, or ``gamma`` is not above zero.
 
     Example:
         >>> bracket = make_bracket(torch.ones(3, 3, 4, 4), torch.tensor([1.0, 4.0, 16.0]))
@@ -66,9 +66,9 @@ def make_bracket(
     check_tensor("ldr", ldr, ndim=4, layout="(N, 3, H, W)", channels=3)
     check_tensor("exposure_times", exposure_times, ndim=1, layout="(N,)")
     check_positive("gamma", gamma)
-    if exposure_times.shape[0] != ldr.shape[0]:
+    if len(exposure_times) != len(ldr):
         raise ValueError(
-            f"exposure_times must have one entry for each of the {ldr.shape[0]} exposures, "
+            f"exposure_times must have one entry for each of the {len(ldr)} exposures, "
             f"got shape {tuple(exposure_times.shape)}"
         )
     return torch.cat([linearize_ldr(ldr, exposure_times, gamma=gamma), ldr], dim=1)

@@ -1,4 +1,4 @@
-"""Randomness that depends on what a sample is, never on who draws it."""
+"""Random numbers that depend on the identity of a sample, not on the process that draws it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import torch
 def make_generator(split: str, *key: int | str) -> torch.Generator:
     """Return a CPU generator seeded by the key; training and validation never share a seed.
 
-    Torch's CPU generator keeps 32 bits of the seed; the lowest of them is the split, so the two streams are
-    disjoint whatever the hash gives.
+    Torch's CPU generator keeps 32 bits of the seed. The lowest bit is the split, so the two streams are disjoint.
 
     Args:
         split: ``"val"`` takes the odd seeds, any other name the even ones.
-        key: what identifies the sample, such as seed, epoch and index.
+        key: identity of the sample, such as seed, epoch and index.
     """
     return torch.Generator().manual_seed((hash_key(*key) & ~1) | (split == "val"))
 
@@ -40,35 +39,3 @@ def log_uniform(generator: torch.Generator, low: float, high: float) -> float:
 def integer(generator: torch.Generator, low: int, high: int) -> int:
     """Draw one whole number from low to high, both included."""
     return int(torch.randint(low, high + 1, (), generator=generator).item())
-
-
-class SharedEpoch:
-    """An epoch number in shared memory, so that persistent loader workers see it change."""
-
-    def __init__(self) -> None:
-        self._value = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def __setstate__(self, state: dict[str, torch.Tensor]) -> None:
-        self._value = state["_value"].share_memory_()  # a copy made by plain pickle is private
-
-    def get(self) -> int:
-        """Return the epoch that was set last; 0 at first."""
-        return int(self._value.item())
-
-    def set(self, epoch: int) -> None:
-        """Set the epoch for this process and its loader workers."""
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
-            raise ValueError(f"epoch must be a whole number >= 0, got {epoch!r}")
-        self._value.fill_(epoch)
-
-
-def check_size(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
-    """Return (height, width) in pixels; raise ValueError unless both are whole numbers of at least 8."""
-    pair = (size, size) if isinstance(size, int) else size
-    try:
-        height, width = pair
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a whole number or (height, width), got {size!r}") from None
-    if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 8 for v in (height, width)):
-        raise ValueError(f"{name} must be whole numbers of at least 8 pixels, got {size!r}")
-    return height, width

@@ -1,4 +1,4 @@
-"""Pictures on disk in upright strips: a window is a few pieces of the file, read without mapping it."""
+"""Picture files of prepared data: vertical strips, from which a window is read in a few pieces, and RGBE labels."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from skt_components.data.windows import Window
+from skt_components.data.windows import Array, Window
 from skt_components.files.numpy_files import read_header
 
-Array = npt.NDArray[Any]
-
-# Pixels. A crop reads up to one strip more than it is wide, so narrow is good, as long as rows are not too short.
+# Pixels. A crop reads up to one strip more than its width, so narrow strips are good until rows get too short.
 _WIDTH = 64
+_RGBE_SCALES = np.array([0.0, *(2.0 ** (e - 136) for e in range(1, 256))], np.float32)
 
 
 class StripFile(NamedTuple):
     """A picture, or several, of shape (..., H, W), stored as ``.npy`` of (strips, H, planes, 64).
 
-    The rows of a window lie side by side in each strip. Nothing stays open between two reads, and a file that was cut
-    short is an error, where a mapped one would end the process.
+    The rows of a window are contiguous in each strip. No file stays open between two reads, and a truncated file raises
+    an error, where a memory-mapped one would kill the process.
     """
 
     path: Path
@@ -32,7 +31,7 @@ class StripFile(NamedTuple):
     offset: int
 
     def cut(self, window: Window) -> Array:
-        """Return the window (..., height, width) of every plane; ValueError if the file ends before."""
+        """Return the window (..., height, width) of every plane; ValueError if the file is truncated."""
         top, left, height, width = window.source()
         rows, planes = self.shape[-2], math.prod(self.shape[:-2])
         region = np.empty((planes, height, width), self.dtype)
@@ -62,12 +61,12 @@ def open_strips(path: Path, lead: tuple[int, ...], width: int, kinds: str) -> St
 
     Args:
         path: the file.
-        lead: what the planes are, such as (exposures, channels).
+        lead: axes before height and width, such as (exposures, channels).
         width: of the picture, which the last strip may exceed.
         kinds: NumPy kinds of number that it may hold.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: it is broken, or holds something else.
     """
     shape, fortran, dtype, offset = read_header(path, kinds=kinds, ndim=4)
@@ -86,3 +85,22 @@ def to_strips(pictures: Array) -> Array:
     padded = np.zeros((len(planes), height, count * _WIDTH), pictures.dtype)
     padded[..., :width] = planes
     return np.ascontiguousarray(padded.reshape(len(planes), height, count, _WIDTH).transpose(2, 1, 0, 3))
+
+
+def decode_rgbe(rgbe: Array) -> npt.NDArray[np.float32]:
+    """Return the radiance (3, H, W) of Radiance bytes (4, H, W)."""
+    return rgbe[:3] * _RGBE_SCALES.take(rgbe[3].astype(np.intp))
+
+
+def encode_rgbe(picture: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8] | None:
+    """Return bytes (4, H, W) that decode to exactly this picture (3, H, W), or None if there are none."""
+    _, exponents = np.frexp(picture.max(axis=0))
+    exponents = np.where(picture.max(axis=0) > 0, exponents + 128, 0)
+    if exponents.min() < 0 or exponents.max() > 255:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mantissas = np.where(exponents > 0, picture / _RGBE_SCALES[exponents], 0)
+    if not (mantissas.min() >= 0 and mantissas.max() <= 255):
+        return None
+    rgbe = np.concatenate([mantissas, exponents[None]]).astype(np.uint8)
+    return rgbe if np.array_equal(decode_rgbe(rgbe), picture) else None

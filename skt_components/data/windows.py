@@ -1,4 +1,4 @@
-"""Windows into stored pictures, turned and mirrored; those of packed RAW stay in phase with the colour filters."""
+"""Crops of stored pictures, rotated and mirrored; a crop of packed RAW keeps the phase of the color filters."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Window:
         flip_rows: turn it upside down.
         flip_columns: mirror it.
         transpose: exchange rows and columns, after the flips.
-        mosaic: the picture is packed RAW and the symmetry that of its mosaic: a flip then reaches one row or column
-            further, and a transposition exchanges Gr and Gb.
+        mosaic: apply the symmetry to the mosaic of a packed RAW picture: a flip then needs one more row or column,
+            and a transposition exchanges Gr and Gb.
     """
 
     top: int
@@ -53,14 +53,14 @@ class Window:
         return dataclasses.replace(self, **places)
 
     def source(self) -> tuple[int, int, int, int]:
-        """Return top, left, height and width of all that :meth:`cut` reads."""
+        """Return top, left, height and width of the region that :meth:`cut` reads."""
         height, width = (self.width, self.height) if self.transpose else (self.height, self.width)
         height += self.mosaic and self.flip_rows
         width += self.mosaic and self.flip_columns
         return self.top, self.left, height, width
 
     def at_origin(self) -> Window:
-        """Return the window that cuts from what :meth:`source` names the same as this one from the whole picture."""
+        """Return the window that cuts from the region :meth:`source` what this one cuts from the whole picture."""
         return dataclasses.replace(self, top=0, left=0)
 
     def cut(self, picture: Array) -> Array:
@@ -82,11 +82,6 @@ class Window:
         piece = piece[..., ::-1, :] if self.flip_rows else piece
         piece = piece[..., ::-1] if self.flip_columns else piece
         return np.swapaxes(piece, -1, -2) if self.transpose else piece
-
-
-def whole_window(size: tuple[int, int], border: int) -> Window:
-    """Return the picture without its border."""
-    return Window(border, border, size[0] - 2 * border, size[1] - 2 * border)
 
 
 def fixed_window(size: tuple[int, int], crop: tuple[int, int], border: int, number: int) -> Window:
@@ -112,9 +107,9 @@ def random_window(
         size: height and width of the picture.
         crop: height and width of the window.
         border: pixels on each side of the picture that are left out.
-        generator: where the numbers come from.
-        augment: one of ``AUGMENTATIONS``; "planes" flips the planes of packed RAW as if they were colours.
-        mosaic: whether the picture is packed RAW.
+        generator: source of the random numbers.
+        augment: one of ``AUGMENTATIONS``; "planes" flips the planes of packed RAW as if they were colors.
+        mosaic: True for packed RAW.
         transpose_only: draw no flips.
     """
     flips = [False, False, False]

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skt_components.data.dataset import SampleDataset
+from skt_components.data.dataset import SampleDataset, check_size
 from skt_components.data.io import SUPPORTED_SUFFIXES, read_image
 from skt_components.data.sample import HDRSample
-from skt_components.data.seeding import check_size, integer, make_generator
+from skt_components.data.seeding import integer, make_generator
 from skt_components.ops.checks import check_choice, check_count
 from skt_components.simulation.camera import Camera, simulate_bracket
 from skt_components.simulation.motion import Motion

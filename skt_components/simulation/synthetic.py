@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from skt_components.data.dataset import SampleDataset
+from skt_components.data.dataset import SampleDataset, check_size
 from skt_components.data.sample import RAW_PEAK, HDRSample, make_bracket
-from skt_components.data.seeding import check_size, make_generator
+from skt_components.data.seeding import make_generator
 from skt_components.ops.checks import check_choice, check_count
 from skt_components.simulation.backgrounds import FINE, Background, draw_background
 from skt_components.simulation.camera import Camera, capture, exposure_scale

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Subset
 
 from skt_components.data import Kalantari17, Tel23
-from skt_components.data.kalantari import KALANTARI, read_ev
+from skt_components.data.kalantari import KALANTARI, read_exposure_values
 
 
 def official(scene, ldr_scale=65536, ev=(0.0, 2.0, 4.0)):
@@ -177,7 +177,7 @@ def test_samples_depend_on_seed_epoch_and_index_alone(fake_kalantari, workers):
         ({"split": "val"}, "split must be one of"),
         ({"crop": 4}, "crop must be whole numbers of at least 8"),
         ({"crop": 16, "augment": "planes"}, "augment must be one of"),
-        ({"augment": "dihedral"}, "samples_per_epoch and augment go with a crop"),
+        ({"augment": "dihedral"}, "samples_per_epoch and augment need a crop"),
         ({"ldr_scale": 255}, "ldr_scale must be one of"),
         ({"exposure_norm": "none"}, "exposure_norm must be one of"),
         ({"crop": 16, "samples_per_epoch": 0}, "samples_per_epoch must be a whole number >= 1"),
@@ -274,7 +274,7 @@ def test_exposure_files_are_three_numbers_or_a_named_error(tmp_path_factory, con
     path = tmp_path_factory.mktemp("ev") / "exposure.txt"
     path.write_bytes(content)
     try:
-        values = read_ev(path)
+        values = read_exposure_values(path)
     except ValueError as error:
         assert "exposure.txt" in str(error)  # noqa: PT017
     else:

@@ -16,9 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skt_components.data import BracketIRE, Kalantari17, Tel23, prepare, verify
-from skt_components.data import prepared_scene as prepared_scene
-from skt_components.data.stored_scene import decode_rgbe, encode_rgbe
+from skt_components.data import BracketIRE, Kalantari17, Tel23, prepare, prepared, verify
+from skt_components.data.strips import decode_rgbe, encode_rgbe
 from skt_components.simulation import Camera, RawCamera, SyntheticScenes, simulate_dataset, write_kalantari_scene
 
 
@@ -122,18 +121,19 @@ def test_labels_take_the_smallest_exact_form_unless_told_otherwise(fakes, tmp_pa
 
 def test_a_stopped_run_goes_on_and_an_unfinished_scene_says_so(fakes, tmp_path, monkeypatch):
     fake, kind, _ = fakes("kalantari")
-    out, write, count = tmp_path / "out", prepared_scene.write_scene, []
+    out, write, count = tmp_path / "out", prepared.write_scene, []
 
     def stop_at_third(*args, **kwargs):
         count.append(args[0])
         if len(count) == 3:
             (args[0]).mkdir(parents=True)
-            (args[0] / ".partial-0-frames.npy").write_bytes(b"half a file")
-            os.utime(args[0] / ".partial-0-frames.npy", (0, 0))
+            for left in (".partial-0-frames.npy", ".frames.npy.0123.npy"):  # of an earlier version, and of this one
+                (args[0] / left).write_bytes(b"half a file")
+                os.utime(args[0] / left, (0, 0))
             raise KeyboardInterrupt
         write(*args, **kwargs)
 
-    monkeypatch.setattr(prepared_scene, "write_scene", stop_at_third)
+    monkeypatch.setattr(prepared, "write_scene", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         prepare("kalantari", fake.root, out, progress=False)
     with pytest.raises(
@@ -141,11 +141,11 @@ def test_a_stopped_run_goes_on_and_an_unfinished_scene_says_so(fakes, tmp_path, 
     ):
         kind(out)
     assert equal(kind(fake.root)[1], stored_sample(kind, fake, out, 1))
-    monkeypatch.setattr(prepared_scene, "write_scene", lambda *a, **k: (count.append(a[0]), write(*a, **k)))
+    monkeypatch.setattr(prepared, "write_scene", lambda *a, **k: (count.append(a[0]), write(*a, **k)))
     prepare("kalantari", fake.root, out, progress=False)
     assert [folder.name for folder in count[3:]] == ["003", "Scene0", "Scene1"]
     assert equal(kind(out)[2], kind(fake.root)[2])
-    assert not list(out.rglob(".partial-*"))
+    assert not list(out.rglob(".*"))
     prepare("kalantari", fake.root, out, progress=False)
     assert len(count) == 6  # nothing left to do
 
@@ -156,7 +156,7 @@ def test_runs_at_the_same_time_do_not_break_each_other(fake_bracketire, tmp_path
         runs = [pool.submit(prepare, "bracketire", fake.root, out, progress=False) for _ in range(4)]
         assert [run.result() for run in runs] == [out] * 4
     assert all(equal(BracketIRE(out)[i], BracketIRE(fake.root)[i]) for i in range(12))
-    assert not list(out.rglob(".partial-*"))
+    assert not list(out.rglob(".*"))
 
 
 def test_a_scene_whose_files_changed_is_made_anew(fakes, tmp_path):
@@ -172,11 +172,11 @@ def test_a_scene_whose_files_changed_is_made_anew(fakes, tmp_path):
 def test_no_file_is_ever_half_written(fakes, tmp_path, monkeypatch):
     fake, *_ = fakes("kalantari")
 
-    def full_disk(path, array):
+    def full_disk(path, array, **options):
         path.write_bytes(b"a part")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prepared_scene, "_save", full_disk)
+    monkeypatch.setattr(np, "save", full_disk)
     with pytest.raises(OSError, match="No space left"):
         prepare("kalantari", fake.root, tmp_path / "out", progress=False)
     assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["prepared.json"]

@@ -1,70 +1,66 @@
-"""The prepared form of a data set: for each scene two files of strips, and what goes with them."""
+"""Format of a prepared data set: an index, and for each scene two files of strips and their description."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from skt_components.data.layout import SceneLayout
-from skt_components.data.stored_scene import Array, Info, Stored, encode_rgbe
-from skt_components.data.strips import open_strips, to_strips
-from skt_components.files.digest import file_checksum
+from skt_components.data.scene_layout import Info, SceneLayout, StoredScene
+from skt_components.data.strips import encode_rgbe, open_strips, to_strips
+from skt_components.data.windows import Array
+from skt_components.files import atomic_write, file_checksum, write_text
 from skt_components.files.numpy_files import open_file
 
 FORMAT = 1
 _INDEX, _FRAMES, _LABEL, _SCENE = "prepared.json", "frames.npy", "label.npy", "scene.json"
 _INFO = "info"
-_TEMPORARY, _STALE = ".partial-", 3600  # seconds
+# Names of temporary files that a killed run leaves; .partial- is the one of earlier versions.
+_LEFTOVERS, _STALE = (".partial-", *(f".{name}." for name in (_INDEX, _FRAMES, _LABEL, _SCENE))), 3600  # seconds
 _TEXT_LIMIT = 2**24
 
 
 class Index(NamedTuple):
-    """What a prepared data set is."""
+    """Content of a prepared data set.
+
+    Attributes:
+        dataset: name of the data set.
+        scenes: names of the scenes it has or will have, by split.
+        simulated: True if ``simulate_dataset`` wrote the originals: there may be any number of scenes.
+    """
 
     dataset: str
-    """Its name."""
     scenes: dict[str, list[str]]
-    """Names of the scenes it has or will have, by split."""
     simulated: bool
-    """Whether ``simulate_dataset`` wrote what it was made from: then it may have any number of scenes."""
 
 
 def is_prepared(root: Path) -> bool:
-    """Whether this is the root of a prepared data set."""
+    """Return True for the root of a prepared data set."""
     return (root / _INDEX).is_file()
 
 
 def holds_something_else(root: Path) -> bool:
-    """Whether there is anything but a prepared data set, or the beginning of one."""
+    """Return True if there is anything but a prepared data set, or the beginning of one."""
     if not root.exists():
         return False
     if not root.is_dir():
         return True
-    names = {path.name for path in root.iterdir() if not path.name.startswith(_TEMPORARY)}
+    names = {path.name for path in root.iterdir() if not path.name.startswith(_LEFTOVERS)}
     return bool(names) and _INDEX not in names
 
 
 def write_index(root: Path, index: Index) -> None:
-    """Write what the prepared data set is."""
-    text = json.dumps({"format": FORMAT, **index._asdict()}, indent=1)
-    _write_atomically(root / _INDEX, lambda path: path.write_text(text, encoding="utf-8"))
+    """Write the index of a prepared data set."""
+    write_text(root / _INDEX, json.dumps({"format": FORMAT, **index._asdict()}, indent=1))
 
 
 def read_index(root: Path) -> Index:
-    """Return what the prepared data set is.
-
-    Raises:
-        ValueError: the file is broken or of another format.
-    """
+    """Read the index of a prepared data set; ValueError if it is broken or of another format."""
     path = root / _INDEX
     index = _read_json(path)
     try:
@@ -90,7 +86,7 @@ def list_scenes(root: Path, dataset: str, split: str) -> list[str]:
 
 
 def check_scenes(folder: Path, scenes: list[str]) -> None:
-    """Raise FileNotFoundError if a split's scenes are not all there."""
+    """Raise FileNotFoundError unless all scenes of a split are prepared."""
     missing = [scene for scene in scenes if not (folder / scene / _SCENE).is_file()]
     if missing:
         raise FileNotFoundError(
@@ -100,9 +96,7 @@ def check_scenes(folder: Path, scenes: list[str]) -> None:
 
 
 def is_finished(layout: SceneLayout, folder: Path, sources: dict[str, list[int]], *, half: bool) -> bool:
-    """Whether a scene was written whole, from these files, with labels of this kind."""
-    if not (folder / _SCENE).is_file():
-        return False
+    """Return True if a scene was written whole, from these files, with labels of this kind."""
     try:
         entry = _read_json(folder / _SCENE)
         return (entry.get("sources"), entry.get("half")) == (sources, half) and bool(open_scene(layout, folder))
@@ -110,37 +104,37 @@ def is_finished(layout: SceneLayout, folder: Path, sources: dict[str, list[int]]
         return False
 
 
-def write_scene(folder: Path, stored: Stored, sources: dict[str, list[int]], *, half: bool) -> None:
-    """Write a scene; its last file is the one that says that it is whole.
+def write_scene(folder: Path, scene: StoredScene, sources: dict[str, list[int]], *, half: bool) -> None:
+    """Write a scene; its description is written last and marks it as complete.
 
-    Labels go in the smallest form that holds them exactly: RGBE (a byte for each number), float16, float32; with
-    ``half`` in float16 whatever is lost.
+    Labels take the smallest form that is exact: RGBE (a byte for each number), float16, float32; with ``half`` they
+    take float16 even if digits are lost.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f"{_TEMPORARY}*"):
-        with suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > _STALE:  # younger ones may be another run's
-                left.unlink()
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # a younger one may belong to a concurrent run
+            if path.name.startswith(_LEFTOVERS) and time.time() - path.stat().st_mtime > _STALE:
+                path.unlink()
     (folder / _SCENE).unlink(missing_ok=True)
-    label = _smallest(stored, half=half)
-    frames = np.stack([np.asarray(frame) for frame in stored.frames])
+    label = _smallest_label(scene, half=half)
+    frames = np.stack([np.asarray(frame) for frame in scene.frames])
     arrays = {_FRAMES: to_strips(frames), _LABEL: to_strips(label)}
     for name, array in arrays.items():
-        _write_atomically(folder / name, lambda path, array=array: _save(path, array))  # type: ignore[misc]
+        with atomic_write(folder / name) as temporary:
+            np.save(temporary, array, allow_pickle=False)
     entry = {
-        "info": stored.info,
+        "info": scene.info,
         "width": frames.shape[-1],
         "label": "rgbe" if label.dtype == np.uint8 else str(label.dtype),
-        "checksums": {_INFO: _info_checksum(stored.info), **{name: file_checksum(folder / name) for name in arrays}},
+        "checksums": {_INFO: _info_checksum(scene.info), **{name: file_checksum(folder / name) for name in arrays}},
         "half": half,
         "sources": sources,
     }
-    text = json.dumps(entry, indent=1)
-    _write_atomically(folder / _SCENE, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(folder / _SCENE, json.dumps(entry, indent=1))
 
 
-def open_scene(layout: SceneLayout, folder: Path) -> Stored:
-    """Read how a prepared scene is stored; its pictures stay in their files.
+def open_scene(layout: SceneLayout, folder: Path) -> StoredScene:
+    """Read the description of a prepared scene; its pictures stay in their files.
 
     Raises:
         FileNotFoundError: it is missing or was not finished.
@@ -155,20 +149,20 @@ def open_scene(layout: SceneLayout, folder: Path) -> Stored:
     channels = 4 if kind == "rgbe" else layout.frames_shape[1]
     frames = open_strips(folder / _FRAMES, layout.frames_shape, width, "u")
     label = open_strips(folder / _LABEL, (channels,), layout.scale * width, "u" if kind == "rgbe" else "f")
-    return Stored(folder, frames, label, folder / _LABEL, info)
+    return StoredScene(folder, frames, label, folder / _LABEL, info)
 
 
-def faults(layout: SceneLayout, folder: Path) -> tuple[list[str], int]:
-    """Return what is wrong with a prepared scene, by file, and how many files were read; reads all of it."""
+def scene_faults(layout: SceneLayout, folder: Path) -> tuple[list[str], int]:
+    """Read all of a prepared scene; return one message for each broken file, and the number of files read."""
     try:
-        layout.check(stored := open_scene(layout, folder))
+        layout.check(scene := open_scene(layout, folder))
     except (OSError, ValueError) as error:
         return [str(error)], 0
     sums = _read_json(folder / _SCENE).get("checksums")
     names = (_FRAMES, _LABEL)
     known = sums if isinstance(sums, dict) else {}
     wrong = [folder / name for name in names if known.get(name) != file_checksum(folder / name)]
-    if known.get(_INFO) != _info_checksum(stored.info):
+    if known.get(_INFO) != _info_checksum(scene.info):
         wrong.append(folder / _SCENE)
     return [f"{path}: its checksum is not the one it was written with" for path in wrong], len(names)
 
@@ -178,33 +172,17 @@ def _info_checksum(info: Info) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _smallest(stored: Stored, *, half: bool) -> Array:
-    label = np.asarray(stored.label, np.float32)
+def _smallest_label(scene: StoredScene, *, half: bool) -> Array:
+    label = np.asarray(scene.label, np.float32)
     if not np.isfinite(label).all():
-        raise ValueError(f"{stored.label_file}: the label holds infinite or NaN values")
+        raise ValueError(f"{scene.label_file}: the label holds infinite or NaN values")
     if label.shape[0] == 3 and (rgbe := encode_rgbe(label)) is not None:
         return rgbe
     with np.errstate(over="ignore"):
         small = label.astype(np.float16)
     if half and not np.isfinite(small).all():
-        raise ValueError(f"{stored.label_file}: float16 holds values up to 65504, got {label.max():g}")
+        raise ValueError(f"{scene.label_file}: float16 holds values up to 65504, got {label.max():g}")
     return small if half or np.array_equal(small, label) else label
-
-
-def _save(path: Path, array: Array) -> None:
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(4)}-{path.name}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,177 @@
+"""Folder layout of a published data set, and one scene as its files hold it."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from skt_components.data.strips import StripFile, decode_rgbe
+from skt_components.data.windows import Array, Window
+from skt_components.files.numpy_files import check_mapped
+
+Info = dict[str, Any]
+
+SPLITS = ("train", "test")
+
+
+class StoredScene(NamedTuple):
+    """A scene in the numbers of its files.
+
+    Attributes:
+        folder: its folder, for messages.
+        frames: N arrays (C, h, w) of uint16, or a file of (N, C, h, w).
+        label: (C, H, W) floats, or a file of floats or of (4, H, W) uint8 RGBE.
+        label_file: for messages.
+        info: plain numbers and lists that describe it.
+    """
+
+    folder: Path
+    frames: Sequence[Array] | StripFile
+    label: Array | StripFile
+    label_file: Path
+    info: Info
+
+    @property
+    def frame_shapes(self) -> list[tuple[int, ...]]:
+        """Shape (C, h, w) of every exposure."""
+        if isinstance(self.frames, StripFile):
+            return [self.frames.shape[1:]] * self.frames.shape[0]
+        return [frame.shape for frame in self.frames]
+
+    def cut_frames(self, window: Window) -> list[Array]:
+        """Return a window (C, height, width) of every exposure."""
+        if isinstance(self.frames, StripFile):
+            return [window.at_origin().cut(frame) for frame in self.frames.cut(window)]
+        for frame in self.frames:
+            check_mapped(frame)
+        return [window.cut(frame) for frame in self.frames]
+
+    def cut_label(self, window: Window) -> npt.NDArray[np.float32]:
+        """Return a window (C, height, width) of the label; ValueError if it holds infinities or NaN."""
+        if isinstance(self.label, StripFile):
+            piece = window.at_origin().cut(self.label.cut(window))
+        else:
+            check_mapped(self.label)
+            piece = window.cut(self.label)
+        if piece.dtype == np.uint8:
+            return decode_rgbe(piece)
+        with np.errstate(over="ignore"):
+            label = np.array(piece, np.float32, order="C")
+        if not np.isfinite(label.sum(dtype=np.float64)):
+            raise ValueError(f"{self.label_file}: the label holds infinite or NaN values")
+        return label
+
+
+class SceneLayout(abc.ABC):
+    """Scenes in folders of a split: exposures, a label, and a file that describes them.
+
+    Attributes:
+        name: of the data set.
+        domain: "srgb" or "raw".
+        split_folders: folder of each split below the root.
+        scene_counts: number of scenes in each published split.
+        picture_size: height and width of the published labels in (packed) pixels.
+        scale: size of the labels relative to the exposures.
+        depth: number of folder levels between a split and a scene.
+        white: largest value of an exposure.
+        frames_shape: number of exposures, number of channels.
+        info_shapes: shapes of the numbers that describe a scene.
+        mapped: True if reading an exposure or a label only maps it into memory.
+    """
+
+    name: str
+    domain: str
+    split_folders: dict[str, str]
+    scene_counts: dict[str, int]
+    picture_size: tuple[int, int]
+    scale: int = 1
+    depth: int = 1
+    white: int
+    frames_shape: tuple[int, int]
+    info_shapes: dict[str, tuple[int, ...]]
+    mapped: bool = False
+
+    @abc.abstractmethod
+    def files(self, folder: Path) -> list[Path]:
+        """Return the files of a scene: the exposures from short to long, the label, the description."""
+
+    @abc.abstractmethod
+    def read_file(self, path: Path) -> Any:
+        """Read or map a file of a scene: a picture (H, W, C) in its own numbers, or a dict of plain numbers.
+
+        Raises:
+            ValueError: it is broken or of another kind; the message names it.
+        """
+
+    def info_faults(self, info: Info) -> Iterator[str]:
+        """Yield what is wrong with a scene's description."""
+        yield from ()
+
+    def missing_files(self, folder: Path) -> list[str]:
+        """Return one message for each file that a scene's folder lacks."""
+        return [f"{path}: no such file" for path in self.files(folder) if not path.is_file()]
+
+    def read_scene(self, folder: Path) -> StoredScene:
+        """Read a whole scene, or map it."""
+        if missing := self.missing_files(folder):
+            raise FileNotFoundError(missing[0])
+        paths = self.files(folder)
+        *exposures, label, info = (self.read_file(path) for path in paths)
+        *frames, target = (np.moveaxis(picture, -1, 0) for picture in (*exposures, label))
+        return StoredScene(folder, frames, target, paths[-2], info)
+
+    def check(self, scene: StoredScene) -> None:
+        """Raise ValueError unless a scene's arrays and numbers fit together."""
+        shapes, label = scene.frame_shapes, scene.label
+        if (len(shapes), shapes[0][0]) != self.frames_shape:
+            raise ValueError(f"{scene.folder}: must have exposures {self.frames_shape}, got {shapes}")
+        sizes = {shape[1:] for shape in shapes}
+        if len(sizes) != 1:
+            found = ", ".join(map(str, sorted(sizes)))
+            raise ValueError(f"{scene.folder}: the exposures must have one size, got {found}")
+        height, width = (self.scale * side for side in next(iter(sizes)))
+        channels = 4 if label.dtype == np.uint8 else self.frames_shape[1]
+        if label.shape != (channels, height, width):
+            raise ValueError(
+                f"{scene.label_file}: must have {height}x{width} pixels of {channels} channels to fit the exposures, "
+                f"got {label.shape[1]}x{label.shape[2]} of {label.shape[0]}"
+            )
+        for key, shape in self.info_shapes.items():
+            try:
+                numbers = np.array(scene.info.get(key), np.float64)
+            except (TypeError, ValueError):
+                numbers = np.array(np.nan)
+            if numbers.shape != shape or not np.isfinite(numbers).all():
+                raise ValueError(f"{scene.folder}: {key} must be finite numbers of shape {shape}")
+
+    def list_scenes(self, root: Path, split: str) -> list[str]:
+        """Return the sorted names of a split's scenes, which are its folders at ``depth``.
+
+        Raises:
+            FileNotFoundError: the split's folder does not exist, or has no scenes.
+        """
+        folder = root / self.split_folders[split]
+        if not folder.is_dir():
+            held = ", ".join(sorted(path.name for path in root.iterdir())[:8]) if root.is_dir() else ""
+            found = f"it holds {held or 'nothing'}" if root.is_dir() else "there is no such folder"
+            raise FileNotFoundError(f"root must have a folder {folder.name}, {root} has not: {found}")
+        scenes = [folder]
+        for _ in range(self.depth):
+            scenes = [path for parent in scenes for path in parent.iterdir() if path.is_dir() and path.name[0] != "."]
+        if not scenes:
+            kind = "/".join(["{scene}", "{frame}"][: self.depth])
+            raise FileNotFoundError(f"{folder} has no scenes: they are its folders {kind}")
+        return sorted(path.relative_to(folder).as_posix() for path in scenes)
+
+    def check_scenes(self, root: Path, split: str, scenes: list[str]) -> None:
+        """Raise FileNotFoundError for the first file that is missing in any scene."""
+        folder = root / self.split_folders[split]
+        missing = [message for scene in scenes for message in self.missing_files(folder / scene)]
+        if missing:
+            more = f" (and {len(missing) - 1} more: python -m skt_components.data verify)" if len(missing) > 1 else ""
+            raise FileNotFoundError(f"{missing[0]}{more}")

@@ -1,0 +1,171 @@
+"""Check that a data set is complete and intact."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from skt_components.data import prepared
+from skt_components.data.progress import progress_bar
+from skt_components.data.registry import PUBLISHED
+from skt_components.data.scene_layout import SPLITS, SceneLayout
+from skt_components.data.windows import Array
+from skt_components.ops.checks import check_choice
+
+SIMULATED = "simulated.json"
+"""File in which ``simulate_dataset`` notes what it wrote."""
+
+
+class Verification(NamedTuple):
+    """Result of :func:`verify`; its ``str`` is a report."""
+
+    dataset: str
+    """Name of the data set."""
+    root: Path
+    """Its folder."""
+    scenes: dict[str, int]
+    """Number of scenes in each split."""
+    files: int
+    """Number of files that were read."""
+    problems: list[str]
+    """Messages about missing and broken files, each with its path; empty if there is no problem."""
+
+    def __str__(self) -> str:
+        scenes = ", ".join(f"{count} {split}" for split, count in self.scenes.items())
+        title = f"{self.dataset} in {self.root}: {scenes} scenes, {self.files} files read, "
+        count = f"{len(self.problems)} problem{'s' * (len(self.problems) != 1)}" if self.problems else "no problems"
+        return "\n".join([title + count, *(f"  {problem}" for problem in self.problems)])
+
+
+def verify(dataset: str, root: str | os.PathLike[str], *, progress: bool = True) -> Verification:
+    """Read every file of a data set once and list missing and broken files.
+
+    It compares with the published data set: the number of scenes in each split, the files of each scene, their
+    formats, bit depths and sizes in pixels. It also checks that exposures are within their range, labels finite and not
+    negative, and exposure values increasing. For a prepared data set it compares all checksums. If ``simulated.json``
+    says that ``simulate_dataset`` wrote the folder, or its originals, any number of scenes is accepted, and the label
+    size of most scenes of a split.
+
+    Args:
+        dataset: "kalantari", "tel", "bracketire" or "bracketire-plus".
+        root: its folder, as published or as prepared.
+        progress: show a bar, in a terminal where tqdm is installed.
+
+    Raises:
+        ValueError: the name is unknown.
+        FileNotFoundError: the folder does not exist.
+        ImportError: a package that reads its files is missing.
+
+    Example:
+        >>> verify("kalantari", "sig17").problems  # doctest: +SKIP
+        []
+    """
+    check_choice("dataset", dataset, PUBLISHED)
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"root must be the folder of a data set, there is none at {root}")
+    layout, is_prepared = PUBLISHED[dataset].layout, prepared.is_prepared(root)
+    counts, files, problems = dict.fromkeys(SPLITS, 0), 0, list[str]()
+    simulated = _simulated_originals(layout, root) if is_prepared else _simulated_folders(root, problems)
+    for split in SPLITS:
+        if simulated is not None and layout.split_folders[split] not in simulated:
+            continue  # it was not asked for
+        try:
+            scenes = prepared.list_scenes(root, layout.name, split) if is_prepared else layout.list_scenes(root, split)
+        except (FileNotFoundError, ValueError) as error:
+            problems.append(str(error))
+            continue
+        counts[split] = len(scenes)
+        folder = root / layout.split_folders[split]
+        if simulated is None and len(scenes) != layout.scene_counts[split]:
+            problems.append(f"{folder}: has {len(scenes)} scenes, published were {layout.scene_counts[split]}")
+        size, sizes = (layout.picture_size if simulated is None else None), dict[Path, tuple[int, int]]()
+        for scene in progress_bar(scenes, f"{dataset} {split}", "scene", progress):
+            if is_prepared:
+                faults, read = prepared.scene_faults(layout, folder / scene)
+            else:
+                faults, read = _scene_faults(layout, folder / scene, size, sizes)
+            problems, files = problems + faults, files + read
+        if simulated is not None:
+            problems += _unusual_sizes(sizes)
+    return Verification(dataset, root, counts, files, problems)
+
+
+def _simulated_originals(layout: SceneLayout, root: Path) -> list[str] | None:
+    """Return the split folders of a data set prepared from simulated files; None if from a published one."""
+    try:
+        index = prepared.read_index(root)
+    except ValueError:
+        return None  # listing its scenes gives the reason
+    return [layout.split_folders[split] for split in index.scenes] if index.simulated else None
+
+
+def _simulated_folders(root: Path, problems: list[str]) -> list[str] | None:
+    """Return the split folders that ``simulate_dataset`` wrote; None if it did not. Add a broken note to problems."""
+    note = root / SIMULATED
+    if not note.is_file():
+        return None
+    try:
+        return list(json.loads(note.read_text(encoding="utf-8"))["first_samples"])
+    except (ValueError, KeyError, TypeError) as error:
+        problems.append(f"{note}: broken ({error})")
+        return None
+
+
+def _scene_faults(
+    layout: SceneLayout, folder: Path, size: tuple[int, int] | None, sizes: dict[Path, tuple[int, int]]
+) -> tuple[list[str], int]:
+    """Return messages about the files of a scene, and the number of files read; add its label's size to ``sizes``.
+
+    If ``size`` is given, the label must have it.
+    """
+    *exposures, label, info = layout.files(folder)
+    faults, read = layout.missing_files(folder), 0
+    for path in (label, *exposures, info):
+        if not path.is_file():
+            continue
+        read += 1
+        try:
+            content = layout.read_file(path)
+        except (ValueError, OSError) as error:
+            faults.append(str(error))
+            continue
+        if path == info:
+            found = layout.info_faults(content)
+        elif path == label:
+            found = _picture_faults(content, size, None)
+            sizes[path] = size = content.shape[:2]  # the exposures must fit the label, even if its size is wrong
+        else:
+            fitting = None if size is None else (size[0] // layout.scale, size[1] // layout.scale)
+            found = _picture_faults(content, fitting, layout.white)
+        faults += [f"{path}: {fault}" for fault in found]
+    return faults, read
+
+
+def _picture_faults(picture: Array, size: tuple[int, int] | None, white: int | None) -> Iterator[str]:
+    if size is not None and picture.shape[:2] != size:
+        yield _wrong_size(size, picture.shape)
+    low, high = picture.min(), picture.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        yield "holds infinite or NaN values"
+    elif low < 0:
+        yield f"holds negative values, down to {low:g}"
+    if white is not None and high > white:
+        yield f"holds values up to {high}, above {white}"
+
+
+def _unusual_sizes(sizes: dict[Path, tuple[int, int]]) -> list[str]:
+    """Return a message for each label that differs in size from more than half of all labels."""
+    usual, count = Counter(sizes.values()).most_common(1)[0] if sizes else ((0, 0), 0)
+    unusual = [path for path, size in sizes.items() if size != usual] if 2 * count > len(sizes) else []
+    return [f"{path}: {_wrong_size(usual, sizes[path])}, unlike most labels" for path in unusual]
+
+
+def _wrong_size(wanted: tuple[int, int], found: tuple[int, ...]) -> str:
+    return f"must have {wanted[0]}x{wanted[1]} pixels, has {found[0]}x{found[1]}"
