@@ -20,8 +20,8 @@ from torch import Tensor
 from skt_components.banks.yolov8_seg import YOLOv8Seg
 from skt_components.files.atomic import atomic_write
 from skt_components.files.digest import file_digest
-from skt_components.files.pickled import read_pickled_model
-from skt_components.files.weights import hub_cache, import_safetensors, load_weights
+from skt_components.files.unpickle import read_pickled_model
+from skt_components.files.weights import hub_cache, import_safetensors, read_state_dict
 
 LICENSE_NOTE = "FastSAM's weights are under AGPL-3.0 and were trained on SA-1B, whose license is for research."
 _FIRST_CHANNELS = {"FastSAM-s": 32, "FastSAM-x": 80}  # which of the two a file is
@@ -97,7 +97,7 @@ def load_fastsam_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     file = Path(path)
     if file.suffix == ".safetensors" or not zipfile.is_zipfile(file):
-        return load_weights(file)
+        return read_state_dict(file, prefix="module.")
     return read_pickled_model(file)
 
 

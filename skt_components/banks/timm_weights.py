@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 from torch import Tensor
 
 from skt_components.banks.lite0 import lite0_weights
-from skt_components.files.weights import hub_cache, load_weights
+from skt_components.files.weights import hub_cache, read_state_dict
 
 LITE0 = "tf_efficientnet_lite0"
 _EXTRA = 'pip install "skt-components[timm]"'
@@ -62,7 +62,7 @@ def read_state(name: str, weights: str | os.PathLike[str] | None) -> dict[str, T
             )
         return lite0_weights()
     if weights != "pretrained":
-        return load_weights(weights)
+        return read_state_dict(weights, prefix="module.")
     return create(name, pretrained=True, **_offline_options(name)).state_dict()
 
 
@@ -83,7 +83,7 @@ def _offline_options(name: str) -> dict[str, Any]:
         return {}
     copy = _earlier_download(config)
     if copy is not None:
-        return {"pretrained_cfg_overlay": {"state_dict": load_weights(copy)}}
+        return {"pretrained_cfg_overlay": {"state_dict": read_state_dict(copy, prefix="module.")}}
     reason = "HF_HUB_OFFLINE is set" if forbidden else f"{server} cannot be reached"
     source = f"{_HF_FILES[0]} of {constants.ENDPOINT}/{config.hf_hub_id}" if config.hf_hub_id else config.url
     raise ConnectionError(

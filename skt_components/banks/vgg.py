@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from skt_components.banks.frozen import Frozen, Normalize
-from skt_components.files.weights import check_state_dict, load_weights
+from skt_components.files.weights import check_state_dict, read_state_dict
 from skt_components.ops.checks import check_tensor, float_dtype
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, as torchvision's VGG19 was trained
@@ -158,7 +158,7 @@ def _initialise(features: nn.Sequential, weights: str | os.PathLike[str]) -> Non
                 "download. Download it where there is a network and pass weights=FILE (--perceptual FILE)"
             ) from error
     else:
-        state = load_weights(weights)
+        state = read_state_dict(weights, prefix="module.")
     wanted = {f"features.{name}": value for name, value in features.state_dict().items()}
     check_state_dict(str(weights), {k: v for k, v in state.items() if not k.startswith("classifier.")}, wanted)
     features.load_state_dict({name: state[f"features.{name}"] for name in features.state_dict()})

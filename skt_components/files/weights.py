@@ -1,4 +1,4 @@
-"""Weight files, read without running any code that they may carry, and files written whole or not at all."""
+"""Read weight files without running code in them; write and check state dicts."""
 
 from __future__ import annotations
 
@@ -18,54 +18,42 @@ _MOST_SHARING = 4  # tied weights are stored once and named several times
 _SHOWN = 8  # names listed per kind in an error, so that a wrong architecture does not print 300 lines
 
 
-def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_state_dict(path: str | os.PathLike[str], *, prefix: str = "") -> dict[str, Tensor]:
     """Read a state dict of plain tensors from a ``.pth``/``.pt`` or ``.safetensors`` file, onto the CPU.
 
-    A state dict wrapped as ``{"state_dict": ...}`` or ``{"model": ...}`` is unwrapped, and the ``module.``
-    prefix of DistributedDataParallel is removed. Pickled objects other than tensors are refused unread.
+    A state dict wrapped as ``{"state_dict": ...}`` or ``{"model": ...}`` is unwrapped. Pickled objects other than
+    tensors are refused.
 
     Args:
         path: the file.
-
-    Returns:
-        Parameter name to tensor.
+        prefix: removed from the start of each name, such as the ``"module."`` of DistributedDataParallel.
 
     Raises:
         FileNotFoundError: if ``path`` is not a file.
-        ValueError: if the file is damaged, holds code or anything else than named tensors.
-        ImportError: if a ``.safetensors`` file is given and safetensors is missing.
+        ValueError: if the file is damaged, or holds anything but named tensors.
+        ImportError: if a ``.safetensors`` file is given and safetensors is not installed.
     """
-    return {key.removeprefix("module."): value for key, value in read_state_dict(path).items()}
-
-
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read what :func:`load_weights` reads, with the names as they stand in the file; it raises the same."""
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"weights file not found: {file}")
-    return named_tensors(_read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file), file)
-
-
-def named_tensors(content: object, source: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the state dict in what a file held, fit for making a network of; arguments and errors as below."""
-    return plain_tensors(unwrap_state_dict(content, source), source)
+    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    state = unwrap_state_dict(content, file)
+    check_plain_tensors(state, file)
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
 def unwrap_state_dict(content: object, source: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return a state dict without the wrapping that training scripts put around it.
-
-    Args:
-        content: a state dict, or a dict with one under "state_dict" or "model".
-        source: the file's name, for the message.
+    """Return the state dict in ``content``, which is one or holds one under "state_dict" or "model".
 
     Raises:
-        ValueError: if it is anything else than named tensors.
+        ValueError: if it is anything but named tensors; the message names ``source``.
     """
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{source} must hold a state dict (parameter name to tensor), got {_describe(content)}")
+        kind = "an empty mapping" if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f"{source} must hold a state dict (parameter name to tensor), got {kind}")
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ValueError(
@@ -75,26 +63,19 @@ def unwrap_state_dict(content: object, source: str | os.PathLike[str]) -> dict[s
     return dict(content)
 
 
-def plain_tensors(state: Mapping[str, Tensor], source: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the state dict if a network can be made of it; a crafted file may claim more than it holds.
+def check_plain_tensors(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Raise ValueError unless a file's tensors are dense real numbers on the CPU that the file can hold.
 
-    Args:
-        state: names to tensors.
-        source: the file they are from.
-
-    Raises:
-        ValueError: if a tensor is sparse, quantised, complex or without data, or the tensors are far larger than the
-            file, as views that repeat one number are.
+    A crafted file may claim more than it holds: views that repeat one number, or tensors without data.
     """
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_complex() or tensor.is_quantized:
             kind = f"{tensor.layout}, {tensor.dtype}, on {tensor.device}"
-            raise ValueError(f"{source} must hold dense real numbers only, got {name}: {kind}")
+            raise ValueError(f"{path} must hold dense real numbers only, got {name}: {kind}")
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    size = Path(source).stat().st_size
+    size = Path(path).stat().st_size
     if claimed > _MOST_SHARING * size:
-        raise ValueError(f"{source} has {size} bytes but its tensors claim {claimed}: it is not a file of weights")
-    return dict(state)
+        raise ValueError(f"{path} has {size} bytes but its tensors claim {claimed}: it is not a file of weights")
 
 
 def hub_cache() -> Path:
@@ -103,7 +84,7 @@ def hub_cache() -> Path:
 
 
 def import_safetensors(purpose: str) -> ModuleType:
-    """Return safetensors with its part for PyTorch; ImportError says what for, and names the extra."""
+    """Import safetensors; the ImportError names ``purpose`` and the extra to install."""
     try:
         import safetensors.torch
     except ImportError as error:
@@ -114,28 +95,22 @@ def import_safetensors(purpose: str) -> ModuleType:
 def write_safetensors(
     path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write tensors, whole or not at all.
-
-    Raises:
-        ImportError: if safetensors is not installed.
-        FileNotFoundError: if the folder does not exist.
-        OSError: if the disk is full or not writable.
-    """
+    """Write tensors; errors as of :func:`atomic_write`, and ImportError if safetensors is not installed."""
     safetensors = import_safetensors("writing tensors")
     with atomic_write(path) as temporary:
         try:
             safetensors.torch.save_file(tensors, temporary, metadata)
-        except safetensors.SafetensorError as error:  # which is no OSError, whatever happened
+        except safetensors.SafetensorError as error:
             raise OSError(f"{Path(path)} could not be written: {error}") from error
 
 
 def check_state_dict(source: str | os.PathLike[str], found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raise ValueError, listing names and shapes, unless ``found`` has exactly the keys and shapes ``wanted``.
+    """Raise ValueError, listing names and shapes, unless ``found`` has exactly the keys and shapes of ``wanted``.
 
     Args:
-        source: the file's name, for the message.
+        source: name of the file, for the message.
         found: the state dict that was read.
-        wanted: the state dict of the network that shall receive it.
+        wanted: the state dict of the network.
     """
     missing = [k for k in wanted if k not in found]
     unexpected = [k for k in found if k not in wanted]
@@ -155,11 +130,11 @@ def _read_torch(file: Path) -> object:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # The rest of PyTorch's message explains how to load the file unsafely.
-        told = re.search(r"WeightsUnpickler error:\s*(.*?)(?:\.? Please |$)", str(error), flags=re.MULTILINE)
+        reason = re.search(r"WeightsUnpickler error:\s*(.*?)(?:\.? Please |$)", str(error), flags=re.MULTILINE)
         raise ValueError(
             f"{file} was refused: it is damaged, not a file of torch.save (a .safetensors file must have that suffix), "
             "or holds Python objects other than tensors, which could run code when loaded; save model.state_dict() "
-            f"alone. {told[1] if told else ''}".rstrip()
+            f"alone. {reason[1] if reason else ''}".rstrip()
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -178,7 +153,7 @@ def _read_safetensors(file: Path) -> object:
 
 
 def read_safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Return the texts that a ``.safetensors`` file holds beside its tensors, which are not read.
+    """Return the metadata of a ``.safetensors`` file without reading its tensors.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -191,10 +166,6 @@ def read_safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
             return dict(file.metadata() or {})
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
-
-
-def _describe(content: object) -> str:
-    return "an empty mapping" if isinstance(content, Mapping) else type(content).__name__
 
 
 def _shorten(names: list[str]) -> str:

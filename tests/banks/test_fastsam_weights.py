@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from skt_components.banks import fastsam_weights
 from skt_components.banks.fastsam_weights import convert_checkpoint, find_fastsam_weights, load_fastsam_state
-from skt_components.files.pickled import read_pickled_model
+from skt_components.files.unpickle import read_pickled_model
 
 Handler = http.server.BaseHTTPRequestHandler
 

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from skt_components.files.atomic import atomic_write
 from skt_components.files.weights import (
     check_state_dict,
-    load_weights,
-    named_tensors,
     read_safetensors_metadata,
     read_state_dict,
+    unwrap_state_dict,
 )
 
 
@@ -45,13 +44,13 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
 def test_reads_a_bare_state_dict(tmp_path: Path, state: dict[str, Tensor], suffix: str) -> None:
     torch.save(state, tmp_path / f"weights{suffix}")
-    assert_same(load_weights(tmp_path / f"weights{suffix}"), state)
-    assert_same(load_weights(str(tmp_path / f"weights{suffix}")), state)
+    assert_same(read_state_dict(tmp_path / f"weights{suffix}"), state)
+    assert_same(read_state_dict(str(tmp_path / f"weights{suffix}")), state)
 
 
 def test_reads_safetensors(tmp_path: Path, state: dict[str, Tensor]) -> None:
     save_file(state, tmp_path / "weights.safetensors")
-    found = load_weights(tmp_path / "weights.safetensors")
+    found = read_state_dict(tmp_path / "weights.safetensors")
     assert_same({k: found[k] for k in state}, state)
 
 
@@ -71,23 +70,23 @@ def test_reads_the_metadata_of_safetensors(tmp_path: Path, state: dict[str, Tens
 def test_unwraps_and_strips_the_parallel_prefix(tmp_path: Path, state: dict[str, Tensor], key: str) -> None:
     wrapped = {key: {f"module.{k}": v for k, v in state.items()}, "epoch": 3}
     torch.save(wrapped, tmp_path / "weights.pth")
-    assert_same(load_weights(tmp_path / "weights.pth"), state)
+    assert_same(read_state_dict(tmp_path / "weights.pth", prefix="module."), state)
 
 
 def test_names_as_they_stand_can_be_had(tmp_path: Path, state: dict[str, Tensor]) -> None:
     parallel = {f"module.{k}": v for k, v in state.items()}
     torch.save({"state_dict": parallel}, tmp_path / "weights.pth")
     assert_same(read_state_dict(tmp_path / "weights.pth"), parallel)
-    assert_same(named_tensors({"model": parallel}, tmp_path / "weights.pth"), parallel)
+    assert_same(unwrap_state_dict({"model": parallel}, "weights.pth"), parallel)
     with pytest.raises(ValueError, match=r"^some\.pt must hold only named tensors, got int under 'a'"):
-        named_tensors({"a": 1}, "some.pt")
+        unwrap_state_dict({"a": 1}, "some.pt")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"weights file not found: .*absent\.pth"):
-        load_weights(tmp_path / "absent.pth")
+        read_state_dict(tmp_path / "absent.pth")
     with pytest.raises(FileNotFoundError, match="weights file not found"):
-        load_weights(tmp_path)
+        read_state_dict(tmp_path)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -95,7 +94,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, legacy: bool) -
     file, folder = tmp_path / "evil.pth", tmp_path / "made_by_the_payload"
     torch.save({"weight": Payload(folder)}, file, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(ValueError, match=r"evil\.pth was refused.*could run\s+code"):
-        load_weights(file)
+        read_state_dict(file)
     assert not folder.exists()
 
 
@@ -103,14 +102,14 @@ def test_code_in_a_plain_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     file, folder = tmp_path / "evil.pt", tmp_path / "made_by_the_payload"
     file.write_bytes(pickle.dumps(Payload(folder)))
     with pytest.raises(ValueError, match=r"evil\.pt"):
-        load_weights(file)
+        read_state_dict(file)
     assert not folder.exists()
 
 
 def test_a_whole_pickled_module_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
     with pytest.raises(ValueError, match=r"module\.pth was refused.*save model\.state_dict\(\) alone"):
-        load_weights(tmp_path / "module.pth")
+        read_state_dict(tmp_path / "module.pth")
 
 
 @pytest.mark.parametrize("keep", [0, 10, 300, -200])
@@ -123,7 +122,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, state: dict[str, Tensor], kee
         save_file(state, file)
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"cut\.(pth|safetensors)"):
-        load_weights(file)
+        read_state_dict(file)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +137,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, state: dict[str, Tensor], kee
 def test_anything_but_named_tensors_is_refused(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(ValueError, match=rf"odd\.pth.*{message}"):
-        load_weights(tmp_path / "odd.pth")
+        read_state_dict(tmp_path / "odd.pth")
 
 
 def test_missing_safetensors_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +151,7 @@ def test_missing_safetensors_names_the_extra(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(builtins, "__import__", blocked)
     with pytest.raises(ImportError, match=r'pip install "skt-components\[fastsam\]"'):
-        load_weights(tmp_path / "a.safetensors")
+        read_state_dict(tmp_path / "a.safetensors")
 
 
 def test_matching_keys_pass(state: dict[str, Tensor]) -> None:
