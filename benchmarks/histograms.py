@@ -1,4 +1,4 @@
-"""Histogram losses to be compared: data, ours, what others write, and the exact result."""
+"""Histogram losses to compare: data, ours, other implementations, and the exact result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Outcome = tuple[Tensor, Tensor]  # the loss and its gradient for the student
 
 
 class Case(NamedTuple):
-    """What is compared: two pictures and regions."""
+    """Two pictures and regions to compare."""
 
     student: Tensor
     teacher: Tensor
@@ -30,12 +30,12 @@ class Case(NamedTuple):
 def make_case(
     shape: tuple[int, ...], regions: int, device: torch.device, *, overlapping: bool = False, content: str = "natural"
 ) -> Case:
-    """A smooth picture with noise and a brighter one; disjoint patches or overlapping ellipses.
+    """Make a smooth picture with noise and a brighter one; disjoint patches or overlapping ellipses.
 
     Args:
         shape: (B, C, H, W).
-        regions: how many.
-        device: where.
+        regions: number of regions.
+        device: device of the tensors.
         overlapping: ellipses that cover a pixel about three times when there are 64 of them.
         content: "natural", "saturated" (all values 1), "close" (teacher is the student with noise of 1e-4).
     """
@@ -90,7 +90,7 @@ def kornia_histogram(x: Tensor) -> Tensor:
 
 
 def mask_by_mask(case: Case, histogram: Callable[[Tensor], Tensor]) -> Outcome:
-    """Eq. 10 literally, one mask after the other; each graph is freed at once, which favours the dense forms."""
+    """Eq. 10 literally, one mask after the other; each graph is freed at once, which favors the dense forms."""
     leaf = case.student.clone().requires_grad_()
     pixels, regions = leaf.shape[-1] * leaf.shape[-2], case.masks.shape[1]
     total = leaf.new_zeros(())
@@ -106,7 +106,7 @@ def mask_by_mask(case: Case, histogram: Callable[[Tensor], Tensor]) -> Outcome:
 def class_loop(case: Case) -> Outcome:
     """The cost pattern of semantic losses in low-light enhancement: loops over pictures, classes and channels.
 
-    Every histogram is a difference of two sigmoids per pixel and bin. Another loss than ours, with the same purpose.
+    Every histogram is a difference of two sigmoids per pixel and bin. A different loss with the same purpose.
     """
     centers = reference.eq6_centers(BINS, (0.0, 1.0), case.student.dtype).to(case.student.device)
     half = 0.5 / BINS
@@ -129,7 +129,7 @@ def class_loop(case: Case) -> Outcome:
 
 
 def methods(case: Case) -> dict[str, Callable[[], Outcome]]:
-    """Every way to compute it; all but the class loop give the same loss and gradient."""
+    """Return all implementations; all except the class loop give the same loss and gradient."""
     regions = case.masks.shape[1]
     where = {"masks": case.masks} if case.labels is None else {"labels": case.labels, "num_regions": regions}
     target = LOSS.precompute(case.teacher, **where)

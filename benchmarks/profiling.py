@@ -1,4 +1,4 @@
-"""Where the histogram loss spends its time: a trace, and a table per kernel with its memory traffic."""
+"""Profile of the histogram loss: a trace, and a table per kernel with its memory traffic."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from torch.profiler import ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from skt_components.ops import _histogram_bases, _histogram_engine
+from skt_components.histogram import torch_engine
+from skt_components.histogram.kernels import Bins
 
 
 class Meter(TorchDispatchMode):
-    """Counts calls, seconds and bytes of the arguments and results of every torch operator."""
+    """Count calls, seconds and bytes of the arguments and results of every torch operator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +38,7 @@ class Meter(TorchDispatchMode):
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second, read and written, of a large copy."""
+    """Return the bytes per second, read and written, of a large copy."""
     source = torch.ones(1 << 26, device=device)
     target, best = torch.empty_like(source), float("inf")
     for _ in range(10):
@@ -52,37 +53,32 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def cpu_rows(case: Case) -> dict[str, list[float]]:
-    """Rows of the operators inside the engine; the operators around it hide them, so it is called directly."""
-    bins = _histogram_bases.Bins(BINS, 0.0, 1.0, BANDWIDTH)
-    student, teacher = case.student.flatten(2), case.teacher.flatten(2)
-    assert case.labels is not None
-    labels, regions = case.labels.flatten(1), case.masks.shape[1]
+    """Return the rows of the operators inside the engine, which is called directly: the custom operator hides them."""
+    bins = Bins(BINS, 0.0, 1.0, BANDWIDTH)
+    student, teacher, labels, regions = case.student, case.teacher, case.labels, case.masks.shape[1]
+    assert labels is not None
     with torch.no_grad(), Meter() as meter:
-        table = _histogram_engine.torch_difference(student, teacher, labels, None, regions, bins)
-        _histogram_engine.torch_gradient(table, student, labels, None, bins)
+        table = torch_engine.histogram_difference(student, teacher, labels, regions, bins)
+        torch_engine.histogram_gradient(table, student, labels, bins)
     rows = {f"torch: {name}": row for name, row in meter.rows.items()}
     if importlib.util.find_spec("numba"):
-        from skt_components.histogram.numba_engine import compiled_difference, compiled_gradient
+        from skt_components.histogram import numba_engine
 
-        basis, picture = _histogram_bases.choose_basis(bins), student.nbytes + labels.nbytes
+        moved = student.nbytes + teacher.nbytes + labels.nbytes  # teacher, or gradient
         calls = {
-            "numba: forward": (
-                compiled_difference,
-                (student, teacher, labels, regions, basis),
-                picture + teacher.nbytes,
-            ),
-            "numba: backward": (compiled_gradient, (table, student, labels, basis), picture + student.nbytes),
+            "numba: forward": lambda: numba_engine.histogram_difference(student, teacher, labels, regions, bins),
+            "numba: backward": lambda: numba_engine.histogram_gradient(table, student, labels, bins),
         }
-        for name, (function, arguments, moved) in calls.items():
-            function(*arguments)
+        for name, call in calls.items():
+            call()
             start = time.perf_counter()
-            function(*arguments)
+            call()
             rows[name] = [1, time.perf_counter() - start, moved + table.nbytes]
     return rows
 
 
 def kernel_bytes(name: str, case: Case) -> float:
-    """Bytes that a Triton kernel has to move at least; 0 for others."""
+    """Return the least bytes that a Triton kernel moves; 0 for others."""
     table = case.student.shape[0] * case.masks.shape[1] * case.student.shape[1] * BINS * 8
     picture = case.student.numel() * 4
     assert case.labels is not None
@@ -104,7 +100,7 @@ def profile(case: Case, out: Path) -> None:
     def step() -> None:
         run(case.student, lambda x: loss(x, case.teacher, **where))
 
-    # The profiler sees nothing of numba's loops; the table has them beside the torch engine's operators.
+    # The profiler does not record numba's loops; the table lists them beside the torch engine's operators.
     loss = LOSS if device.type == "cuda" else LOSS_IN_TORCH
     step()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]

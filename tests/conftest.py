@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from skt_components.histogram import checks as _histogram_checks
+from skt_components.histogram import checks
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,7 +39,7 @@ def cpu_engine(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "numba":
         pytest.importorskip("numba")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(_histogram_checks._INSTALLED, "numba", request.param == "numba")
+        patch.setitem(checks._INSTALLED, "numba", request.param == "numba")
         yield request.param
 
 

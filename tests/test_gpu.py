@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import skt_components as skt
+from skt_components.histogram.kernels import Bins
 
 pytestmark = pytest.mark.gpu
 
@@ -39,12 +40,12 @@ def test_histogram_of_labels_does_not_wait_for_the_device() -> None:
 
 def kernels():
     pytest.importorskip("triton")
-    from skt_components.histogram import triton_engine as _histogram_triton
+    from skt_components.histogram import triton_engine
 
-    return _histogram_triton
+    return triton_engine
 
 
-BINS = {"low": 0.0, "high": 1.0, "bandwidth": 1 / 400}
+BINS = Bins(256, 0.0, 1.0, 1 / 400)
 
 
 def natural(*shape: int) -> torch.Tensor:
@@ -87,25 +88,25 @@ def test_histogram_kernels_agree_with_float64(bandwidth: float, noise: float | N
 def test_histogram_kernels_take_any_strides_and_dtype() -> None:
     student, teacher = natural(2, 3, 97, 130), natural(2, 3, 97, 130)
     labels = region_map(2, 97, 130)
-    plain = kernels().histogram_difference(student, teacher, labels, 64, num_bins=256, **BINS)
-    gradient = kernels().histogram_gradient(plain, student, labels, 64, **BINS)
+    plain = kernels().histogram_difference(student, teacher, labels, 64, BINS)
+    gradient = kernels().histogram_gradient(plain, student, labels, BINS)
     strange = student.to(memory_format=torch.channels_last), teacher.mT.contiguous().mT
     for dtype in (torch.uint8, torch.int16, torch.int64):
-        table = kernels().histogram_difference(*strange, labels.to(dtype), 64, num_bins=256, **BINS)
+        table = kernels().histogram_difference(*strange, labels.to(dtype), 64, BINS)
         assert torch.equal(table, plain)
-        assert torch.equal(kernels().histogram_gradient(table, strange[0], labels.to(dtype), 64, **BINS), gradient)
+        assert torch.equal(kernels().histogram_gradient(table, strange[0], labels.to(dtype), BINS), gradient)
     half = student.half()
-    table = kernels().histogram_difference(half, None, labels, 64, num_bins=256, **BINS)
-    assert torch.equal(table, kernels().histogram_difference(half.float(), None, labels, 64, num_bins=256, **BINS))
+    table = kernels().histogram_difference(half, None, labels, 64, BINS)
+    assert torch.equal(table, kernels().histogram_difference(half.float(), None, labels, 64, BINS))
 
 
 def test_histogram_kernels_mark_nan_and_ignore_infinity() -> None:
     student, teacher = natural(1, 2, 40, 50), natural(1, 2, 40, 50)
     student[0, 0, 3, 4], student[0, 1, 3, 4], teacher[0, 1, 5, 6] = math.nan, math.inf, -math.inf
-    table = kernels().histogram_difference(student, teacher, None, 1, num_bins=256, **BINS)
+    table = kernels().histogram_difference(student, teacher, None, 1, BINS)
     assert table[0, 0, 0].isnan().all()
     assert table[0, 0, 1].isfinite().all()
-    gradient = kernels().histogram_gradient(torch.ones_like(table), student, None, 1, **BINS)
+    gradient = kernels().histogram_gradient(torch.ones_like(table), student, None, BINS)
     assert gradient[0, 0, 3, 4].isnan()
     assert gradient[0, 1, 3, 4] == 0
     assert gradient.isnan().sum() == 1
@@ -113,7 +114,7 @@ def test_histogram_kernels_mark_nan_and_ignore_infinity() -> None:
 
 def test_equal_pictures_cancel_exactly_in_the_histogram_kernels() -> None:
     student = natural(1, 3, 256, 256).clamp(0.2, 0.6)
-    table = kernels().histogram_difference(student, student.clone(), None, 1, num_bins=256, **BINS)
+    table = kernels().histogram_difference(student, student.clone(), None, 1, BINS)
     assert table.eq(0).all()
 
 
@@ -121,8 +122,8 @@ def test_histogram_kernels_give_the_same_bits_ten_times() -> None:
     student, teacher, labels = natural(4, 3, 256, 256), natural(4, 3, 256, 256), region_map(4, 256, 256)
     results = []
     for _ in range(10):
-        table = kernels().histogram_difference(student, teacher, labels, 64, num_bins=256, **BINS)
-        results.append((table, kernels().histogram_gradient(table, student, labels, 64, **BINS)))
+        table = kernels().histogram_difference(student, teacher, labels, 64, BINS)
+        results.append((table, kernels().histogram_gradient(table, student, labels, BINS)))
     for table, gradient in results[1:]:
         assert torch.equal(table, results[0][0])
         assert torch.equal(gradient, results[0][1])
@@ -134,8 +135,8 @@ def test_histogram_kernels_need_four_launches(with_labels: bool) -> None:
     labels, regions = (region_map(2, 64, 64), 64) if with_labels else (None, 1)
 
     def both() -> None:
-        table = kernels().histogram_difference(student, teacher, labels, regions, num_bins=256, **BINS)
-        kernels().histogram_gradient(table, student, labels, regions, **BINS)
+        table = kernels().histogram_difference(student, teacher, labels, regions, BINS)
+        kernels().histogram_gradient(table, student, labels, BINS)
 
     both()
     torch.cuda.synchronize()
@@ -197,8 +198,8 @@ def test_histogram_kernels_cost_the_same_whatever_the_picture() -> None:
 
     def cost(student: torch.Tensor, teacher: torch.Tensor) -> float:
         def both() -> None:
-            table = kernels().histogram_difference(student, teacher, labels, 64, num_bins=256, **BINS)
-            kernels().histogram_gradient(table, student, labels, 64, **BINS)
+            table = kernels().histogram_difference(student, teacher, labels, 64, BINS)
+            kernels().histogram_gradient(table, student, labels, BINS)
 
         both()
         return milliseconds(both)
@@ -209,11 +210,11 @@ def test_histogram_kernels_cost_the_same_whatever_the_picture() -> None:
 
 def test_histogram_of_24_megapixels() -> None:
     student, teacher, labels = natural(1, 3, 4000, 6000), natural(1, 3, 4000, 6000), region_map(1, 4000, 6000)
-    kernels().histogram_difference(student[..., :64], teacher[..., :64], labels[..., :64], 64, num_bins=256, **BINS)
+    kernels().histogram_difference(student[..., :64], teacher[..., :64], labels[..., :64], 64, BINS)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    table = kernels().histogram_difference(student, teacher, labels, 64, num_bins=256, **BINS)
-    gradient = kernels().histogram_gradient(table, student, labels, 64, **BINS)
+    table = kernels().histogram_difference(student, teacher, labels, 64, BINS)
+    gradient = kernels().histogram_gradient(table, student, labels, BINS)
     extra = torch.cuda.max_memory_allocated() - before
     assert extra <= 2 * student.numel() * 4
     part = table.new_zeros(table.shape)
@@ -223,15 +224,15 @@ def test_histogram_of_24_megapixels() -> None:
             part += sign * skt.soft_histogram(picture.double(), labels=strip[2], num_regions=64, backend="torch")
     assert distance(table, part) <= 1e-6
     strip = student[..., -40:, :].contiguous(), labels[..., -40:, :].contiguous()
-    assert torch.equal(kernels().histogram_gradient(table, *strip, 64, **BINS), gradient[..., -40:, :])
+    assert torch.equal(kernels().histogram_gradient(table, *strip, BINS), gradient[..., -40:, :])
 
 
 def test_histogram_of_more_than_two_billion_values() -> None:
     values = torch.empty(1, 91, 4000, 6000, dtype=torch.float16, device="cuda")  # 4 GiB, all but the last unset
     values[:, -1] = natural(1, 1, 4000, 6000)[:, 0]
     alone = values[:, -1:].contiguous()
-    table = kernels().histogram_difference(values, None, None, 1, num_bins=256, **BINS)
-    wanted = kernels().histogram_difference(alone, None, None, 1, num_bins=256, **BINS)
+    table = kernels().histogram_difference(values, None, None, 1, BINS)
+    wanted = kernels().histogram_difference(alone, None, None, 1, BINS)
     assert torch.equal(table[:, :, -1:], wanted)
 
 

@@ -1,10 +1,10 @@
-"""How a value writes into the table of a soft histogram, and how it reads its slope back.
+"""Two bases of the soft histogram: how a value adds to a table, and how its derivative is read from one.
 
-A basis is a handful of functions of the value's place inside its cell of a fixed grid. ``add`` sums them per cell and
+A basis is a small set of functions of a value's offset in its cell of a fixed grid. ``add`` sums them per cell and
 ``fold`` turns the sums into bins; ``unfold`` and ``slope`` are the transposes, with the exact derivative. Tables are
-``(tables, rows, columns)``; ``segment`` columns hold one histogram and begin ``origin`` before its first cell.
-A value's cell and place come from the basis's ``line``; values far outside, infinities too, are clamped to its
-``limits``, guard columns that no bin sees, and NaN is left to spoil its own histogram.
+``(tables, rows, columns)``; ``segment`` columns hold one histogram, and ``origin`` is the column of its first cell.
+``line`` (factor, shift) maps values to cells. Values far outside, infinities too, are clamped to ``limits``: guard
+columns that no bin reads. NaN stays in the offset and makes its own histogram NaN.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 TOLERANCE = 1e-7  # kernel values below it are outside the window
-_WIDEST_TAPS = 1.0  # in bins; above it moments need fewer additions per value
-_RECURRENCE = 0.25  # in bins; below it the factor between neighbouring taps overflows
+_WIDEST_WINDOW = 1.0  # in bins; above it moments need fewer additions per value
+RECURRENCE = 0.25  # in bins; below it the ratio of the kernel at neighboring bins overflows
 
 
 class Bins(NamedTuple):
-    """The centres ``low + width * (i + 0.5)`` and the kernel ``exp(-((x - c) / bandwidth)^2)``."""
+    """Centers ``low + width * (i + 0.5)`` (eq. 6) and kernel ``exp(-((x - c) / bandwidth)^2)`` (eq. 7)."""
 
     num: int
     low: float
@@ -32,26 +32,26 @@ class Bins(NamedTuple):
 
     @property
     def width(self) -> float:
-        """Distance of two centres."""
+        """Return the distance of two centers."""
         return (self.high - self.low) / self.num
 
     @property
     def sigma(self) -> float:
-        """The bandwidth in bins."""
+        """Return the bandwidth in bins."""
         return self.bandwidth / self.width
 
     @property
     def half_window(self) -> int:
-        """How many bins to each side of a value see it."""
+        """Return the number of bins on each side of a value where its kernel is above the tolerance."""
         return math.ceil(self.sigma * math.sqrt(math.log(1 / TOLERANCE)))
 
     def line(self, cell: float = 1.0, before: float = 0.0) -> tuple[float, float]:
-        """Return factor and shift from values to cells of ``cell`` bins, 0 lying ``before`` bins before a centre."""
+        """Return factor and shift from values to cells of ``cell`` bins, 0 lying ``before`` bins before a center."""
         return 1 / (self.width * cell), (-self.low / self.width - 0.5 + before) / cell
 
 
 class Scratch:
-    """Memory for the temporaries of a chunk, used by every chunk: large fresh ones cost as much as what fills them."""
+    """Memory for temporaries, shared by all chunks: allocating it anew costs as much as the arithmetic."""
 
     def __init__(self, numbers: int, dtype: torch.dtype, device: torch.device) -> None:
         self._floats = torch.empty(5, numbers, dtype=dtype, device=device)
@@ -63,20 +63,17 @@ class Scratch:
         self.cell = self._cells[:count]
         self.t, *self.free = (row[:count] for row in self._floats)
 
-    def locate(self, values: Tensor, start: Tensor, basis: Taps | Moments) -> None:
-        """Put whole cells plus ``start`` in ``cell``, and the values' places in them, from -0.5 to 0.5, in ``t``.
-
-        Both are flat; so are the temporaries in ``free``.
-        """
+    def locate(self, values: Tensor, start: Tensor, basis: Window | Moments) -> None:
+        """Store the values' cells plus ``start`` in ``cell`` and their offsets, -0.5 to 0.5, in ``t``; both flat."""
         if values.shape != self.shape:
             self._resize(values.shape)
-        place, part = self.t.view(self.shape), self.free[0].view(self.shape)
+        offset, whole = self.t.view(self.shape), self.free[0].view(self.shape)
         scale, shift = basis.line
-        place.copy_(values).mul_(scale).add_(shift).clamp_(*basis.limits)
-        whole = 1.5 / torch.finfo(place.dtype).eps  # so large that adding it rounds to whole numbers
-        torch.add(place, whole, out=part).sub_(whole).nan_to_num_(0.0)
-        place.sub_(part)
-        part.add_(start)
+        offset.copy_(values).mul_(scale).add_(shift).clamp_(*basis.limits)
+        large = 1.5 / torch.finfo(offset.dtype).eps  # adding it rounds to whole numbers
+        torch.add(offset, large, out=whole).sub_(large).nan_to_num_(0.0)
+        offset.sub_(whole)
+        whole.add_(start)
         self.cell.copy_(self.free[0])
 
 
@@ -84,10 +81,11 @@ def _weigh(kernel: Tensor, weight: Tensor | float) -> Tensor:
     return kernel if isinstance(weight, float) and weight == 1.0 else kernel.mul_(weight)
 
 
-class Taps:
-    """Narrow kernels: a value adds its kernel to the window of bins around it, each tap by a product from the last.
+class Window:
+    """Basis for narrow kernels: a value adds its kernel to each bin of the window around it.
 
-    With ``t`` the distance to the middle between two bins, tap k is ``2 ** (-steep * (t + half_window - 0.5 - k)^2)``.
+    With ``t`` the distance to the middle between two bins, the kernel at bin k of the window is
+    ``2 ** (-steep * (t + half_window - 0.5 - k)^2)``, the product of the kernel at bin k - 1 and a ratio.
     """
 
     tables = 1
@@ -96,26 +94,26 @@ class Taps:
         self.bins = bins
         self.guard = 2 * bins.half_window + 1
         self.segment = bins.num + 2 * self.guard
-        self.spill = 2 * bins.half_window - 1  # columns that the last tap reaches beyond the last cell
-        self.origin = self.guard + 1 - bins.half_window  # column of the first tap of a value in the first bin
+        self.spill = 2 * bins.half_window - 1  # columns of a window after its first
+        self.origin = self.guard + 1 - bins.half_window
         self.line = bins.line(before=-0.5)  # to the middle between a bin and the next
-        self.limits = (-bins.half_window - 1.0, bins.num + bins.half_window + 0.0)  # cells of the guards
-        self.steep = 1 / bins.sigma**2 / math.log(2)  # of the kernel as a power of two, which torch is faster at
-        self.recurrent = bins.sigma >= _RECURRENCE
-        # factor of each tap to the one before, but for 2 ** (2 * steep * t)
-        taps = range(2 * bins.half_window if self.recurrent else 0)
-        self.growth = [2 ** (2 * self.steep * (bins.half_window - tap)) for tap in taps]
+        self.limits = (-bins.half_window - 1.0, bins.num + bins.half_window + 0.0)
+        self.steep = 1 / bins.sigma**2 / math.log(2)  # exponents of 2: torch is faster with them
+        self.recurrent = bins.sigma >= RECURRENCE
+        # The kernel at bin k divided by the kernel at bin k - 1 is growth[k] * 2 ** (2 * steep * t).
+        window = range(2 * bins.half_window if self.recurrent else 0)
+        self.growth = [2 ** (2 * self.steep * (bins.half_window - k)) for k in window]
 
     def views(self, table: Tensor) -> list[Tensor]:
-        """Return the table as each tap sees it, shifted by a column from tap to tap."""
+        """Return the table for each bin of the window, shifted by one column from bin to bin."""
         columns = table.shape[-1] - self.spill
-        return [table[0, ..., tap : tap + columns] for tap in range(self.spill + 1)]
+        return [table[0, ..., k : k + columns] for k in range(self.spill + 1)]
 
-    def _kernel(self, t: Tensor, tap: int, out: Tensor) -> Tensor:
-        return torch.add(t, self.bins.half_window - 0.5 - tap, out=out).square_().mul_(-self.steep).exp2_()
+    def _kernel(self, t: Tensor, k: int, out: Tensor) -> Tensor:
+        return torch.add(t, self.bins.half_window - 0.5 - k, out=out).square_().mul_(-self.steep).exp2_()
 
     def _kernels(self, t: Tensor, kernel: Tensor, ratio: Tensor, weight: Tensor | float = 1.0) -> Iterator[Tensor]:
-        """Yield ``weight`` times the kernel at every tap, in the memory of ``kernel``."""
+        """Yield ``weight`` times the kernel at each bin of the window, in the memory of ``kernel``."""
         yield _weigh(self._kernel(t, 0, kernel), weight)
         if self.recurrent:
             torch.mul(t, 2 * self.steep, out=ratio).exp2_()
@@ -123,8 +121,8 @@ class Taps:
             for growth in self.growth[1:]:
                 yield torch.addcmul(zero, kernel, ratio, value=growth, out=kernel)
         else:
-            for tap in range(1, self.spill + 1):
-                yield _weigh(self._kernel(t, tap, kernel), weight)
+            for k in range(1, self.spill + 1):
+                yield _weigh(self._kernel(t, k, kernel), weight)
 
     def add(self, views: list[Tensor], scratch: Scratch, weight: Tensor | float) -> None:
         """Add the kernels of the located values, times ``weight``, to the flat ``views``."""
@@ -142,40 +140,39 @@ class Taps:
         bins.copy_(upstream).mul_(-2 / (self.bins.sigma**2 * self.bins.width))
 
     def slope(self, views: list[Tensor], scratch: Scratch) -> Tensor:
-        """Return the sum over the taps of upstream, in the flat ``views``, times the kernel's slope.
+        """Return the sum over the window of upstream, in the flat ``views``, times the kernel's slope.
 
-        The taps are a polynomial in ``2 ** (2 * steep * t)``, whose value and derivative Horner's rule gives together.
+        The sum is a polynomial in ``2 ** (2 * steep * t)``; Horner's rule gives its value and derivative together.
         """
         cell, t, first = scratch.cell, scratch.t, self.bins.half_window - 0.5
         value, derivative, upstream, ratio = scratch.free
         if not self.recurrent:
             value.zero_()
-            for tap, kernel in enumerate(self._kernels(t, upstream, ratio)):
-                value += kernel * views[tap].index_select(0, cell) * (t + (first - tap))
+            for k, kernel in enumerate(self._kernels(t, upstream, ratio)):
+                value += kernel * views[k].index_select(0, cell) * (t + (first - k))
             return value
         torch.mul(t, 2 * self.steep, out=ratio).exp2_()
         torch.index_select(views[-1], 0, cell, out=derivative)
         torch.index_select(views[-2], 0, cell, out=upstream)
         torch.addcmul(upstream, derivative, ratio, value=self.growth[-1], out=value)
-        for tap in reversed(range(len(views) - 2)):
-            torch.addcmul(value, derivative, ratio, value=self.growth[tap + 2], out=derivative)
-            torch.index_select(views[tap], 0, cell, out=upstream)
-            torch.addcmul(upstream, value, ratio, value=self.growth[tap + 1], out=value)
+        for k in reversed(range(len(views) - 2)):
+            torch.addcmul(value, derivative, ratio, value=self.growth[k + 2], out=derivative)
+            torch.index_select(views[k], 0, cell, out=upstream)
+            torch.addcmul(upstream, value, ratio, value=self.growth[k + 1], out=value)
         kernel = self._kernel(t, 0, upstream)
         value.mul_(t.add_(first)).addcmul_(derivative, ratio, value=-self.growth[1])
         return value.mul_(kernel)
 
 
 class Moments:
-    """Wide kernels: in a cell much narrower than the kernel it is a polynomial, so that sums of powers suffice.
+    """Basis for wide kernels: in a cell much narrower than the kernel it is a polynomial, so sums of powers suffice.
 
-    The polynomials interpolate at Chebyshev points, with the lowest degree whose slope is right to the tolerance.
-    Bins go by blocks; ``weights[d, p, r]`` is the share that the p-th moment of a cell has in the r-th bin of the
-    block whose window the cell is the d-th of.
+    The polynomials interpolate at Chebyshev points, with the lowest degree whose slope is exact to the tolerance.
+    Bins are grouped in blocks: ``weights[d, p, r]`` is the contribution of the p-th moment of the d-th cell in a
+    block's window to the r-th bin of the block.
     """
 
-    recurrent = True
-    spill, origin = 0, 1  # nothing beyond the last cell; a guard before the first
+    spill, origin = 0, 1  # nothing after the last cell, one guard before the first
 
     def __init__(self, bins: Bins, width: float) -> None:
         self.bins = bins
@@ -187,7 +184,7 @@ class Moments:
         self.cells = (self.blocks - 1) * self.stride + self.window
         self.segment = self.cells + 2
         self.line = bins.line(width, self.reach - width / 2)  # to the middle of the first cell
-        self.limits = (-1.0, float(self.cells))  # the guards
+        self.limits = (-1.0, float(self.cells))
 
     def views(self, table: Tensor) -> list[Tensor]:
         """Return the table of each moment."""
@@ -205,7 +202,7 @@ class Moments:
         weights = self.weights.to(table).transpose(0, 1).flatten(0, 1)
         cells = table[..., 1:-1].flatten(1, -2).permute(1, 2, 0)
         folded = [
-            rows.unfold(1, self.window, self.stride).flatten(2) @ weights  # (some rows, blocks, bins of a block)
+            rows.unfold(1, self.window, self.stride).flatten(2) @ weights  # (rows, blocks, bins of a block)
             for rows in cells.split(self._rows())
         ]
         return torch.cat(folded).flatten(1)[:, : self.bins.num].unflatten(0, table.shape[1:-1])
@@ -228,7 +225,7 @@ class Moments:
         table[1:].copy_(result.unflatten(1, shape))
 
     def _rows(self) -> int:
-        """How many histograms to fold at a time, for temporaries of half a megabyte."""
+        """Return how many histograms to fold at a time, for temporaries of half a megabyte."""
         return max(1, (1 << 16) // (self.blocks * self.window * self.tables))
 
     def slope(self, views: list[Tensor], scratch: Scratch) -> Tensor:
@@ -243,11 +240,9 @@ class Moments:
 
 @functools.lru_cache(maxsize=16)
 def _fit_moments(sigma: float, num_bins: int, width: float) -> tuple[float, Tensor]:
-    """Return the distance from the first cell to the first bin, in bins, and the weights of a block of bins.
-
-    Blocks have about 16 bins: their windows of cells are short and do not overlap much.
-    """
+    """Return the distance from the first cell to the first bin, in bins, and the weights of a block of bins."""
     half = math.ceil(sigma * math.sqrt(math.log(1 / TOLERANCE)))
+    # About 16 bins: windows of cells are then short and overlap little.
     block = min(num_bins, max(16, math.ceil(width)) // max(1, round(width)) * max(1, round(width)))
     reach = math.ceil(half / width) * width
     window = math.ceil((block - 1 + half + reach) / width)
@@ -258,10 +253,10 @@ def _fit_moments(sigma: float, num_bins: int, width: float) -> tuple[float, Tens
 
 
 def _interpolate(distance: Tensor, width: float, sigma: float, num_bins: int) -> Tensor:
-    """Return the coefficients (cells, degree, bins) of the kernel's polynomials in a place t from -0.5 to 0.5.
+    """Return the coefficients (cells, degree, bins) of the kernel's polynomials in an offset t from -0.5 to 0.5.
 
-    ``distance`` (cells, 1, bins) is that of a bin's centre to the middle of the cell. The slope's error is compared
-    with the steepest slope that values in the range meet, which is little where the kernel is much wider than it.
+    ``distance`` (cells, 1, bins) is from the middle of a cell to a bin's center. The error allowed is relative to the
+    steepest slope inside the value range, which is small where the kernel is much wider than the range.
     """
 
     def offset(t: Tensor) -> Tensor:
@@ -284,11 +279,11 @@ def _interpolate(distance: Tensor, width: float, sigma: float, num_bins: int) ->
     return weights
 
 
-def choose_basis(bins: Bins) -> Taps | Moments:
+def choose_basis(bins: Bins) -> Window | Moments:
     """Return the basis that needs fewer additions per value."""
-    return Taps(bins) if bins.sigma <= _WIDEST_TAPS else Moments(bins, max(1, int(bins.sigma / 4)))
+    return Window(bins) if bins.sigma <= _WIDEST_WINDOW else Moments(bins, max(1, int(bins.sigma / 4)))
 
 
 def spread_nan(histograms: Tensor) -> Tensor:
-    """Make a histogram ``(..., N)`` NaN where one of its bins is, in place: a NaN value is in no bin and in all."""
+    """Set all bins of a histogram ``(..., N)`` to NaN where one of them is NaN, in place."""
     return histograms.add_(histograms.sum(-1, keepdim=True).mul_(0))

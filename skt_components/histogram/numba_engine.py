@@ -1,11 +1,10 @@
-"""The soft histogram on the CPU in loops that numba compiles: the sums of the torch engine, without its temporaries.
+"""The soft histogram on the CPU in loops compiled by numba: the sums of the torch engine without its temporaries.
 
-Pixels go through in strips that stay in the first-level cache: one loop that the compiler vectorises finds each
-value's cell and first factor, a second one adds to the table or reads from it. Both kinds of basis have one form, in
-which a value at ``cell`` with the factors ``kernel`` and ``ratio`` has the share ``kernel * growth[k] * ratio ** k``
-in the k-th of a run of neighbouring numbers: the bins of its window (taps), or the moments of its cell.
-
-Pictures and channels are independent and are shared out among as many threads as torch is allowed.
+Pixels are processed in strips that stay in the first-level cache: one loop, which the compiler vectorizes, finds each
+value's cell and first factor; a second one adds to the table or reads from it. Both bases have one form: a value with
+the factors ``kernel`` and ``ratio`` contributes ``kernel * growth[k] * ratio ** k`` to the k-th of a run of neighboring
+numbers: the bins of its window, or the moments of its cell. Pictures and channels are independent and are distributed
+over as many threads as torch may use.
 """
 
 from __future__ import annotations
@@ -21,87 +20,89 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skt_components.histogram.kernels import Moments, Taps, spread_nan
+from skt_components.histogram.kernels import Bins, Moments, Window, choose_basis, spread_nan
 
-_CHUNK = 1 << 16  # pixels at a time, which are copied where they are not contiguous
-_THREAD = 1 << 18  # values that are worth a thread
+_CHUNK = 1 << 16  # pixels at a time, copied where they are not contiguous
+_THREAD = 1 << 18  # least number of values for each thread
 _STRIP = 512
-# All that lets the compiler vectorise, but for the two that forbid NaN and infinity.
+# All flags that help the compiler to vectorize, except the two that forbid NaN and infinity.
 _FAST = {"reassoc", "nsz", "arcp", "contract", "afn"}
 
 
 def _compile(function: Callable) -> Callable:
-    function = inspect.unwrap(function)  # run-time checkers of annotations wrap it
+    function = inspect.unwrap(function)  # run-time type checkers wrap it
     options: dict[str, Any] = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder for the cache can be written
+    except RuntimeError:  # no folder for the cache is writable
         return numba.njit(**options)(function)
 
 
-def compiled_difference(
-    student: Tensor, teacher: Tensor | None, labels: Tensor | None, regions: int, basis: Taps | Moments
+def histogram_difference(
+    student: Tensor, teacher: Tensor | None, labels: Tensor | None, regions: int, bins: Bins
 ) -> Tensor:
-    """Return the histograms of ``student`` minus those of ``teacher``, ``(B, R, C, N)``; shapes as in the torch engine.
+    """Return the histograms of ``student`` minus the histograms of ``teacher``, ``(B, R, C, N)``.
 
-    The basis must be :attr:`recurrent`.
+    Arguments as in the torch engine; the bandwidth must be at least :data:`~.kernels.RECURRENCE` bins.
     """
-    batch, channels, pixels = student.shape
-    result = torch.zeros(batch, regions, channels, basis.bins.num, dtype=torch.float64)
+    signed = [(x.flatten(2), sign) for x, sign in ((student, 1.0), (teacher, -1.0)) if x is not None]
+    labels = None if labels is None else labels.flatten(1)
+    batch, channels, pixels = signed[0][0].shape
+    result = torch.zeros(batch, regions, channels, bins.num, dtype=torch.float64)
+    basis = choose_basis(bins)
     constants = _constants(basis)
-    signed = [(x, sign) for x, sign in ((student, 1.0), (teacher, -1.0)) if x is not None]
 
-    def count(place: tuple[int, int]) -> None:
-        picture, channel = place
+    def count(picture: int, channel: int) -> None:
         table, flat = _table(basis, regions)
         for part in _parts(pixels):
             label = _labels(labels, picture, part)
             for values, sign in signed:
-                _add(_row(values, place, part), label, regions, sign, flat, *constants)
+                _add(_row(values[picture, channel, part]), label, regions, sign, flat, *constants)
         result[picture, :, channel] = spread_nan(basis.fold(table))
 
-    _share_out(count, student)
+    _for_each_channel(count, student)
     return result
 
 
-def compiled_gradient(upstream: Tensor, values: Tensor, labels: Tensor | None, basis: Taps | Moments) -> Tensor:
-    """Return the gradient for ``values`` (B, C, P), given that for their histograms, ``upstream`` (B, R, C, N)."""
-    regions, pixels = upstream.shape[1], values.shape[2]
+def histogram_gradient(upstream: Tensor, values: Tensor, labels: Tensor | None, bins: Bins) -> Tensor:
+    """Return the gradient for ``values`` (B, C, H, W), given the gradient for their histograms (B, R, C, N)."""
     result = torch.empty(values.shape, dtype=values.dtype)
-    upstream, constants = upstream.double(), _constants(basis)
+    flat_values, flat_result, upstream = values.flatten(2), result.flatten(2), upstream.double()
+    labels = None if labels is None else labels.flatten(1)
+    regions, basis = upstream.shape[1], choose_basis(bins)
+    constants = _constants(basis)
 
-    def read(place: tuple[int, int]) -> None:
-        picture, channel = place
+    def read(picture: int, channel: int) -> None:
         table, flat = _table(basis, regions)
         basis.unfold(upstream[picture, :, channel], table)
-        for part in _parts(pixels):
-            label = _labels(labels, picture, part)
-            _read(_row(values, place, part), label, regions, _row(result, place, part), flat, *constants)
+        for part in _parts(flat_values.shape[2]):
+            label, place = _labels(labels, picture, part), (picture, channel, part)
+            _read(_row(flat_values[place]), label, regions, _row(flat_result[place]), flat, *constants)
 
-    _share_out(read, values)
+    _for_each_channel(read, values)
     return result
 
 
-def _share_out(work: Callable[[tuple[int, int]], None], values: Tensor) -> None:
-    """Do the ``work`` of every picture and channel, on several threads where that pays."""
+def _for_each_channel(work: Callable[[int, int], None], values: Tensor) -> None:
+    """Call ``work(picture, channel)`` for each channel, on several threads if there are enough values."""
     places = list(product(range(values.shape[0]), range(values.shape[1])))
     threads = min(torch.get_num_threads(), len(places), values.numel() // _THREAD)
     if threads <= 1:
         for place in places:
-            work(place)
+            work(*place)
         return
     inference = torch.is_inference_mode_enabled()
 
-    def work_there(place: tuple[int, int]) -> None:  # a thread does not know of these modes
+    def work_in_thread(place: tuple[int, int]) -> None:  # threads do not inherit these modes
         with torch.inference_mode(inference), torch.no_grad():
-            work(place)
+            work(*place)
 
-    with ThreadPoolExecutor(threads) as pool:  # made anew: one that is kept would not survive a fork
-        list(pool.map(work_there, places))
+    with ThreadPoolExecutor(threads) as pool:  # a pool kept for later calls would not survive a fork
+        list(pool.map(work_in_thread, places))
 
 
-def _table(basis: Taps | Moments, regions: int) -> tuple[Tensor, np.ndarray]:
-    """Return a table of zeros as the basis folds it, (tables, R, segment), and as the loops see it."""
+def _table(basis: Window | Moments, regions: int) -> tuple[Tensor, np.ndarray]:
+    """Return a table of zeros in the basis's layout, (tables, R, segment), and flat in the layout of the loops."""
     table = torch.zeros(regions, basis.segment, basis.tables, dtype=torch.float64)
     return table.permute(2, 0, 1), table.view(-1).numpy()
 
@@ -110,17 +111,17 @@ def _parts(pixels: int) -> list[slice]:
     return [slice(first, min(first + _CHUNK, pixels)) for first in range(0, pixels, _CHUNK)]
 
 
-def _row(values: Tensor, place: tuple[int, int], part: slice) -> np.ndarray:
-    return values[place][part].contiguous().numpy()
+def _row(values: Tensor) -> np.ndarray:
+    return values.contiguous().numpy()
 
 
 def _labels(labels: Tensor | None, picture: int, part: slice) -> np.ndarray:
-    return np.empty(0, np.int64) if labels is None else labels[picture, part].to(torch.int64).contiguous().numpy()
+    return np.empty(0, np.int64) if labels is None else _row(labels[picture, part].to(torch.int64))
 
 
-def _constants(basis: Taps | Moments) -> tuple[object, ...]:
-    """What the loops need to know of the basis; ``growth`` as a tuple, so that they are compiled for its length."""
-    if isinstance(basis, Taps):
+def _constants(basis: Window | Moments) -> tuple[object, ...]:
+    """Return the loops' constants; ``growth`` is a tuple, so that they are compiled for its length."""
+    if isinstance(basis, Window):
         kernel: tuple[float, float, tuple[float, ...]] = (basis.steep, basis.bins.half_window - 0.5, (*basis.growth,))
     else:
         kernel = (0.0, 0.0, (1.0,) * basis.tables)
@@ -129,7 +130,7 @@ def _constants(basis: Taps | Moments) -> tuple[object, ...]:
 
 @_compile
 def _power_of_two(x):  # type: ignore[no-untyped-def]
-    """Return 2 ** x as a factor close to 1, exact to 2e-13, and the bits of the float64 that completes it."""
+    """Return 2 ** x as a factor close to 1, exact to 2e-13, and the bits of the float64 to multiply it by."""
     whole = np.floor(x + 0.5)
     y = (x - whole) * 0.6931471805599453
     series = 1 / 5040 + y * (1 / 40320 + y * (1 / 362880 + y / 3628800))
@@ -139,16 +140,13 @@ def _power_of_two(x):  # type: ignore[no-untyped-def]
 
 @_compile
 def _locate(values, labels, regions, rows, line, limits, steep, first, at, place, factors, bits):  # type: ignore[no-untyped-def]
-    """Find where the run of every value of a strip begins, its place in its cell from -0.5 to 0.5, its two factors.
-
-    A run of no region begins at -1.
-    """
+    """Find the start of each value's run (-1: no region), its offset in its cell, -0.5 to 0.5, and its factors."""
     scale, shift = line
     low, high = limits
     origin, segment, tables = rows
     for j in range(values.size):
         exact = values[j] * scale + shift
-        inside = exact if exact == exact else 0.0  # NaN has a cell, where its place spoils the histogram
+        inside = exact if exact == exact else 0.0  # NaN has a cell, where its offset makes the histogram NaN
         inside = inside if inside > low else low
         inside = inside if inside < high else high
         whole = np.floor(inside + 0.5)
@@ -165,14 +163,14 @@ def _locate(values, labels, regions, rows, line, limits, steep, first, at, place
 
 @_compile
 def _strips():  # type: ignore[no-untyped-def]
-    """Memory for a strip: runs, places, factors and what completes these, as bits and as numbers."""
+    """Allocate a strip's runs, offsets, factors, and the powers of two of the factors as bits and as numbers."""
     scales = np.empty((2, _STRIP))
     return np.empty(_STRIP, np.int64), np.empty(_STRIP), np.empty((2, _STRIP)), scales.view(np.int64), scales
 
 
 @_compile
 def _add(values, labels, regions, sign, table, rows, line, limits, steep, first, growth):  # type: ignore[no-untyped-def]
-    """Add ``sign`` times the shares of every value to its run of the table."""
+    """Add ``sign`` times the contributions of each value to its run of the table."""
     at, place, factors, bits, scales = _strips()
     for start in range(0, values.size, _STRIP):
         strip, label = values[start : start + _STRIP], labels[start : start + _STRIP]
@@ -190,10 +188,10 @@ def _add(values, labels, regions, sign, table, rows, line, limits, steep, first,
 
 @_compile
 def _read(values, labels, regions, out, table, rows, line, limits, steep, first, growth):  # type: ignore[no-untyped-def]
-    """Set ``out`` to the slope of every value, by Horner's rule in its ratio.
+    """Set ``out`` to the slope of each value, by Horner's rule in its ratio.
 
-    Taps: the sum of table times kernel times distance, for which the rule gives value and derivative together.
-    Moments: the polynomial whose coefficients :meth:`Moments.unfold` left behind the first number of the run.
+    Window: the sum of table times kernel times distance; the rule gives value and derivative together.
+    Moments: the polynomial whose coefficients :meth:`Moments.unfold` stored after the first number of the run.
     """
     at, place, factors, bits, scales = _strips()
     last = len(growth) - 1

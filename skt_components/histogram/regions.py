@@ -1,91 +1,109 @@
-"""Regions of a histogram loss: what they may be, and how large they are."""
+"""Regions of a histogram: their check and their areas."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from skt_components.histogram.mask_atoms import remember
+from skt_components.histogram.mask_atoms import memoize_by_tensor
+from skt_components.ops.checks import check_count, warn_caller
 
-_SHARE = 1 << 18  # numbers of masks or labels to look at together
+_MOST_INFERRED = 1 << 16  # regions in a label map without num_regions
+_PART = 1 << 18  # numbers of masks or labels to read at a time
 
 
 def check_regions(
-    masks: Tensor | None, labels: Tensor | None, num_regions: int | None, soft_masks: str | None
-) -> Tensor | None:
-    """Return the masks, bool where they are binary; raise unless there are either masks or labels."""
-    if masks is None and labels is None:
-        raise ValueError("semantic_histogram_loss needs masks or labels; histogram_loss has no regions")
+    picture: Tensor,
+    masks: Tensor | None,
+    labels: Tensor | None,
+    num_regions: int | None,
+    soft_masks: str | None = "weighted",
+) -> tuple[Tensor | None, int]:
+    """Return the masks, bool if binary, and the number of regions R; raise unless they fit ``picture`` (B, C, H, W)."""
     if masks is not None and labels is not None:
         raise ValueError("give masks or labels, not both")
-    if masks is None:
-        return None
+    if num_regions is not None and labels is None:
+        raise ValueError(f"num_regions goes with labels, got num_regions={num_regions} without them")
+    batch, _, *size = picture.shape
+    for name, regions, layout in (("masks", masks, "(B, R, H, W)"), ("labels", labels, "(B, H, W)")):
+        if regions is None:
+            continue
+        if not isinstance(regions, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor {layout}, got {type(regions).__name__}")
+        if regions.device != picture.device:
+            raise ValueError(f"{name} must be on the pictures' device {picture.device}, got {regions.device}")
+        if regions.ndim != len(layout.split(",")) or (regions.shape[0], *regions.shape[-2:]) != (batch, *size):
+            raise ValueError(f"{name} must be {layout} with B, H, W = {(batch, *size)}, got {tuple(regions.shape)}")
+    if masks is not None:
+        if masks.requires_grad and soft_masks != "literal":
+            raise ValueError("masks must not require a gradient: it is not computed; pass masks.detach()")
+        weights = soft_masks is not None and masks.is_floating_point()
+        return (masks if weights or masks.dtype == torch.bool else _to_bool(masks)), masks.shape[1]
+    if labels is None:
+        return None, 1
+    if labels.dtype == torch.bool or labels.is_floating_point():
+        raise TypeError(f"labels must be an integer tensor (B, H, W), got {labels.dtype}")
     if num_regions is not None:
-        raise ValueError("num_regions goes with labels; masks have as many regions as they say")
-    if not isinstance(masks, Tensor):
-        raise TypeError(f"masks must be a tensor (B, R, H, W), got {type(masks).__name__}")
-    if masks.requires_grad and soft_masks != "literal":
-        raise ValueError("masks must not require a gradient: it is not computed; pass masks.detach()")
-    if masks.dtype == torch.bool or (soft_masks is not None and masks.is_floating_point()):
+        return None, check_count("num_regions", num_regions, 0)
+    largest = int(labels.long().max()) if labels.numel() else -1
+    if largest >= _MOST_INFERRED:
+        raise ValueError(f"labels go up to {largest}; if there are so many regions, pass num_regions")
+    if largest == 255 and not (labels == 254).any():
+        warn_caller(
+            "labels go from below 254 to 255, which counts as a region: if it marks pixels to be ignored, pass "
+            "num_regions; labels of num_regions and more belong to no region"
+        )
+    return None, max(largest + 1, 0)
+
+
+def _to_bool(masks: Tensor) -> Tensor:
+    """Return binary masks as bool, where values can be read; raise ValueError for other values."""
+    if not (torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(masks)):
+        return memoize_by_tensor("binary", masks, lambda: _verify_binary(masks))
+    # Values cannot be read: as weights, masks of 0 and 1 mean the same, and others are not rounded up to 1.
+    if masks.is_floating_point():
         return masks
-    if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(masks):
-        # Not looked at: as weights, masks of 0 and 1 mean the same, and others are not rounded up to 1.
-        if masks.is_floating_point():
-            return masks
-        if masks.dtype != torch.uint8:  # without fullgraph=True the loss then runs uncompiled, and verifies them
-            raise ValueError(
-                f"masks inside torch.compile and torch.vmap must be bool, floating-point or uint8, got {masks.dtype}: "
-                "nobody can look there whether they are a label map, which goes into labels=; pass masks.bool()"
-            )
-        return masks.bool()
-    return remember("binary", masks, lambda: _binary(masks))
-
-
-def _binary(masks: Tensor) -> Tensor:
-    integers = not masks.is_floating_point()
-    # 255 is 1 in mask files; beside 1 it is most likely "ignore".
-    one = 255 if integers and any(bool((part == 255).any()) for part in _shares(masks)) else 1
-    for part in _shares(masks):
-        if not bool(((part == 0) | (part == one)).all()):
-            if integers:
-                raise ValueError(
-                    f"masks of {masks.dtype} must hold 0 and 1, or 0 and 255, got {masks.unique()[-8:].tolist()}. "
-                    "A label map goes into labels=, a pixel to ignore into no mask; masks that are weights must be "
-                    'floating-point, with soft_masks="weighted" or "literal"'
-                )
-            raise ValueError(
-                "masks hold values other than 0 and 1. A label map goes into labels=; otherwise pass masks > 0.5, or "
-                'say which loss is meant with soft_masks="weighted" (pixels counted in proportion) or "literal" (the '
-                "picture multiplied, eq. 10)"
-            )
+    if masks.dtype != torch.uint8:  # without fullgraph=True the loss then runs uncompiled, and verifies them
+        raise ValueError(
+            f"masks inside torch.compile and torch.vmap must be bool, floating-point or uint8, got {masks.dtype}: "
+            "values cannot be read there to detect a label map, which goes into labels=; pass masks.bool()"
+        )
     return masks.bool()
 
 
-def _shares(regions: Tensor) -> tuple[Tensor, ...]:
-    """Return some rows after the other of masks (B, R, H, W) or labels (B, H, W): temporaries stay small."""
-    if regions.ndim < 3 or not regions.numel() or torch.compiler.is_compiling():
+def _verify_binary(masks: Tensor) -> Tensor:
+    integers = not masks.is_floating_point()
+    # 255 is 1 in mask files; beside 1 it is most likely "ignore".
+    one = 255 if integers and any(bool((part == 255).any()) for part in _parts(masks)) else 1
+    if all(bool(((part == 0) | (part == one)).all()) for part in _parts(masks)):
+        return masks.bool()
+    if integers:
+        raise ValueError(
+            f"masks of {masks.dtype} must hold 0 and 1, or 0 and 255, got {masks.unique()[-8:].tolist()}. "
+            "A label map goes into labels=, a pixel to ignore into no mask; masks that are weights must be "
+            'floating-point, with soft_masks="weighted" or "literal"'
+        )
+    raise ValueError(
+        "masks hold values other than 0 and 1. A label map goes into labels=; otherwise pass masks > 0.5, or choose "
+        'soft_masks="weighted" (pixels counted in proportion) or "literal" (the picture multiplied, eq. 10)'
+    )
+
+
+def _parts(regions: Tensor) -> tuple[Tensor, ...]:
+    """Split masks (B, R, H, W) or labels (B, H, W) by rows, so that temporaries stay small."""
+    if not regions.numel() or torch.compiler.is_compiling():
         return (regions,)
-    return regions.split(max(1, _SHARE * regions.shape[-2] // regions.numel()), dim=-2)
+    return regions.split(max(1, _PART * regions.shape[-2] // regions.numel()), dim=-2)
 
 
-def normalize(
-    difference: Tensor, student: Tensor, masks: Tensor | None, labels: Tensor | None, normalization: str
-) -> Tensor:
-    """Return histograms (B, R, C, N) divided by the pixels that they count, as ``normalization`` says."""
-    if normalization == "none":
-        return difference
-    pixels = student.shape[-2] * student.shape[-1]
-    if normalization == "pixels" or (masks is None and labels is None):
-        return difference / max(pixels, 1)
+def region_areas(masks: Tensor | None, labels: Tensor | None, num_regions: int, dtype: torch.dtype) -> Tensor:
+    """Return the number of pixels, or the sum of the weights, in each region, ``(B, R)``."""
     if masks is not None:
-        area = torch.stack([part.sum(dim=(-2, -1), dtype=difference.dtype) for part in _shares(masks)]).sum(0)
-    else:
-        assert labels is not None
-        batch, regions = difference.shape[:2]
-        area = difference.new_zeros(batch, regions + 1)
-        for part in _shares(labels):
-            index = part.long().flatten(1)
-            index = torch.where((index >= 0) & (index < regions), index, regions)
-            area = area.scatter_add(1, index, area.new_ones(()).expand_as(index))
-        area = area[:, :regions]
-    return difference / torch.where(area > 0, area, 1)[:, :, None, None]
+        return torch.stack([part.sum(dim=(-2, -1), dtype=dtype) for part in _parts(masks)]).sum(0)
+    assert labels is not None
+    area = torch.zeros(labels.shape[0], num_regions + 1, dtype=dtype, device=labels.device)
+    for part in _parts(labels):
+        index = part.long().flatten(1)
+        index = torch.where((index >= 0) & (index < num_regions), index, num_regions)
+        area = area.scatter_add(1, index, area.new_ones(()).expand_as(index))
+    return area[:, :num_regions]

@@ -1,7 +1,7 @@
 """Soft (kernel density) histograms, per region, with an exact gradient and no (pixels x bins) temporary.
 
-This file checks arguments, chooses an engine (plain torch, numba or Triton) and holds the operators and their
-derivative; the engines are next to it. Masks become disjoint regions first, unless they are weights.
+This file checks arguments and holds the operators and their derivative; an engine (plain torch, numba or Triton)
+computes them. Bool masks become disjoint regions first.
 """
 
 from __future__ import annotations
@@ -15,17 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from skt_components.histogram.checks import (
-    BACKENDS,
-    check_bandwidth,
-    check_values,
-    choose_backend,
-    count_regions,
-    full_precision,
-)
-from skt_components.histogram.kernels import Bins, choose_basis
-from skt_components.histogram.mask_atoms import Atoms, find_atoms, remember
-from skt_components.histogram.torch_engine import table_dtype, torch_difference, torch_gradient, without_stray_nan
+from skt_components.histogram import torch_engine
+from skt_components.histogram.checks import BACKENDS, check_bandwidth, check_values, choose_backend, full_precision
+from skt_components.histogram.kernels import RECURRENCE, Bins
+from skt_components.histogram.mask_atoms import cached_atoms, sum_histograms
+from skt_components.histogram.regions import check_regions
 from skt_components.ops.checks import (
     check_choice,
     check_count,
@@ -34,8 +28,6 @@ from skt_components.ops.checks import (
     clone_inference_tensor,
     float_dtype,
 )
-
-_ATOM_TABLE = 1 << 20  # numbers in the table of the atoms of the pictures that are treated together, at most
 
 
 def soft_histogram(
@@ -49,27 +41,26 @@ def soft_histogram(
     bandwidth: float = 1 / 400,
     backend: str = "auto",
 ) -> Float[Tensor, "b r c n"]:
-    """Histogram with a Gaussian kernel, ``H_{r,c,i} = sum_j m_{r,j} exp(-((x_{c,j} - c_i) / bandwidth)^2)``.
+    """Compute histograms with a Gaussian kernel, ``H_{r,c,i} = sum_j m_{r,j} exp(-((x_{c,j} - c_i) / bandwidth)^2)``.
 
     Equations 6 to 8, per region. Values outside ``value_range`` contribute only the tail that reaches into it;
-    plus and minus infinity contribute nothing and have no gradient; NaN makes its whole histogram NaN. The gradient
-    reaches ``values`` only; there is no second one.
+    plus and minus infinity contribute nothing and have no gradient; NaN makes its whole histogram NaN. Only
+    ``values`` receives a gradient; there is no second derivative.
 
     Args:
         values: pictures, any floating dtype; half precision is computed in float32, with a warning.
-        masks: regions, bool, or floating weights; they may overlap. Not differentiable. Bool masks are cut into
-            disjoint regions once and that is remembered while they live unchanged; both kinds wait for the device,
-            labels do not.
+        masks: regions, bool, or floating weights; they may overlap. Not differentiable. Bool masks are divided into
+            disjoint regions once, and these are kept while the masks live unchanged. Both kinds need a device
+            synchronization, labels do not.
         labels: regions as a map of integers in [0, num_regions), -1 where a pixel belongs to none. Cheaper than
             masks: any number of regions costs as much as one.
-        num_regions: number of regions in ``labels``. When None it is read off ``labels``, which waits for the
-            device and breaks ``torch.compile(fullgraph=True)``.
+        num_regions: number of regions in ``labels``. None takes it from the largest label, which needs a device
+            synchronization and breaks ``torch.compile(fullgraph=True)``.
         num_bins: number of bins N.
         value_range: outer edges of the first and last bin.
         bandwidth: kernel width in the unit of ``values``, sigma of eq. 7; see the conventions page.
-        backend: "torch"; "numba", for the CPU; "triton", for float32 and less on CUDA; or "auto", which takes the
-            fastest that is installed. Below a quarter of a bin, with weights, and with masks that shatter the picture,
-            torch does the work in any case.
+        backend: "torch"; "numba", for the CPU; "triton", for float32 and less on CUDA; or "auto", the fastest
+            installed. Below a quarter of a bin, with weights, and with masks of too many atoms, torch computes always.
 
     Returns:
         ``(B, R, C, num_bins)`` in float32, or float64 for float64 values; R = 1 without regions.
@@ -88,12 +79,16 @@ def soft_histogram(
     Reference:
         Eqs. 6-8 of the paper.
     """
+    check_tensor("values", values, ndim=4, layout="(B, C, H, W)")
+    if isinstance(masks, Tensor) and not (masks.dtype == torch.bool or masks.is_floating_point()):
+        raise TypeError(f"masks must be a bool or floating tensor (B, R, H, W), got {masks.dtype}")
+    masks, regions = check_regions(values, masks, labels, num_regions)
     table = histogram_difference(
         values,
         None,
-        masks=masks,
-        labels=labels,
-        num_regions=num_regions,
+        masks,
+        labels,
+        regions,
         num_bins=num_bins,
         value_range=value_range,
         bandwidth=bandwidth,
@@ -105,40 +100,47 @@ def soft_histogram(
 def histogram_difference(
     student: Tensor,
     teacher: Tensor | None,
-    *,
     masks: Tensor | None = None,
     labels: Tensor | None = None,
-    num_regions: int | None = None,
+    num_regions: int = 1,
+    *,
+    soft_masks: str | None = "weighted",
     num_bins: int = 256,
     value_range: tuple[float, float] = (0.0, 1.0),
     bandwidth: float = 1 / 400,
     backend: str = "auto",
 ) -> Tensor:
-    """Soft histogram of ``student`` minus that of ``teacher`` in one float64 table ``(B, R, C, num_bins)``.
+    """Return the soft histogram of ``student`` minus the one of ``teacher``, a float64 table ``(B, R, C, num_bins)``.
 
-    Arguments and errors as in :func:`soft_histogram`; ``teacher`` may be None and has the student's shape.
+    Options as in :func:`soft_histogram`; ``teacher`` may be None. Pictures and regions must be checked already.
+    ``soft_masks="literal"`` multiplies the pictures by the masks, as eq. 10 does.
     """
+    literal = masks if soft_masks == "literal" else None
+    if literal is not None:
+        weights = literal.to(student.dtype)[:, :, None]
+        student = (student[:, None] * weights).flatten(0, 1)
+        teacher = None if teacher is None else (teacher[:, None] * weights).flatten(0, 1)
+        masks, num_regions = None, 1
     check_choice("backend", backend, BACKENDS)
-    check_tensor("values" if teacher is None else "student", student, ndim=4, layout="(B, C, H, W)")
     num_bins = check_count("num_bins", num_bins, 1)
     low, high = check_range("value_range", value_range)
     check_bandwidth(bandwidth, num_bins, (low, high))
-    regions = count_regions(student, masks, labels, num_regions)
     masks, labels = clone_inference_tensor(masks), clone_inference_tensor(labels)
-    names = ("values",) if teacher is None else ("student", "teacher")
-    for name, picture in zip(names, (student, teacher), strict=False):
-        check_values(name, picture, low, high, float(bandwidth))  # type: ignore[arg-type]
+    check_values("values" if teacher is None else "student", student, low, high, float(bandwidth))
+    if teacher is not None:
+        check_values("teacher", teacher, low, high, float(bandwidth))
     with torch.autocast(student.device.type, enabled=False):
         student, teacher = full_precision(student), None if teacher is None else full_precision(teacher)
         double = any(x is not None and x.dtype == torch.float64 for x in (student, teacher))
         engine = choose_backend(backend, student.device, double)
-        keep = not torch.compiler.is_compiling()  # compiled code reuses memory without telling
-        options = (regions, num_bins, low, high, float(bandwidth), engine, keep)
-        return _Difference.apply(student, teacher, labels, masks, options)
+        keep = not torch.compiler.is_compiling()  # compiled code reuses memory without a count of changes
+        options = (num_regions, num_bins, low, high, float(bandwidth), engine, keep)
+        table = _Difference.apply(student, teacher, labels, masks, options)
+    return table if literal is None else table.reshape(*literal.shape[:2], *table.shape[2:])
 
 
 class _Difference(torch.autograd.Function):
-    """The operators below with their derivative; torch.func sees through it."""
+    """The operators below with their derivative, for autograd and torch.func."""
 
     generate_vmap_rule = True
 
@@ -190,25 +192,24 @@ _OPTIONS = "int num_regions, int num_bins, float low, float high, float bandwidt
 )
 def _soft_histogram(student, teacher, labels, masks, num_regions, num_bins, low, high, bandwidth, backend, keep):  # type: ignore[no-untyped-def]
     bins = Bins(num_bins, low, high, bandwidth)
+    engine, numbers = _load_engine(backend, bins), student.shape[1] * num_bins
     if masks is None:
-        return _by_labels(student, teacher, labels, num_regions, bins, backend)
-    atoms = _atoms(masks, student.shape[1] * num_bins, keep)
+        return engine.histogram_difference(student, teacher, labels, num_regions, bins)
+    atoms = cached_atoms(masks, numbers, keep)
     if atoms is None:
-        flat = None if teacher is None else teacher.flatten(2)
-        return torch_difference(student.flatten(2), flat, None, masks.flatten(2), num_regions, bins)
-    parts = []
-    for pictures in _pictures(atoms, student.shape[1] * num_bins):
-        labels, members = atoms.labels[pictures].unflatten(1, student.shape[2:]), atoms.members[pictures]
+        return torch_engine.histogram_difference(student, teacher, None, num_regions, bins, masks)
+    tables = []
+    for pictures, labels, members in atoms.batches(numbers):
         other = None if teacher is None else teacher[pictures]
-        table = _by_labels(student[pictures], other, labels, members.shape[2], bins, backend)
-        parts.append(_sum_rows(members, table))
-    return torch.cat(parts)
+        table = engine.histogram_difference(student[pictures], other, labels, members.shape[2], bins)
+        tables.append(sum_histograms(members, table))
+    return torch.cat(tables)
 
 
 @_soft_histogram.register_fake
 def _(student, teacher, labels, masks, num_regions, num_bins, low, high, bandwidth, backend, keep):  # type: ignore[no-untyped-def]
     shape = (student.shape[0], num_regions, student.shape[1], num_bins)
-    return student.new_empty(shape, dtype=table_dtype(student))
+    return student.new_empty(shape, dtype=torch_engine.table_dtype(student))
 
 
 @torch.library.custom_op(
@@ -218,18 +219,22 @@ def _(student, teacher, labels, masks, num_regions, num_bins, low, high, bandwid
 )
 def _soft_histogram_backward(grad, values, labels, masks, num_regions, num_bins, low, high, bandwidth, backend, keep):  # type: ignore[no-untyped-def]
     bins = Bins(num_bins, low, high, bandwidth)
+    engine, numbers = _load_engine(backend, bins), values.shape[1] * num_bins
+
+    def gradient(upstream: Tensor, values: Tensor, labels: Tensor | None) -> Tensor:
+        result = engine.histogram_gradient(upstream, values, labels, bins)
+        return torch_engine.clear_stray_nan(result, upstream, values, labels)
+
     if masks is None:
-        return _gradient_by_labels(grad, values, labels, bins, backend)
-    atoms = _atoms(masks, values.shape[1] * num_bins, keep)
+        return gradient(grad, values, labels)
+    atoms = cached_atoms(masks, numbers, keep)
     if atoms is None:
-        flat, shares = values.flatten(2), masks.flatten(2)
-        result = torch_gradient(grad, flat, None, shares, bins)
-        return without_stray_nan(result, grad, flat, None, shares).view(values.shape)
-    parts = []
-    for pictures in _pictures(atoms, values.shape[1] * num_bins):
-        labels, members = atoms.labels[pictures].unflatten(1, values.shape[2:]), atoms.members[pictures]
-        table = _sum_rows(members.transpose(1, 2), grad[pictures])
-        parts.append(_gradient_by_labels(table, values[pictures], labels, bins, backend))
+        result = torch_engine.histogram_gradient(grad, values, None, bins, masks)
+        return torch_engine.clear_stray_nan(result, grad, values, None, masks)
+    parts = [
+        gradient(sum_histograms(members.transpose(1, 2), grad[pictures]), values[pictures], labels)
+        for pictures, labels, members in atoms.batches(numbers)
+    ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -239,7 +244,7 @@ def _(grad, values, labels, masks, num_regions, num_bins, low, high, bandwidth, 
 
 
 def _batched(operator):  # type: ignore[no-untyped-def]
-    """Rule for torch.vmap: one call, with the mapped axis merged into the batch."""
+    """Return a rule for torch.vmap: one call, with the mapped axis merged into the batch."""
 
     def rule(info, in_dims, *arguments):  # type: ignore[no-untyped-def]
         def lead(argument: Any, dim: int | None) -> Any:
@@ -258,74 +263,22 @@ _soft_histogram.register_vmap(_batched(torch.ops.skt_components.soft_histogram))
 _soft_histogram_backward.register_vmap(_batched(torch.ops.skt_components.soft_histogram_backward))
 
 
-def _by_labels(
-    student: Tensor, teacher: Tensor | None, labels: Tensor | None, regions: int, bins: Bins, backend: str
-) -> Tensor:
+def _load_engine(backend: str, bins: Bins) -> ModuleType:
+    """Return the module that computes; all three have ``histogram_difference`` and ``histogram_gradient``."""
     if backend == "triton":
-        from skt_components.histogram import triton_engine as _histogram_triton
+        from skt_components.histogram import triton_engine
 
-        options: dict[str, Any] = {"low": bins.low, "high": bins.high, "bandwidth": bins.bandwidth}
-        difference = _histogram_triton.histogram_difference
-        return difference(student, teacher, labels, regions, num_bins=bins.num, **options)
-    teacher = None if teacher is None else teacher.flatten(2)
-    labels = None if labels is None else labels.flatten(1)
-    basis = choose_basis(bins)
-    if backend == "numba" and basis.recurrent and (compiled := _compiled_engine()):
-        return compiled.compiled_difference(student.flatten(2), teacher, labels, regions, basis)
-    return torch_difference(student.flatten(2), teacher, labels, None, regions, bins)
-
-
-def _gradient_by_labels(grad: Tensor, values: Tensor, labels: Tensor | None, bins: Bins, backend: str) -> Tensor:
-    if backend == "triton":
-        from skt_components.histogram import triton_engine as _histogram_triton
-
-        options = {"low": bins.low, "high": bins.high, "bandwidth": bins.bandwidth}
-        return _histogram_triton.histogram_gradient(grad, values, labels, grad.shape[1], **options)
-    labels = None if labels is None else labels.flatten(1)
-    basis = choose_basis(bins)
-    flat = values.flatten(2)
-    if backend == "numba" and basis.recurrent and (compiled := _compiled_engine()):
-        result = compiled.compiled_gradient(grad, flat, labels, basis)
-    else:
-        result = torch_gradient(grad, flat, labels, None, bins)
-    return without_stray_nan(result, grad, flat, labels, None).view(values.shape)
+        return triton_engine
+    if backend == "numba" and bins.sigma >= RECURRENCE and (engine := _load_numba()):
+        return engine
+    return torch_engine
 
 
 @functools.cache
-def _compiled_engine() -> ModuleType | None:
+def _load_numba() -> ModuleType | None:
     try:
-        from skt_components.histogram import numba_engine as _histogram_numba
-    except ImportError as error:  # it refuses a NumPy that is newer than itself
+        from skt_components.histogram import numba_engine
+    except ImportError as error:  # numba rejects a NumPy newer than itself
         warnings.warn(f"histograms are computed by torch, several times slower: {error}", UserWarning, stacklevel=2)
         return None
-    return _histogram_numba
-
-
-def _sum_rows(members: Tensor, table: Tensor) -> Tensor:
-    """Add up the histograms (B, U, C, N) that each row of ``members`` (B, R, U) names; NaN stays with those."""
-    members, broken = members.to(table.dtype), table.isnan().any(-1)  # 0 times NaN would be NaN for all
-    total = members @ table.masked_fill(broken[..., None], 0).flatten(2)
-    total = total.unflatten(2, table.shape[2:])
-    return total.masked_fill((members @ broken.to(table.dtype) > 0)[..., None], float("nan"))
-
-
-def _atoms(masks: Tensor, row: int, keep: bool) -> Atoms | None:
-    """Return the atoms of bool masks, unless there are so many that listing the pixels of the masks is cheaper.
-
-    ``row`` is how many numbers the table needs for one atom.
-    """
-    if masks.dtype != torch.bool or not masks.numel() or not row:
-        return None
-    limit = max(masks.shape[1], min(masks.shape[2] * masks.shape[3] // 32, _ATOM_TABLE // row))
-
-    def find() -> Atoms | None:
-        return find_atoms(masks.flatten(2), limit)
-
-    return remember(("atoms", limit), masks, find) if keep else find()
-
-
-def _pictures(atoms: Atoms, row: int) -> list[slice]:
-    """Return shares of the batch that need a table of bounded size."""
-    batch, _, number = atoms.members.shape
-    step = max(1, _ATOM_TABLE // (max(number, 1) * row))
-    return [slice(first, first + step) for first in range(0, batch, step)]
+    return numba_engine

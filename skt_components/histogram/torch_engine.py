@@ -1,6 +1,6 @@
-"""The soft histogram in plain torch: pixels by chunks of a fixed size, one signed table, no (pixels x bins) temporary.
+"""The soft histogram in plain torch: chunks of pixels of a fixed size add to one table.
 
-The loss needs the small difference of two large sums, so student and teacher go into one float64 table.
+The loss needs the small difference of two large sums, so student and teacher go into one signed float64 table.
 """
 
 from __future__ import annotations
@@ -11,88 +11,93 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from skt_components.histogram.kernels import Bins, Moments, Scratch, Taps, choose_basis, spread_nan
+from skt_components.histogram.kernels import Bins, Scratch, choose_basis, spread_nan
 
-# Values at a time. Their temporaries stay in the cache, and torch does not share out fewer than 2^15 among threads:
-# hundreds of short parallel sections take seconds as soon as something else runs on the machine.
+# Values at a time. Their temporaries stay in the cache, and torch keeps fewer than 2^15 on one thread: hundreds of
+# short parallel sections can take seconds on a busy machine.
 _CHUNK = (1 << 15) - 1
-_TABLE = 1 << 19  # numbers in the table of pictures that are treated together, at most
-_LISTED = 1 << 18  # pixels times regions to look at together
-_LANES = 8  # copies of a small table, so that equal neighbors do not wait for each other's sum
+_TABLE = 1 << 19  # largest table, in numbers, for pictures that are processed together
+_LISTED = 1 << 18  # pixels times regions searched for nonzero weights at a time
+_LANES = 8  # copies of a small table, so that sums of equal neighbors do not wait for each other
 
 
 def table_dtype(values: Tensor) -> torch.dtype:
-    """Return the dtype of the sums: float64, but for Metal, which has none."""
+    """Return the dtype of the sums: float64, except on Metal, which has none."""
     return torch.float32 if values.device.type == "mps" else torch.float64
 
 
-def torch_difference(
-    student: Tensor, teacher: Tensor | None, labels: Tensor | None, weights: Tensor | None, regions: int, bins: Bins
+def histogram_difference(
+    student: Tensor,
+    teacher: Tensor | None,
+    labels: Tensor | None,
+    regions: int,
+    bins: Bins,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """Return the histograms of ``student`` minus those of ``teacher``, ``(B, R, C, N)``.
+    """Return the histograms of ``student`` minus the histograms of ``teacher``, ``(B, R, C, N)``.
 
     Args:
-        student: values ``(B, C, P)``.
+        student: values ``(B, C, H, W)``.
         teacher: the same, or None for zero.
-        labels: regions ``(B, P)``, or None.
-        weights: instead of labels, the share of every pixel in every region, ``(B, R, P)``, bool or floating.
+        labels: regions ``(B, H, W)``, or None.
         regions: R.
-        bins: centres and kernel.
+        bins: centers and kernel.
+        weights: instead of labels, each pixel's weight in each region, ``(B, R, H, W)``, bool or floating.
     """
-    batch, channels, _ = student.shape
+    batch, channels = student.shape[:2]
     dtype = table_dtype(student)
     result = torch.zeros(batch, regions, channels, bins.num, dtype=dtype, device=student.device)
     if not student.numel() or not regions:
         return result
-    plan = _plan(student, labels, weights, regions, bins)
-    scratch = Scratch(plan.pictures * channels * plan.pixels, dtype, student.device)
+    plan = _Plan(student, labels, weights, regions, bins, _LANES)
+    basis = plan.basis
+    signed = [(x.flatten(2), sign) for x, sign in ((student, 1.0), (teacher, -1.0)) if x is not None]
     for pictures in plan.batches(batch):
         rows = len(range(batch)[pictures]) * channels
-        columns = plan.lanes * plan.regions * plan.basis.segment
-        table = result.new_zeros(plan.basis.tables, rows * columns + plan.basis.spill)
-        views = plan.basis.views(table)
+        columns = plan.lanes * plan.regions * basis.segment
+        table = result.new_zeros(basis.tables, rows * columns + basis.spill)
+        views = basis.views(table)
         row = torch.arange(rows, dtype=dtype, device=student.device).mul_(columns).view(-1, channels, 1)
-        signed = [(x[pictures], sign) for x, sign in ((student, 1.0), (teacher, -1.0)) if x is not None]
-        for chunk in _chunks(plan, pictures, labels, weights, student, dtype):
-            start = chunk.start + row
+        for chunk in plan.chunks(pictures):
             for values, sign in signed:
-                scratch.locate(values[:, :, chunk.pixels], start, plan.basis)
-                plan.basis.add(views, scratch, sign if chunk.weight is None else chunk.weight * sign)
+                plan.scratch.locate(values[pictures][:, :, chunk.pixels], chunk.start + row, basis)
+                basis.add(views, plan.scratch, sign if chunk.weight is None else chunk.weight * sign)
         table = table[:, : rows * columns].unflatten(1, (rows, plan.lanes, plan.regions, -1))
-        table = table[:, :, :, plan.none : plan.none + regions]
+        table = table[:, :, :, plan.outside : plan.outside + regions]
         table = table.sum(2) if plan.lanes > 1 else table[:, :, 0]
-        result[pictures] = spread_nan(plan.basis.fold(table)).unflatten(0, (-1, channels)).transpose(1, 2)
+        result[pictures] = spread_nan(basis.fold(table)).unflatten(0, (-1, channels)).transpose(1, 2)
     return result
 
 
-def torch_gradient(
-    upstream: Tensor, values: Tensor, labels: Tensor | None, weights: Tensor | None, bins: Bins
+def histogram_gradient(
+    upstream: Tensor, values: Tensor, labels: Tensor | None, bins: Bins, weights: Tensor | None = None
 ) -> Tensor:
-    """Return the gradient for ``values`` (B, C, P), given that for their histograms, ``upstream`` (B, R, C, N)."""
-    batch, channels, _ = values.shape
+    """Return the gradient for ``values`` (B, C, H, W), given the gradient for their histograms (B, R, C, N)."""
+    batch, channels = values.shape[:2]
     regions, dtype = upstream.shape[1], table_dtype(values)
     make = torch.empty if weights is None and regions else torch.zeros
     result = make(values.shape, dtype=values.dtype, device=values.device)
     if not values.numel() or not regions:
         return result
-    plan = _plan(values, labels, weights, regions, bins)._replace(lanes=1)
-    scratch = Scratch(plan.pictures * channels * plan.pixels, dtype, values.device)
-    columns = plan.regions * plan.basis.segment
+    plan = _Plan(values, labels, weights, regions, bins, 1)
+    basis = plan.basis
+    columns = plan.regions * basis.segment
+    values, targets = values.flatten(2), result.flatten(2)
     for pictures in plan.batches(batch):
         rows = len(range(batch)[pictures]) * channels
-        table = torch.zeros(plan.basis.tables, rows * columns + plan.basis.spill, dtype=dtype, device=values.device)
-        inner = table[:, : rows * columns].unflatten(1, (-1, channels, plan.regions, plan.basis.segment))
-        inner = inner[:, :, :, plan.none : plan.none + regions]
-        plan.basis.unfold(upstream[pictures].to(dtype).transpose(1, 2), inner)
-        views = plan.basis.views(table)
+        table = torch.zeros(basis.tables, rows * columns + basis.spill, dtype=dtype, device=values.device)
+        inner = table[:, : rows * columns].unflatten(1, (-1, channels, plan.regions, basis.segment))
+        inner = inner[:, :, :, plan.outside : plan.outside + regions]
+        basis.unfold(upstream[pictures].to(dtype).transpose(1, 2), inner)
+        views = basis.views(table)
         row = torch.arange(rows, dtype=dtype, device=values.device).mul_(columns).view(-1, channels, 1)
-        picked, target = values[pictures], result[pictures]
-        for chunk in _chunks(plan, pictures, labels, weights, values, dtype):
-            scratch.locate(picked[:, :, chunk.pixels], chunk.start + row, plan.basis)
-            slope = plan.basis.slope(views, scratch)
+        picked, target = values[pictures], targets[pictures]
+        for chunk in plan.chunks(pictures):
+            plan.scratch.locate(picked[:, :, chunk.pixels], chunk.start + row, basis)
+            slope = basis.slope(views, plan.scratch)
             if chunk.weight is not None:
                 slope.mul_(chunk.weight)
-            slope = slope.view(scratch.shape)
+            slope = slope.view(plan.scratch.shape)
             if isinstance(chunk.pixels, slice):
                 target[:, :, chunk.pixels] = slope
             else:
@@ -100,84 +105,78 @@ def torch_gradient(
     return result
 
 
-def without_stray_nan(
-    result: Tensor, upstream: Tensor, values: Tensor, labels: Tensor | None, weights: Tensor | None
+def clear_stray_nan(
+    gradient: Tensor, upstream: Tensor, values: Tensor, labels: Tensor | None, weights: Tensor | None = None
 ) -> Tensor:
-    """Return a gradient with 0 for those NaN of ``values`` that lie in no region of which one is asked.
+    """Return ``gradient`` with 0 where a value is NaN but in no region whose ``upstream`` gradient is nonzero.
 
-    Arguments as of :func:`torch_gradient`. On the CPU alone: elsewhere a look for NaN waits for the device.
+    Only on the CPU: elsewhere the search for NaN needs a device synchronization.
     """
-    if result.device.type != "cpu" or not result.sum().isnan():  # one pass, without a temporary
-        return result
-    asked = (upstream != 0).any(-1).transpose(1, 2)  # (B, C, R)
+    if gradient.device.type != "cpu" or not gradient.sum().isnan():  # one pass, without a temporary
+        return gradient
+    used = (upstream != 0).any(-1).transpose(1, 2)  # (B, C, R)
     if weights is not None:
-        heard = asked.float() @ (weights != 0).float() > 0
+        used = (used.float() @ (weights.flatten(2) != 0).float() > 0).view(values.shape)
     elif labels is not None:
-        inside = (labels >= 0) & (labels < asked.shape[2])
-        heard = asked.gather(2, torch.where(inside, labels, 0).long()[:, None].expand_as(values))
-        heard = heard & inside[:, None]
+        inside = (labels >= 0) & (labels < used.shape[2])
+        index = torch.where(inside, labels, 0).long().flatten(1)[:, None].expand(*values.shape[:2], -1)
+        used = used.gather(2, index).view(values.shape) & inside[:, None]
     else:
-        heard = asked
-    return result.masked_fill(values.isnan() & ~heard, 0)
+        used = used[..., None]
+    return gradient.masked_fill(values.isnan() & ~used, 0)
 
 
-class _Plan(NamedTuple):
-    basis: Taps | Moments
-    pictures: int  # at a time
-    pixels: int  # at a time
-    regions: int  # with those of none
-    none: int  # regions before and after for pixels of none: 1 where there are labels, else 0
-    lanes: int
+class _Chunk(NamedTuple):
+    pixels: slice | Tensor
+    start: Tensor  # the column where their region's histogram starts, as float; broadcasts to (pictures, 1, pixels)
+    weight: Tensor | None  # of each value
+
+
+class _Plan:
+    """Division of a batch into chunks whose temporaries have a bounded size."""
+
+    def __init__(
+        self, values: Tensor, labels: Tensor | None, weights: Tensor | None, regions: int, bins: Bins, lanes: int
+    ) -> None:
+        self.channels, self.num_pixels = values.shape[1], values.shape[2] * values.shape[3]
+        self.labels, self.weights = (None if x is None else x.flatten(-2) for x in (labels, weights))
+        self.basis, self.dtype = choose_basis(bins), table_dtype(values)
+        room = max(1, (_CHUNK if values.device.type == "cpu" else _CHUNK << 6) // self.channels)
+        self.outside = int(labels is not None)  # rows before and after the regions, for pixels of no region
+        self.regions = regions + 2 * self.outside
+        self.pictures, self.pixels, self.lanes = 1, min(self.num_pixels, room), 1  # at a time
+        if weights is None:
+            size = self.channels * self.regions * self.basis.segment * self.basis.tables
+            self.pictures = max(1, min(room // self.num_pixels, _TABLE // size))
+            self.lanes = lanes if self.pictures * size * lanes <= _TABLE // 4 else 1
+            self.pixels = -(-self.num_pixels // -(-self.num_pixels // room))  # chunks of equal size
+        self.scratch = Scratch(self.pictures * self.channels * self.pixels, self.dtype, values.device)
 
     def batches(self, batch: int) -> Iterator[slice]:
         return (slice(first, min(first + self.pictures, batch)) for first in range(0, batch, self.pictures))
 
+    def chunks(self, pictures: slice) -> Iterator[_Chunk]:
+        if self.weights is not None:
+            yield from self._listed(self.weights[pictures][0])
+            return
+        segment, device = self.basis.segment, self.scratch.cell.device
+        lane = torch.arange(self.pixels, device=device).remainder_(self.lanes).mul_(self.regions * segment)
+        lane = lane.add_(self.basis.origin).to(self.dtype)
+        for first in range(0, self.num_pixels, self.pixels):
+            part = slice(first, min(first + self.pixels, self.num_pixels))
+            start = lane[: part.stop - first]
+            if self.labels is not None:
+                label = self.labels[pictures, None, part].to(self.dtype).clamp_(-1, self.regions - 2)
+                start = label.add_(1).mul_(segment).add_(start)
+            yield _Chunk(part, start, None)
 
-def _plan(values: Tensor, labels: Tensor | None, weights: Tensor | None, regions: int, bins: Bins) -> _Plan:
-    channels, pixels = values.shape[1:]
-    room = max(1, (_CHUNK if values.device.type == "cpu" else _CHUNK << 6) // channels)
-    basis = choose_basis(bins)
-    if weights is not None:
-        return _Plan(basis, 1, min(pixels, room), regions, 0, 1)
-    none = int(labels is not None)
-    regions += 2 * none
-    size = channels * regions * basis.segment * basis.tables
-    pictures = max(1, min(room // pixels, _TABLE // size))
-    lanes = _LANES if pictures * size * _LANES <= _TABLE // 4 else 1
-    even = -(-pixels // -(-pixels // room))  # shares of equal size
-    return _Plan(basis, pictures, even, regions, none, lanes)
-
-
-class _Chunk(NamedTuple):
-    pixels: slice | Tensor  # which ones
-    start: Tensor  # the column where their region's histogram starts, as float; broadcasts to (pictures, 1, pixels)
-    weight: Tensor | None  # of every value
-
-
-def _chunks(
-    plan: _Plan, pictures: slice, labels: Tensor | None, weights: Tensor | None, values: Tensor, dtype: torch.dtype
-) -> Iterator[_Chunk]:
-    if weights is not None:
-        yield from _listed(plan, weights[pictures][0], values.shape[1], dtype)
-        return
-    pixels, segment = values.shape[2], plan.basis.segment
-    lane = torch.arange(plan.pixels, device=values.device).remainder_(plan.lanes).mul_(plan.regions * segment)
-    lane = lane.add_(plan.basis.origin).to(dtype)
-    for first in range(0, pixels, plan.pixels):
-        part = slice(first, min(first + plan.pixels, pixels))
-        if labels is None:
-            yield _Chunk(part, lane[: part.stop - first], None)
-        else:
-            start = labels[pictures, None, part].to(dtype).clamp_(-1, plan.regions - 2).add_(1).mul_(segment)
-            yield _Chunk(part, start.add_(lane[: part.stop - first]), None)
-
-
-def _listed(plan: _Plan, weights: Tensor, channels: int, dtype: torch.dtype) -> Iterator[_Chunk]:
-    """Yield the pixels of one picture's regions (R, P), a pixel as often as it has regions."""
-    step = max(1, _LISTED // plan.regions)
-    for first in range(0, weights.shape[1], step):
-        found = weights[:, first : first + step].nonzero()
-        for region, pixel in (part.unbind(1) for part in found.split(plan.pixels)):
-            pixel = pixel + first
-            weight = None if weights.dtype == torch.bool else weights[region, pixel].to(dtype).repeat(channels)
-            yield _Chunk(pixel, (region * plan.basis.segment + plan.basis.origin).to(dtype), weight)
+    def _listed(self, weights: Tensor) -> Iterator[_Chunk]:
+        """Yield the pixels of one picture's regions (R, P), a pixel once for each of its regions."""
+        step = max(1, _LISTED // self.regions)
+        for first in range(0, weights.shape[1], step):
+            found = weights[:, first : first + step].nonzero()
+            for region, pixel in (part.unbind(1) for part in found.split(self.pixels)):
+                pixel = pixel + first
+                binary = weights.dtype == torch.bool
+                weight = None if binary else weights[region, pixel].to(self.dtype).repeat(self.channels)
+                yield _Chunk(pixel, (region * self.basis.segment + self.basis.origin).to(self.dtype), weight)

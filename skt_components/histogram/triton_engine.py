@@ -1,19 +1,19 @@
 """Soft histograms on CUDA: one launch forward that does the work, one backward, and two small ones around them.
 
-The forward pass is bound by how pixels meet in a table. Atomic additions of floats to it depend on the order, and
-queue up when many pixels have the same value, so the table is summed by the matrix unit instead, in registers:
+Atomic additions of floats depend on their order and are slow where many pixels have the same value. The table is
+therefore summed by the matrix unit, in registers:
 
-- grid point i is column ``i - LOW * cell`` of row ``cell``: a value falls in one cell and its kernel reaches only
-  that cell's columns. ``one_hot(cell)^T @ kernel`` over a block of pixels is their histogram, whatever their values
-  are: a saturated picture costs what a natural one does. A program is one warp: none waits for another.
-- kernels are split in two half-precision numbers (22 bits) and summed in float32 over one tile of pixels; the tile's
-  sums go as 64-bit whole numbers to the table in memory, by atomic additions whose order cannot matter.
-- student and teacher are read together and, where they are close, the *difference* of their kernels is evaluated, so
-  that near-equal pictures keep their digits (see ``_pair``).
-- regions: :func:`plan_labels` lists the pixels of each tile region by region; a program walks through the runs. Tiles
-  are square, so few regions meet in one. Worst case, as many regions as pixels: one flush of up to 32 table
-  entries a pixel, several times slower but right. Sorting whole pictures by label would avoid that at the price
-  of several more launches on every new label map.
+- Grid point i is column ``i - LOW * cell`` of row ``cell``: a value falls in one cell, and its kernel reaches only the
+  columns of that cell. ``one_hot(cell)^T @ kernel`` over a block of pixels is their histogram, whatever their values
+  are: a saturated picture costs as much as a natural one. A program is one warp: none waits for another.
+- Kernels are split in two half-precision numbers (22 bits) and summed in float32 over one tile of pixels; the sums of
+  a tile are added to the table in memory as 64-bit integers, by atomic additions whose order does not matter.
+- Student and teacher are read together and, where they are close, the *difference* of their kernels is evaluated, so
+  that nearly equal pictures keep their digits (see ``_pair``).
+- Regions: ``plan_kernel`` lists the pixels of each tile region by region; a program goes through the runs. Tiles are
+  square, so few regions meet in one. In the worst case, as many regions as pixels, up to 32 table entries are written
+  for each pixel: several times slower, but correct. Sorting whole pictures by label would avoid it, at the price of
+  several more launches for each label map.
 
 The backward pass reads the table's gradient at the points of each value's window; it needs no plan. Nothing waits
 for the device and no allocation depends on data, so all of it can be captured in a CUDA graph.
@@ -27,26 +27,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from skt_components.histogram.triton_grid import (
-    count_tiles,
-    make_cells,
-    make_grid,
-    projection,
-    tile_shape,
-    tile_size,
-)
+from skt_components.histogram.kernels import Bins
+from skt_components.histogram.triton_grid import count_tiles, make_cells, make_grid, projection, tile_shape, tile_size
 
-_ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds a float32 to a whole number
-_NONE = tl.constexpr(0x7FFFFFFF)  # label of the pixels that belong to no region
+_ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds a float32 to an integer
+_NONE = tl.constexpr(0x7FFFFFFF)  # label of pixels in no region
 
 
 @triton.jit
 def _locate(x, scale_high, scale_low, shift_high, shift_low, NUM: tl.constexpr, HALF: tl.constexpr):
-    """Place of values on the grid, its floor and the rest; far outside clamped, a NaN only in the rest."""
+    """Return the place of values on the grid, clamped, its floor and the rest; NaN is in the rest only."""
     scale = tl.full((), scale_high, tl.float64) + scale_low
     shift = tl.full((), shift_high, tl.float64) + shift_low
     nan = x != x
-    # In float64, or the rounding of u (1e-5 near 256) would decide where student and teacher are close.
+    # In float64: rounding to 1e-5 near 256 would decide where student and teacher are close.
     place = tl.where(nan, 0.0, x.to(tl.float64) * scale + shift)
     place = tl.minimum(tl.maximum(place, -2.0 * HALF - 2.0), NUM + 2.0 * HALF + 1.0)
     base = tl.floor(place)
@@ -55,7 +49,7 @@ def _locate(x, scale_high, scale_low, shift_high, shift_low, NUM: tl.constexpr, 
 
 @triton.jit
 def _tile(tile, tiles_x, height, width, local, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """Row and column (int64: pictures may exceed 2^31 elements) of pixels of a tile, and whether they exist."""
+    """Return row and column (int64, for more than 2^31 elements) of a tile's pixels, and a mask of existing ones."""
     y = (tile // tiles_x).to(tl.int64) * TILE_H + local // TILE_W
     x = (tile % tiles_x).to(tl.int64) * TILE_W + local % TILE_W
     return y, x, (y < height) & (x < width)
@@ -68,17 +62,16 @@ def plan_kernel(
 ):  # fmt: skip
     """List the pixels of one tile region by region: local index, and the length of each run at its first entry.
 
-    The share of ``table`` that falls to this program is set to zero on the way.
+    Each program also sets its part of ``table`` to zero.
     """
     TILE: tl.constexpr = TILE_H * TILE_W
     program = tl.program_id(0)
     local = tl.arange(0, TILE)
-    if table is not None:
-        share = tl.cdiv(table_size, tl.num_programs(0))
-        zeros = program.to(tl.int64) * share
-        last = tl.minimum(zeros + share, table_size)
-        for start in range(zeros, last, TILE):
-            tl.store(table + start + local, tl.zeros((TILE,), tl.int64), mask=start + local < last)
+    share = tl.cdiv(table_size, tl.num_programs(0))
+    zeros = program.to(tl.int64) * share
+    last = tl.minimum(zeros + share, table_size)
+    for start in range(zeros, last, TILE):
+        tl.store(table + start + local, tl.zeros((TILE,), tl.int64), mask=start + local < last)
 
     picture = (program // tiles).to(tl.int64)
     y, x, exists = _tile(program % tiles, tiles_x, height, width, local, TILE_H, TILE_W)
@@ -101,22 +94,22 @@ def plan_kernel(
 
 @triton.jit
 def _cell(base, LOW: tl.constexpr, CELLS: tl.constexpr):
-    """Cell of LOW grid points that a value falls in, and its place in there."""
+    """Return the cell of LOW grid points that a value falls in, and its place there."""
     cell = tl.minimum(tl.maximum(base, 0) // LOW, CELLS - 1)
     return cell, (base - cell * LOW).to(tl.float32)
 
 
 @triton.jit
 def _distance(column, rest, offset, sharpness):
-    """Scaled distance ``(COLS, BLOCK)`` to the grid points that a value's cell reaches; the whole part is exact."""
+    """Return scaled distances ``(COLS, BLOCK)`` to the grid points of a value's cell; the integer part is exact."""
     return (rest * sharpness)[None, :] + (offset[None, :] - column[:, None]) * sharpness
 
 
 @triton.jit
 def _half(x, BLOCK: tl.constexpr):
-    """``x`` (rows, BLOCK) in half precision, its columns in the order that lets a thread store two at a time.
+    """Return ``x`` (rows, BLOCK) in half precision, its columns ordered so that a thread stores two at a time.
 
-    The order of pixels in a product does not matter; both operands come through here.
+    The order of pixels in a product does not matter; both operands use this function.
     """
     parts = tl.reshape(x.to(tl.float16), (x.shape[0], BLOCK // 32, 32))
     return tl.reshape(tl.trans(parts, 0, 2, 1), (x.shape[0], BLOCK))
@@ -126,7 +119,7 @@ def _half(x, BLOCK: tl.constexpr):
 def _accumulate(high, low, cell, value, kernel, WHOLE: tl.constexpr):
     """Add ``value * kernel`` (COLS, BLOCK) to the rows ``cell``, in two half-precision parts that hold 22 bits."""
     BLOCK: tl.constexpr = cell.shape[0]
-    # Sums of whole numbers are exact; differences of close pictures need their small digits instead.
+    # Sums of integers are exact; differences of close pictures need their small digits instead.
     part = (kernel + _ROUND) - _ROUND if WHOLE else kernel.to(tl.float16).to(tl.float32)
     one_hot = _half(tl.where(tl.arange(0, high.shape[0])[:, None] == cell[None, :], value, 0.0), BLOCK)
     high = tl.dot(one_hot, tl.trans(_half(part, BLOCK)), high)
@@ -136,7 +129,7 @@ def _accumulate(high, low, cell, value, kernel, WHOLE: tl.constexpr):
 
 @triton.jit
 def _pair(column, place, place_t, rest, offset, sharpness, near, BITS: tl.constexpr):
-    """K(s) - K(t) where student and teacher are close, else K(s); and whether they are.
+    """Return K(s) - K(t) where student and teacher are close, else K(s); and the mask of close values.
 
     With p the mean of the two distances and d their difference it is -2 exp(-p^2 - d^2 / 4) sinh(p d): as exact for
     pictures that nearly agree as for others.
@@ -154,8 +147,8 @@ def _pair(column, place, place_t, rest, offset, sharpness, near, BITS: tl.conste
 
 @triton.jit
 def _flush(row, bins, high, low, NUM: tl.constexpr, UNIT: tl.constexpr):
-    """Add a tile's sums to a row of the table as whole numbers, whose sum does not depend on the order."""
-    nan = high != high  # 0 * NaN has spread one through the sum; whole numbers cannot, so the last column counts it
+    """Add a tile's sums to a row of the table as integers, whose sum does not depend on the order."""
+    nan = high != high  # 0 * NaN spread through the sum; integers have no NaN, so the last column counts it
     fixed = (tl.where(nan, 0.0, high) * UNIT).to(tl.int64) + (tl.where(nan, 0.0, low) * UNIT).to(tl.int64)
     tl.atomic_add(row + bins, fixed, mask=(bins >= 0) & (bins < NUM) & (fixed != 0), sem="relaxed")
     count = tl.sum(tl.sum(nan.to(tl.int32), axis=1), axis=0).to(tl.int64)
@@ -211,7 +204,7 @@ def difference_kernel(
                 place_t, base, rest_t = _locate(value, scale_high, scale_low, shift_high, shift_low, NUM, HALF)
                 kernel, close = _pair(column, place, place_t, rest, offset, sharpness, near, BITS)
                 high, low = _accumulate(high, low, cell, 1.0, kernel, False)
-                cell, offset = _cell(base, LOW, CELLS)  # of no row where close, yet a NaN spreads from here
+                cell, offset = _cell(base, LOW, CELLS)  # in no row where close, but NaN spreads from here
                 cell = tl.where(inside & ~close, cell - first_row, -1)
                 scaled = _distance(column, rest_t, offset, sharpness)
                 high, low = _accumulate(high, low, cell, -1.0, tl.exp2(BITS - scaled * scaled), False)
@@ -263,73 +256,47 @@ def gradient_kernel(
     _, base, rest = _locate(value.to(tl.float32), scale_high, scale_low, shift_high, shift_low, NUM, HALF)
     row = upstream + ((picture * regions + region) * channels + channel) * NUM
     total = tl.zeros((TILE_H * TILE_W,), tl.float32)
-    for tap in tl.static_range(1 - HALF, HALF + 1):
-        at = base + tap
+    for point in tl.static_range(1 - HALF, HALF + 1):
+        at = base + point
         weight = tl.load(row + at, mask=inside & (at >= 0) & (at < NUM), other=0.0).to(tl.float32)
-        scaled = (rest - tap) * sharpness
+        scaled = (rest - point) * sharpness
         total += weight * scaled * tl.exp2(-scaled * scaled)
     place = ((picture * channels + channel) * height + y) * width + x
     tl.store(out + place, total * factor, mask=exists)
 
 
-def plan_labels(labels: Tensor, num_regions: int) -> Tensor:
-    """List the pixels of each tile by region, ``(B, tiles, tile)`` int32; reusable as long as ``labels`` stay.
-
-    Args:
-        labels: regions ``(B, H, W)``, any integer dtype and strides; outside [0, num_regions) is no region.
-        num_regions: number of regions R.
-    """
-    return _plan(labels, num_regions, None)
-
-
 def histogram_difference(
-    student: Tensor,
-    teacher: Tensor | None,
-    labels: Tensor | None,
-    num_regions: int,
-    *,
-    num_bins: int,
-    low: float,
-    high: float,
-    bandwidth: float,
-    plan: Tensor | None = None,
+    student: Tensor, teacher: Tensor | None, labels: Tensor | None, regions: int, bins: Bins
 ) -> Tensor:
-    """Soft histograms of ``student``, minus those of ``teacher``, as a float64 table ``(B, R, C, num_bins)``.
+    """Return the histograms of ``student`` minus the histograms of ``teacher``, a float64 table ``(B, R, C, N)``.
 
     Plus and minus infinity count nothing; NaN makes the row of its region and channel NaN.
 
     Args:
         student: pictures ``(B, C, H, W)`` on a CUDA device, float16, bfloat16 or float32, any strides.
         teacher: pictures of the same shape, or None.
-        labels: regions ``(B, H, W)`` as in :func:`plan_labels`; None counts every pixel in one region.
-        num_regions: number of regions R; 1 without labels.
-        num_bins: bins of the histogram.
-        low: lower edge of the first bin.
-        high: upper edge of the last bin.
-        bandwidth: kernel width in the unit of the pictures.
-        plan: what :func:`plan_labels` returned for these labels; made anew when None.
+        labels: regions ``(B, H, W)``, any integer dtype and strides, no region outside [0, R); None is one region.
+        regions: number of regions R; 1 without labels.
+        bins: centers and kernel.
     """
     batch, channels, height, width = student.shape
-    shape = (batch, num_regions, channels, num_bins)
-    if not student.numel() or not num_regions:
+    shape = (batch, regions, channels, bins.num)
+    if not student.numel() or not regions:
         return student.new_zeros(shape, dtype=torch.float64)
-    grid = make_grid(num_bins, low, high, bandwidth)
+    grid = make_grid(bins)
     cells = make_cells(grid)
-    rows = batch * num_regions * channels
-    if labels is not None and plan is None:
-        table = torch.empty(rows, grid.num + 1, dtype=torch.int64, device=student.device)
-        plan = _plan(labels, num_regions, table)
-    else:
-        table = torch.zeros(rows, grid.num + 1, dtype=torch.int64, device=student.device)
-    label_strides = (0, 0, 0) if labels is None else labels.stride()
+    rows = batch * regions * channels
     tile = tile_shape(tile_size(batch * height * width), height, width)
     tiles_x, tiles = count_tiles(tile, height, width)
     bits = min(36, 62 - (height * width).bit_length())
+    make_table = torch.zeros if labels is None else torch.empty  # plan_kernel sets it to zero
+    table = make_table(rows, grid.num + 1, dtype=torch.int64, device=student.device)
     out = torch.empty(rows, grid.num, dtype=torch.float64, device=student.device)
     with torch.cuda.device_of(student):
+        plan = None if labels is None else _plan(labels, regions, tile, table)
         difference_kernel[(tiles * batch * channels, cells.parts)](
-            student, teacher, labels, plan, table, tiles, tiles_x, channels, height, width, num_regions,
-            *student.stride(), *(student if teacher is None else teacher).stride(), *label_strides,
+            student, teacher, labels, plan, table, tiles, tiles_x, channels, height, width, regions,
+            *student.stride(), *(student if teacher is None else teacher).stride(), *_strides(labels),
             *grid.constants, grid.near,
             NUM=grid.num, HALF=grid.half, LOW=cells.low, ROWS=cells.rows, COLS=cells.cols,
             TILE_H=tile[0], TILE_W=tile[1], BLOCK=64, FRACTION_BITS=bits,
@@ -337,60 +304,45 @@ def histogram_difference(
         )  # fmt: skip
         finish_kernel[(rows,)](table, out, NUM=grid.num, FRACTION_BITS=bits, BLOCK=256, num_warps=4)
     if grid.to_bins is not None:
-        out = out @ projection(grid, num_bins, out.device)
+        out = out @ projection(grid, bins.num, out.device)
     return out.reshape(shape)
 
 
-def histogram_gradient(
-    upstream: Tensor,
-    values: Tensor,
-    labels: Tensor | None,
-    num_regions: int,
-    *,
-    low: float,
-    high: float,
-    bandwidth: float,
-    weight: float = 1.0,
-) -> Tensor:
-    """Gradient ``(B, C, H, W)`` in float32 of the histograms of ``values``, contracted with ``upstream``.
+def histogram_gradient(upstream: Tensor, values: Tensor, labels: Tensor | None, bins: Bins) -> Tensor:
+    """Return the gradient (B, C, H, W) in float32 for ``values``, given the gradient for their histograms (B, R, C, N).
 
     Zero where a pixel belongs to no region and at plus and minus infinity; NaN at NaN.
-
-    Args, other than those of :func:`histogram_difference`:
-        upstream: gradient with respect to the table, ``(B, R, C, num_bins)`` float32 or float64.
-        values: pictures, as the student there.
-        weight: factor on the result, -1 for the teacher's gradient.
     """
     batch, channels, height, width = values.shape
-    if not values.numel() or not num_regions:
+    regions = upstream.shape[1]
+    if not values.numel() or not regions:
         return values.new_zeros(values.shape, dtype=torch.float32)
-    num_bins = upstream.shape[-1]
-    grid = make_grid(num_bins, low, high, bandwidth)
+    grid = make_grid(bins)
     if grid.to_bins is not None:
-        upstream = upstream.to(torch.float64) @ projection(grid, num_bins, upstream.device).T
+        upstream = upstream.to(torch.float64) @ projection(grid, bins.num, upstream.device).T
     out = torch.empty(values.shape, dtype=torch.float32, device=values.device)
-    label_strides = (0, 0, 0) if labels is None else labels.stride()
     tile = tile_shape(1024, height, width)
     tiles_x, tiles = count_tiles(tile, height, width)
     with torch.cuda.device_of(values):
         gradient_kernel[(tiles * batch * channels,)](
-            upstream.contiguous(), values, labels, out, tiles, tiles_x, channels, height, width, num_regions,
-            *values.stride(), *label_strides, *grid.constants, weight * grid.slope,
+            upstream.contiguous(), values, labels, out, tiles, tiles_x, channels, height, width, regions,
+            *values.stride(), *_strides(labels), *grid.constants, grid.slope,
             NUM=grid.num, HALF=grid.half, TILE_H=tile[0], TILE_W=tile[1], LABELS=labels is not None, num_warps=8,
         )  # fmt: skip
     return out
 
 
-def _plan(labels: Tensor, num_regions: int, table: Tensor | None) -> Tensor:
-    """Plan of the labels; ``table`` is filled with zeros in the same launch."""
+def _strides(labels: Tensor | None) -> tuple[int, ...]:
+    return (0, 0, 0) if labels is None else labels.stride()
+
+
+def _plan(labels: Tensor, regions: int, tile: tuple[int, int], table: Tensor) -> Tensor:
+    """Return each tile's pixels region by region, ``(B, tiles, tile)`` int32, and set ``table`` to zero."""
     batch, height, width = labels.shape
-    tile = tile_shape(tile_size(labels.numel()), height, width)
     tiles_x, tiles = count_tiles(tile, height, width)
     plan = torch.empty(batch, tiles, tile[0] * tile[1], dtype=torch.int32, device=labels.device)
-    with torch.cuda.device_of(labels):
-        if plan.numel():
-            plan_kernel[(tiles * batch,)](
-                labels, plan, table, 0 if table is None else table.numel(), tiles, tiles_x, height, width,
-                num_regions, *labels.stride(), TILE_H=tile[0], TILE_W=tile[1], num_warps=4,
-            )  # fmt: skip
+    plan_kernel[(tiles * batch,)](
+        labels, plan, table, table.numel(), tiles, tiles_x, height, width, regions, *labels.stride(),
+        TILE_H=tile[0], TILE_W=tile[1], num_warps=4,
+    )  # fmt: skip
     return plan

@@ -1,4 +1,4 @@
-"""Where the CUDA kernels of the soft histogram evaluate the Gaussian, and how they cut their tables; no triton here."""
+"""Grid of points on which the CUDA kernels evaluate the Gaussian, and division of its table; needs no triton."""
 
 from __future__ import annotations
 
@@ -10,44 +10,45 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_TOLERANCE = 1e-7  # kernel values below it are outside the window
-_CLOSE = 0.25  # bandwidths between student and teacher up to which the kernels evaluate their difference as one
+from skt_components.histogram.kernels import TOLERANCE, Bins
+
+_CLOSE = 0.25  # bandwidths between student and teacher up to which their difference is evaluated
 _WIDE = 3.0  # bandwidth in bins from which a coarse grid is cheaper
-_NARROW_SHARE = 1.54  # of its spacing: bandwidth of the first Gaussian on a coarse grid, which has 3 in all
+_NARROW = 1.54  # bandwidth of the first Gaussian in spacings of the coarse grid; 3 is the bandwidth of both
 
 
 class Grid(NamedTuple):
-    """Equally spaced points at which values are counted, and the way from them to the bins."""
+    """Equally spaced points at which values are counted, and the map from them to the bins."""
 
     num: int
     scale: float  # a value x is at u = x * scale + shift
     shift: float
     bandwidth: float  # in grid spacings
-    to_bins: tuple[float, float, float] | None  # first point, spacing and second bandwidth, in bins; None: these are
+    to_bins: tuple[float, float, float] | None  # first point, spacing and second bandwidth, in bins; None: the bins
 
     @property
     def half(self) -> int:
-        """Points on each side of a value that its kernel reaches, be it evaluated at a close value instead."""
-        return math.ceil(self.bandwidth * (math.sqrt(math.log(1 / _TOLERANCE)) + _CLOSE))
+        """Return how many points a kernel reaches on each side of its value, or of a value close to it."""
+        return math.ceil(self.bandwidth * (math.sqrt(math.log(1 / TOLERANCE)) + _CLOSE))
 
     @property
     def sharpness(self) -> float:
-        """Factor from distances on the grid to the square root of minus the exponent of 2."""
+        """Return the factor from distances on the grid to the square root of minus the exponent of 2."""
         return math.sqrt(math.log2(math.e)) / self.bandwidth
 
     @property
     def constants(self) -> tuple[float, float, float, float, float]:
-        """Scale and shift as the kernels take them, each a sum of two float32, and the sharpness."""
+        """Return scale and shift, each as a sum of two float32, and the sharpness."""
         return *_two_floats(self.scale), *_two_floats(self.shift), self.sharpness
 
     @property
     def near(self) -> float:
-        """Distance up to which two values count as close; needs no precision where kernels are next to points."""
+        """Return the distance up to which values count as close; none where kernels are narrow."""
         return _CLOSE * self.bandwidth if self.bandwidth > 1e-3 else -1.0
 
     @property
     def slope(self) -> float:
-        """d/dx exp(-d^2) divided by (sharpness * distance on the grid) * exp(-d^2)."""
+        """Return d/dx exp(-d^2) divided by (sharpness * distance on the grid) * exp(-d^2)."""
         return -2 * self.scale * self.sharpness * math.log(2)
 
 
@@ -56,40 +57,37 @@ def _two_floats(value: float) -> tuple[float, float]:
     return high, value - high
 
 
-def make_grid(num_bins: int, low: float, high: float, bandwidth: float) -> Grid:
-    """Return the bins themselves, or for wide kernels a coarser grid.
+def make_grid(bins: Bins) -> Grid:
+    """Return the bins as a grid, or a coarser one for wide kernels.
 
-    A Gaussian of variance s^2 is one of s1^2 folded with one of s^2 - s1^2. On a grid of spacing d the sum that
-    replaces the folding integral has a relative error of 2 exp(-(pi s1 s2 / (s d))^2), 1e-7 with s = 3 d and
-    s1 = 1.54 d (s2 = 2.57 d), whatever s is: a wide kernel needs a small window and a small table, and one
-    product with a constant matrix.
+    A Gaussian of variance s^2 is the convolution of two with s1^2 and s^2 - s1^2. On a grid of spacing d the sum that
+    replaces the convolution has a relative error of 2 exp(-(pi s1 s2 / (s d))^2), 1e-7 with s = 3 d and s1 = 1.54 d
+    (s2 = 2.57 d), for any s: a wide kernel needs a small window, a small table, and one product with a constant matrix.
     """
-    width = (high - low) / num_bins
-    bandwidth = bandwidth / width
-    if bandwidth < _WIDE:
-        return Grid(num_bins, 1 / width, -low / width - 0.5, bandwidth, None)
-    spacing = bandwidth / 3
-    second = math.sqrt(9 - _NARROW_SHARE**2) * spacing
-    first = -math.sqrt(math.log(1e8)) * second  # beyond it the second Gaussian reaches no bin
-    num = math.ceil((num_bins - 1 - 2 * first) / spacing) + 1
-    scale = 1 / (width * spacing)
-    shift = (-low / width - 0.5 - first) / spacing
-    return Grid(num, scale, shift, _NARROW_SHARE, (first, spacing, second))
+    if bins.sigma < _WIDE:
+        return Grid(bins.num, *bins.line(), bins.sigma, None)
+    spacing = bins.sigma / 3
+    second = math.sqrt(9 - _NARROW**2) * spacing
+    first = -math.sqrt(math.log(1e8)) * second  # the second Gaussian of a point before it reaches no bin
+    num = math.ceil((bins.num - 1 - 2 * first) / spacing) + 1
+    scale = 1 / (bins.width * spacing)
+    shift = (-bins.low / bins.width - 0.5 - first) / spacing
+    return Grid(num, scale, shift, _NARROW, (first, spacing, second))
 
 
 @functools.lru_cache(maxsize=32)
 def projection(grid: Grid, num_bins: int, device: torch.device) -> Tensor:
-    """Matrix ``(grid.num, num_bins)`` in float64 from a coarse grid's counts to those of the bins."""
+    """Return the matrix ``(grid.num, num_bins)`` in float64 from a coarse grid's counts to the bins' counts."""
     assert grid.to_bins is not None
     first, spacing, second = grid.to_bins
     points = first + spacing * torch.arange(grid.num, dtype=torch.float64, device=device)
     distance = (points[:, None] - torch.arange(num_bins, dtype=torch.float64, device=device)) / second
-    joint = _NARROW_SHARE * second / 3  # s1 s2 / s
+    joint = _NARROW * second / 3  # s1 s2 / s
     return torch.exp(-distance.square()) * (spacing / (math.sqrt(math.pi) * joint))
 
 
 class Cells(NamedTuple):
-    """How a table of grid points is cut for the matrix unit: rows of cells, columns of the points a cell reaches."""
+    """Division of a table for the matrix unit: rows of cells, columns of the points that a cell's kernels reach."""
 
     low: int  # points in a cell
     rows: int  # cells that one program holds
@@ -99,7 +97,7 @@ class Cells(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def make_cells(grid: Grid) -> Cells:
-    """Return the cheapest cut: per value and row one comparison, per value and column one kernel."""
+    """Return the cheapest division: one comparison per value and row, one kernel per value and column."""
 
     def cut(cols: int) -> Cells:
         low = cols - 2 * grid.half + 1
@@ -112,18 +110,18 @@ def make_cells(grid: Grid) -> Cells:
 
 
 def tile_size(pixels: int) -> int:
-    """Pixels a program of the forward pass handles: many, but few enough that a device has work everywhere."""
+    """Return the pixels for one program of the forward pass: many, but enough programs to occupy the device."""
     return 256 if pixels <= 1 << 18 else 1024 if pixels <= 1 << 22 else 4096
 
 
 def tile_shape(size: int, height: int, width: int) -> tuple[int, int]:
-    """Height and width of a tile of ``size`` pixels, powers of 2: a square unless the picture is narrower."""
+    """Return height and width of a tile of ``size`` pixels, powers of 2: a square unless the picture is narrower."""
     tile_w = min(math.isqrt(size), 1 << (width - 1).bit_length())
     tile_h = min(size // tile_w, 1 << (height - 1).bit_length())
     return tile_h, size // tile_h
 
 
 def count_tiles(tile: tuple[int, int], height: int, width: int) -> tuple[int, int]:
-    """Tiles side by side, and in all."""
+    """Return the number of tiles in a row, and in a picture."""
     tiles_x = -(-width // tile[1])
     return tiles_x, -(-height // tile[0]) * tiles_x

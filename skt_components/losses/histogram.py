@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from skt_components.histogram.checks import BACKENDS
-from skt_components.histogram.regions import check_regions, normalize
+from skt_components.histogram.regions import check_regions, region_areas
 from skt_components.histogram.soft_histogram import histogram_difference
 from skt_components.histogram.target import HistogramTarget
 from skt_components.ops.checks import (
@@ -25,7 +25,7 @@ from skt_components.ops.checks import (
 NORMALIZATIONS = ("pixels", "area", "none")
 REDUCTIONS = ("mean", "sum", "none")
 SOFT_MASKS = (None, "weighted", "literal")
-_KERNEL = ("num_bins", "value_range", "bandwidth")  # what a target has to share with the loss
+_KERNEL = ("num_bins", "value_range", "bandwidth")  # equal in a target and its loss
 
 
 def semantic_histogram_loss(
@@ -50,27 +50,27 @@ def semantic_histogram_loss(
     zero, add the same count to both histograms and cancel; they are therefore never computed.
 
     Args:
-        student: picture that learns, nominally in ``value_range``.
-        teacher: picture it is compared with, same shape. It receives a gradient too unless detached. Or a target
-            from :meth:`SemanticHistogramLoss.precompute`, which brings its regions along.
-        masks: regions, bool or binary: 0 and 1, integers also 0 and 255, which is verified once for each tensor. Floats
-            that are weights must say ``soft_masks``. Inside ``torch.compile`` and ``torch.vmap``, where nothing can be
-            looked at, floats count as weights, uint8 as inside where not 0, and other integers, as label maps have
-            them, are refused (without ``fullgraph=True`` the loss runs uncompiled instead).
+        student: picture to train, nominally in ``value_range``.
+        teacher: picture to compare with, same shape; receives a gradient too unless detached. Or a target from
+            :meth:`SemanticHistogramLoss.precompute`, which contains its regions.
+        masks: regions, bool or binary: 0 and 1, integers also 0 and 255, which is verified once for each tensor. Float
+            weights require ``soft_masks``. Inside ``torch.compile`` and ``torch.vmap``, where values cannot be read,
+            floats count as weights, uint8 as inside where not 0, and other integers, the dtypes of label maps, are
+            rejected (without ``fullgraph=True`` the loss runs uncompiled instead).
         labels: regions as an integer map in [0, num_regions). Give masks or labels. Pixels with -1, or with
-            ``num_regions`` and more (a 255 for "ignore", say), belong to none.
-        num_regions: number of regions in ``labels``, only with these. None reads it off the map: that waits for the
-            device, and R then depends on the largest label in the batch.
-        valid: which of the regions count in the average 1/R; all of them when None, the empty ones too.
+            ``num_regions`` and more (a 255 for "ignore", for example), belong to none.
+        num_regions: number of regions in ``labels``, only with these. None takes it from the largest label in the
+            batch, which needs a device synchronization.
+        valid: regions that count in the average 1/R; all regions when None, including empty ones.
         num_bins: bins N of eq. 6.
         value_range: outer edges of the bins.
         bandwidth: kernel width in the unit of the pictures (sigma of eq. 7).
         normalization: "pixels" divides histograms by the picture's pixel count, "area" by the region's, "none"
-            leaves the counts of eq. 8.
-        soft_masks: None for binary masks. For others the two possible readings are different losses: "weighted"
-            counts a pixel in proportion to its mask, "literal" multiplies the picture by the mask as eq. 10 does.
+            keeps the counts of eq. 8.
+        soft_masks: None for binary masks. For others there are two different losses: "weighted" counts a pixel in
+            proportion to its mask, "literal" multiplies the picture by the mask as eq. 10 does.
         reduction: over the batch: "mean", "sum" or "none".
-        backend: "torch"; "numba", for the CPU; "triton", for CUDA; or "auto", which takes the fastest installed.
+        backend: "torch"; "numba", for the CPU; "triton", for CUDA; or "auto", the fastest installed.
 
     Returns:
         The loss, float32 (float64 for float64 pictures); shape ``(B,)`` with ``reduction="none"``. Empty regions
@@ -97,23 +97,25 @@ def semantic_histogram_loss(
     check_tensor("student", student, ndim=4, layout="(B, C, H, W)")
     value_range = check_range("value_range", value_range)
     options: dict[str, Any] = {"num_bins": num_bins, "value_range": value_range, "bandwidth": bandwidth}
+    options["soft_masks"] = soft_masks
     if isinstance(teacher, HistogramTarget):
         if any(x is not None for x in (masks, labels, num_regions)):
             raise ValueError("masks, labels and num_regions must not be given with a target, which has its own")
-        teacher.check(student, {**options, "soft_masks": soft_masks})
-        masks, labels = teacher.masks, teacher.labels
-        num_regions = None if labels is None else teacher.counts.shape[1]
-        counts = _counts(student, None, masks, labels, num_regions, soft_masks, {**options, "backend": backend})
-        difference = counts - teacher.counts
+        teacher.check(student, options)
+        masks, labels, regions = teacher.masks, teacher.labels, teacher.counts.shape[1]
+        difference = histogram_difference(student, None, masks, labels, regions, **options, backend=backend)
+        difference = difference - teacher.counts
     else:
-        masks = check_regions(masks, labels, num_regions, soft_masks)
+        masks, regions = _check_regions(student, masks, labels, num_regions, soft_masks)
         check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
         check_same_shape("student", student, "teacher", teacher)
-        options["backend"] = backend
-        difference = _counts(student, teacher, masks, labels, num_regions, soft_masks, options)
-    regions_found = difference.shape[1]
-    difference = normalize(difference, student, masks, labels, normalization)
-    count: Tensor | int = max(regions_found, 1)
+        difference = histogram_difference(student, teacher, masks, labels, regions, **options, backend=backend)
+    if normalization == "area":
+        area = region_areas(masks, labels, regions, difference.dtype)
+        difference = difference / torch.where(area > 0, area, 1)[:, :, None, None]
+    elif normalization == "pixels":
+        difference = difference / _count_pixels(student)
+    count: Tensor | int = max(regions, 1)
     if valid is not None:
         if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
             raise TypeError(f"valid must be a bool tensor (B, R), got {getattr(valid, 'dtype', type(valid).__name__)}")
@@ -139,14 +141,14 @@ def histogram_loss(
     """Squared distance of the soft histograms of two pictures, ``1/C sum_c sum_i (H^S - H^T)^2`` (eq. 9).
 
     Args:
-        student: picture that learns, nominally in ``value_range``.
-        teacher: picture it is compared with, same shape, or a target from :meth:`HistogramLoss.precompute`.
+        student: picture to train, nominally in ``value_range``.
+        teacher: picture to compare with, same shape, or a target from :meth:`HistogramLoss.precompute`.
         num_bins: bins N of eq. 6.
         value_range: outer edges of the bins.
         bandwidth: kernel width in the unit of the pictures (sigma of eq. 7).
-        normalization: "pixels" or "area" divides histograms by the pixel count, "none" leaves counts.
+        normalization: "pixels" or "area" divides histograms by the pixel count, "none" keeps counts.
         reduction: over the batch: "mean", "sum" or "none".
-        backend: "torch"; "numba", for the CPU; "triton", for CUDA; or "auto", which takes the fastest installed.
+        backend: "torch"; "numba", for the CPU; "triton", for CUDA; or "auto", the fastest installed.
 
     Returns:
         The loss, float32 (float64 for float64 pictures); shape ``(B,)`` with ``reduction="none"``.
@@ -176,29 +178,22 @@ def histogram_loss(
         check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
         check_same_shape("student", student, "teacher", teacher)
         difference = histogram_difference(student, teacher, **options, backend=backend)
-    difference = normalize(difference, student, None, None, normalization)
+    if normalization != "none":
+        difference = difference / _count_pixels(student)
     per_picture = difference.square().sum(dim=-1).mean(dim=-1).squeeze(1)
     return _reduce(per_picture, reduction).to(float_dtype(student))
 
 
-def _counts(
-    student: Tensor,
-    teacher: Tensor | None,
-    masks: Tensor | None,
-    labels: Tensor | None,
-    num_regions: int | None,
-    soft_masks: str | None,
-    options: dict[str, Any],
-) -> Tensor:
-    """Return the histograms of ``student`` minus those of ``teacher``, ``(B, R, C, N)``."""
-    if soft_masks != "literal" or masks is None:
-        return histogram_difference(student, teacher, masks=masks, labels=labels, num_regions=num_regions, **options)
-    if masks.ndim != 4 or masks.shape[0] != student.shape[0] or masks.shape[2:] != student.shape[2:]:
-        raise ValueError(f"masks must be (B, R, H, W) for pictures {tuple(student.shape)}, got {tuple(masks.shape)}")
-    weights = masks.to(student.dtype)[:, :, None]
-    masked = [None if x is None else (x[:, None] * weights).flatten(0, 1) for x in (student, teacher)]
-    difference = histogram_difference(*masked, **options)  # type: ignore[arg-type]
-    return difference.reshape(*masks.shape[:2], *difference.shape[2:])
+def _check_regions(
+    picture: Tensor, masks: Tensor | None, labels: Tensor | None, num_regions: int | None, soft_masks: str | None
+) -> tuple[Tensor | None, int]:
+    if masks is None and labels is None:
+        raise ValueError("semantic_histogram_loss needs masks or labels; histogram_loss has no regions")
+    return check_regions(picture, masks, labels, num_regions, soft_masks)
+
+
+def _count_pixels(picture: Tensor) -> int:
+    return max(picture.shape[-2] * picture.shape[-1], 1)
 
 
 def _reduce(per_picture: Tensor, reduction: str) -> Tensor:
@@ -208,31 +203,16 @@ def _reduce(per_picture: Tensor, reduction: str) -> Tensor:
 
 
 class _HistogramModule(nn.Module):
-    """Holds and shows the options that the two losses share."""
+    """Check, hold and show the options of the two losses."""
 
-    def __init__(
-        self,
-        num_bins: int,
-        value_range: tuple[float, float],
-        bandwidth: float,
-        normalization: str,
-        reduction: str,
-        backend: str,
-    ) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
-        check_choice("normalization", normalization, NORMALIZATIONS)
-        check_choice("reduction", reduction, REDUCTIONS)
-        check_choice("backend", backend, BACKENDS)
-        check_positive("bandwidth", bandwidth)
-        check_count("num_bins", num_bins, 1)
-        self.options: dict[str, Any] = {
-            "num_bins": num_bins,
-            "value_range": check_range("value_range", value_range),
-            "bandwidth": bandwidth,
-            "normalization": normalization,
-            "reduction": reduction,
-            "backend": backend,
-        }
+        check_choice("normalization", options["normalization"], NORMALIZATIONS)
+        check_choice("reduction", options["reduction"], REDUCTIONS)
+        check_choice("backend", options["backend"], BACKENDS)
+        check_positive("bandwidth", options["bandwidth"])
+        check_count("num_bins", options["num_bins"], 1)
+        self.options = options | {"value_range": check_range("value_range", options["value_range"])}
 
     def extra_repr(self) -> str:
         """Show the options in ``print(module)``."""
@@ -258,18 +238,24 @@ class HistogramLoss(_HistogramModule):
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
-        super().__init__(num_bins, value_range, bandwidth, normalization, reduction, backend)
+        super().__init__(
+            num_bins=num_bins,
+            value_range=value_range,
+            bandwidth=bandwidth,
+            normalization=normalization,
+            reduction=reduction,
+            backend=backend,
+        )
 
     def forward(self, student: Tensor, teacher: Tensor | HistogramTarget) -> Tensor:
         """Return the loss of ``student`` against ``teacher``, both ``(B, C, H, W)``."""
         return histogram_loss(student, teacher, **self.options)
 
-    @torch.no_grad()
     def precompute(self, teacher: Tensor) -> HistogramTarget:
-        """Return what stands for ``teacher`` in every later call, at no cost."""
+        """Return a target that replaces ``teacher`` in later calls, so that its histogram is computed once."""
         check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
         options = {name: self.options[name] for name in _KERNEL}
-        with torch.inference_mode(False), torch.no_grad():  # what is made here will be used in training
+        with torch.inference_mode(False), torch.no_grad():  # autograd may save the result later
             counts = histogram_difference(teacher, None, **options, backend=self.options["backend"])
         return HistogramTarget(counts, tuple(teacher.shape), options)
 
@@ -298,9 +284,16 @@ class SemanticHistogramLoss(_HistogramModule):
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
-        super().__init__(num_bins, value_range, bandwidth, normalization, reduction, backend)
         check_choice("soft_masks", soft_masks, SOFT_MASKS)
-        self.options["soft_masks"] = soft_masks
+        super().__init__(
+            num_bins=num_bins,
+            value_range=value_range,
+            bandwidth=bandwidth,
+            normalization=normalization,
+            reduction=reduction,
+            backend=backend,
+            soft_masks=soft_masks,
+        )
 
     def forward(
         self,
@@ -317,7 +310,6 @@ class SemanticHistogramLoss(_HistogramModule):
             student, teacher, masks, labels=labels, num_regions=num_regions, valid=valid, **self.options
         )
 
-    @torch.no_grad()
     def precompute(
         self,
         teacher: Tensor,
@@ -326,12 +318,12 @@ class SemanticHistogramLoss(_HistogramModule):
         labels: Tensor | None = None,
         num_regions: int | None = None,
     ) -> HistogramTarget:
-        """Return what stands for ``teacher`` and copies of its regions in every later call, at no cost."""
+        """Return a target that replaces ``teacher`` and its regions, which are copied, in later calls."""
         check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
         options = {name: self.options[name] for name in (*_KERNEL, "soft_masks")}
-        with torch.inference_mode(False), torch.no_grad():  # what is made here will be used in training
-            masks = check_regions(masks, labels, num_regions, options["soft_masks"])
-            kernel = {name: self.options[name] for name in (*_KERNEL, "backend")}
-            counts = _counts(teacher, None, masks, labels, num_regions, options["soft_masks"], kernel)
+        with torch.inference_mode(False), torch.no_grad():  # autograd may save the result later
+            masks, regions = _check_regions(teacher, masks, labels, num_regions, options["soft_masks"])
+            backend = self.options["backend"]
+            counts = histogram_difference(teacher, None, masks, labels, regions, **options, backend=backend)
             masks, labels = (None if x is None else x.clone() for x in (masks, labels))
         return HistogramTarget(counts, tuple(teacher.shape), options, masks, labels)

@@ -1,4 +1,4 @@
-"""Overlapping masks as disjoint atoms, and what is remembered of them."""
+"""Overlapping masks as disjoint atoms, and their memory."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skt_components.histogram.mask_atoms import find_atoms, remember
-from skt_components.histogram.soft_histogram import soft_histogram
-from skt_components.ops import _histogram_atoms, histogram
+from skt_components.histogram import mask_atoms, soft_histogram
+from skt_components.histogram.mask_atoms import cached_atoms, find_atoms, memoize_by_tensor
 
 pytestmark = pytest.mark.usefixtures("cpu_engine")
 
 
 @pytest.fixture(autouse=True)
 def _forget() -> None:
-    _histogram_atoms._memory.clear()
+    mask_atoms._memory.clear()
 
 
 def stack(batch: int, regions: int, pixels: int, seed: int = 0, cover: float = 0.3) -> Tensor:
@@ -53,7 +52,7 @@ def test_atoms_are_the_classes_of_pixels_with_equal_membership(seed, regions, pi
 def test_atoms_found_share_by_share_are_the_same(monkeypatch, pixels_at_once):
     masks = stack(2, 40, 200)
     whole = find_atoms(masks, 200)
-    monkeypatch.setattr(_histogram_atoms, "_PIXELS", max(pixels_at_once, 25))
+    monkeypatch.setattr(mask_atoms, "_PIXELS", max(pixels_at_once, 25))
     by_share = find_atoms(masks, 200)
     for b in range(2):
         inside = whole.labels[b] >= 0
@@ -65,7 +64,7 @@ def test_atoms_found_share_by_share_are_the_same(monkeypatch, pixels_at_once):
 
 @pytest.mark.parametrize("share", [1 << 16, 32])
 def test_too_many_atoms_are_none(monkeypatch, share):
-    monkeypatch.setattr(_histogram_atoms, "_PIXELS", share)
+    monkeypatch.setattr(mask_atoms, "_PIXELS", share)
     masks = (torch.arange(64) >> torch.arange(6)[:, None] & 1).bool()[None]  # 63 atoms and one pixel of no mask
     assert find_atoms(masks, 63).members.shape == (1, 6, 63)
     assert find_atoms(masks, 62) is None
@@ -74,29 +73,29 @@ def test_too_many_atoms_are_none(monkeypatch, share):
 # histograms through atoms
 
 
-@pytest.mark.parametrize("bandwidth", [1 / 400, 1 / 16], ids=["taps", "moments"])
+@pytest.mark.parametrize("bandwidth", [1 / 400, 1 / 16], ids=["window", "moments"])
 @pytest.mark.parametrize("table", [1 << 20, 1 << 12], ids=["together", "picture by picture"])
 def test_atoms_and_listed_pixels_give_the_same(monkeypatch, bandwidth, table):
     values = torch.rand(3, 2, 50, 60, dtype=torch.float64)
     masks = stack(3, 12, 3000).view(3, 12, 50, 60)
-    monkeypatch.setattr(histogram, "_ATOM_TABLE", table)
-    monkeypatch.setattr(histogram, "find_atoms", lambda masks, limit: find_atoms(masks, 1 << 14))
+    monkeypatch.setattr(mask_atoms, "_TABLE", table)
+    monkeypatch.setattr(mask_atoms, "find_atoms", lambda masks, limit: find_atoms(masks, 1 << 14))
     by_atoms = outcome(values, masks=masks, bandwidth=bandwidth)
-    _histogram_atoms._memory.clear()
-    monkeypatch.setattr(histogram, "find_atoms", lambda masks, limit: None)
+    mask_atoms._memory.clear()
+    monkeypatch.setattr(mask_atoms, "find_atoms", lambda masks, limit: None)
     listed = outcome(values, masks=masks, bandwidth=bandwidth)
     torch.testing.assert_close(by_atoms, listed, rtol=1e-10, atol=1e-10)
 
 
 def test_masks_that_share_every_pixel_differently_fall_back_to_listing():
     values, masks = torch.rand(1, 1, 32, 32, dtype=torch.float64), torch.rand(1, 40, 32, 32) > 0.5
-    assert histogram._atoms(masks, 256, True) is None
+    assert cached_atoms(masks, 256, True) is None
     counts, _ = outcome(values, masks=masks)
     alone = torch.cat([soft_histogram(values, masks=masks[:, r : r + 1]) for r in range(40)], dim=1)
     torch.testing.assert_close(counts, alone, rtol=1e-10, atol=1e-10)
 
 
-# remember
+# memoize_by_tensor
 
 
 def count_searches(monkeypatch) -> list[int]:
@@ -106,7 +105,7 @@ def count_searches(monkeypatch) -> list[int]:
         calls.append(1)
         return find_atoms(masks, limit)
 
-    monkeypatch.setattr(histogram, "find_atoms", counted)
+    monkeypatch.setattr(mask_atoms, "find_atoms", counted)
     return calls
 
 
@@ -124,7 +123,7 @@ def test_atoms_are_found_once_for_forward_backward_and_later_calls(monkeypatch):
 
 def test_a_change_in_place_is_noticed():
     values, masks = torch.rand(1, 3, 64, 64), stack(1, 5, 4096).view(1, 5, 64, 64)
-    assert histogram._atoms(masks, 3 * 256, True) is not None
+    assert cached_atoms(masks, 3 * 256, True) is not None
     before = soft_histogram(values, masks=masks)
     masks[:, 2] ^= True
     after = soft_histogram(values, masks=masks)
@@ -140,20 +139,20 @@ def test_memory_reused_by_other_masks_is_not_mistaken_for_them():
         torch.testing.assert_close(found[:, 2], soft_histogram(values, masks=masks[:, 2:3].clone())[:, 0])
 
 
-def test_what_is_remembered_goes_with_its_tensor_and_is_bounded():
+def test_a_memoized_result_is_freed_with_its_tensor_and_their_number_is_bounded():
     tensors = [torch.zeros(3) for _ in range(20)]
     for tensor in tensors:
-        assert remember("test", tensor, lambda: 5) == 5
-    assert len(_histogram_atoms._memory) == _histogram_atoms._KEPT
-    assert remember("test", tensors[-1], lambda: 6) == 5
-    assert remember("other", tensors[-1], lambda: 7) == 7
-    assert remember("test", tensors[0], lambda: 8) == 8  # the oldest were dropped
+        assert memoize_by_tensor("test", tensor, lambda: 5) == 5
+    assert len(mask_atoms._memory) == mask_atoms._KEPT
+    assert memoize_by_tensor("test", tensors[-1], lambda: 6) == 5
+    assert memoize_by_tensor("other", tensors[-1], lambda: 7) == 7
+    assert memoize_by_tensor("test", tensors[0], lambda: 8) == 8  # the oldest were dropped
     del tensors, tensor
-    remember("test", torch.zeros(3), lambda: 9)
-    assert len(_histogram_atoms._memory) == 1
+    memoize_by_tensor("test", torch.zeros(3), lambda: 9)
+    assert len(mask_atoms._memory) == 1
 
 
-def test_inference_tensors_are_not_remembered(monkeypatch):
+def test_results_for_inference_tensors_are_not_memoized(monkeypatch):
     calls = count_searches(monkeypatch)
     with torch.inference_mode():
         masks = stack(1, 5, 400).view(1, 5, 20, 20).clone()
@@ -162,7 +161,7 @@ def test_inference_tensors_are_not_remembered(monkeypatch):
     assert len(calls) == 2
 
 
-def test_compiled_code_remembers_nothing(monkeypatch):
+def test_compiled_code_memoizes_nothing(monkeypatch):
     # It may put other masks into the same memory without counting that as a change.
     calls = count_searches(monkeypatch)
     torch._dynamo.reset()
@@ -171,4 +170,4 @@ def test_compiled_code_remembers_nothing(monkeypatch):
     for _ in range(2):
         compiled(torch.rand(1, 3, 20, 20), masks=masks)
     assert len(calls) == 2
-    assert not _histogram_atoms._memory
+    assert not mask_atoms._memory

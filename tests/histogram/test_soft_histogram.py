@@ -15,16 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skt_components.histogram.kernels import Bins, Moments, Taps, choose_basis
-from skt_components.histogram.soft_histogram import histogram_difference, soft_histogram
-from skt_components.ops import _histogram_checks, _histogram_engine, histogram, reference
+from skt_components.histogram import checks, soft_histogram, torch_engine
+from skt_components.histogram.kernels import Bins, Moments, Window, choose_basis
+from skt_components.histogram.soft_histogram import _load_numba, histogram_difference
+from skt_components.ops import reference
 
 pytestmark = pytest.mark.usefixtures("cpu_engine")
 
-# Taps up to 1/256, moments above (256 bins on [0, 1]).
+# Window up to 1/256, moments above (256 bins on [0, 1]).
 BANDWIDTHS = (1 / 400, 1 / 256, 1 / 64, 0.05, 0.5)
 every_bandwidth = pytest.mark.parametrize("bandwidth", BANDWIDTHS)
-both_paths = pytest.mark.parametrize("bandwidth", [1 / 400, 0.5], ids=["taps", "moments"])
+both_paths = pytest.mark.parametrize("bandwidth", [1 / 400, 0.5], ids=["window", "moments"])
 seeds = st.integers(0, 10**6)
 
 
@@ -97,7 +98,7 @@ both_dtypes = pytest.mark.parametrize("dtype", TOLERANCES)
 
 def test_the_bandwidths_below_exercise_both_code_paths():
     chosen = [type(choose_basis(Bins(256, 0.0, 1.0, bandwidth))) for bandwidth in BANDWIDTHS]
-    assert chosen == [Taps, Taps, Moments, Moments, Moments]
+    assert chosen == [Window, Window, Moments, Moments, Moments]
 
 
 @every_bandwidth
@@ -231,7 +232,7 @@ def test_chunk_boundaries_change_nothing(monkeypatch, cpu_engine, bandwidth, roo
         found = []
         for chunk, table, lanes in ((1 << 20, 1 << 30, 1), (room, 1, 1), (2 * room, 1 << 19, 8)):
             for name, value in (("_CHUNK", chunk), ("_TABLE", table), ("_LANES", lanes)):
-                monkeypatch.setattr(_histogram_engine, name, value)
+                monkeypatch.setattr(torch_engine, name, value)
             if cpu_engine == "numba":
                 monkeypatch.setattr("skt_components.histogram.numba_engine._CHUNK", chunk)
             found.append(outcome(soft_histogram, values, bandwidth=bandwidth, **options))
@@ -244,7 +245,7 @@ def test_the_result_is_the_same_bit_for_bit_every_time(bandwidth):
     student, teacher, labels = picture(2, 3, 65, 97), picture(2, 3, 65, 97, seed=1), region_map(2, 65, 97)
 
     def count(values):
-        return histogram_difference(values, teacher, labels=labels, num_regions=4, bandwidth=bandwidth)
+        return histogram_difference(values, teacher, None, labels, 4, bandwidth=bandwidth)
 
     first = outcome(count, student)
     for _ in range(9):
@@ -492,7 +493,7 @@ def test_autocast_changes_nothing(bandwidth):
         ({"bandwidth": 400}, r"bandwidth=400 is 400 times the value range .* flat and its gradient practically zero"),
         ({"bandwidth": 13, "value_range": (0, 4)}, "is 3.25 times the value range"),
         ({"bandwidth": 1 / 400, "num_bins": 64}, r"bandwidth=0.0025 is 0.16 of a bin \(64 bins"),
-        ({"bandwidth": 1 / 400, "value_range": (0, 16)}, "between bin centres have practically no gradient"),
+        ({"bandwidth": 1 / 400, "value_range": (0, 16)}, "between bin centers have practically no gradient"),
     ],
 )
 def test_flat_and_narrow_bandwidths_warn_their_caller(options, message):
@@ -623,30 +624,30 @@ def test_auto_is_the_fastest_on_the_cpu_and_triton_is_refused(cpu_engine):
 )
 def test_auto_takes_the_fastest_it_can(monkeypatch, device, double, installed, best, refused):
     for name in ("numba", "triton"):
-        monkeypatch.setitem(_histogram_checks._INSTALLED, name, installed)
+        monkeypatch.setitem(checks._INSTALLED, name, installed)
     arguments = (torch.device(device), double)
-    assert [_histogram_checks.choose_backend(name, *arguments) for name in ("auto", best)] == [best, best]
-    assert _histogram_checks.choose_backend("torch", *arguments) == "torch"
+    assert [checks.choose_backend(name, *arguments) for name in ("auto", best)] == [best, best]
+    assert checks.choose_backend("torch", *arguments) == "torch"
     for name, problem in refused.items():
         with pytest.raises(ValueError, match=f'backend="{name}" .*{problem}'):
-            _histogram_checks.choose_backend(name, *arguments)
+            checks.choose_backend(name, *arguments)
 
 
 def test_a_numba_that_does_not_load_costs_speed_only(monkeypatch):
     wanted = outcome(soft_histogram, picture(1, 2, 5, 7), backend="torch")
-    monkeypatch.setitem(_histogram_checks._INSTALLED, "numba", True)
+    monkeypatch.setitem(checks._INSTALLED, "numba", True)
     monkeypatch.setitem(sys.modules, "skt_components.histogram.numba_engine", None)
     monkeypatch.delattr("skt_components.histogram.numba_engine", raising=False)
-    histogram._compiled_engine.cache_clear()
+    _load_numba.cache_clear()
     with pytest.warns(UserWarning, match="histograms are computed by torch, several times slower: .*numba"):
         found = outcome(soft_histogram, picture(1, 2, 5, 7))
-    histogram._compiled_engine.cache_clear()
+    _load_numba.cache_clear()
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 def test_compiled_loops_need_no_folder_for_their_cache(monkeypatch):
     numba = pytest.importorskip("numba")
-    from skt_components.histogram import numba_engine as _histogram_numba
+    from skt_components.histogram import numba_engine
 
     def njit(cache=False, **options):
         if cache:
@@ -655,7 +656,7 @@ def test_compiled_loops_need_no_folder_for_their_cache(monkeypatch):
 
     compile_it = numba.njit
     monkeypatch.setattr(numba, "njit", njit)
-    assert _histogram_numba._compile(lambda x: x + 1)(1) == 2
+    assert numba_engine._compile(lambda x: x + 1)(1) == 2
 
 
 @both_paths
@@ -675,13 +676,19 @@ def test_threads_change_nothing(monkeypatch, cpu_engine, bandwidth):
 
 
 INTERPRETED = """
+import importlib
 import torch
-from skt_components.histogram import soft_histogram as histogram
+from skt_components.histogram.regions import check_regions
 
-def outcome(backend, **options):
-    histogram.choose_backend = lambda *arguments: backend  # the interpreter runs the kernels on the CPU
+module = importlib.import_module("skt_components.histogram.soft_histogram")
+
+def outcome(backend, **regions):
+    module.choose_backend = lambda *arguments: backend  # the interpreter runs the kernels on the CPU
     values = torch.rand(2, 2, 6, 9, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    counts = histogram.histogram_difference(values, 0.9 * values.detach(), num_bins=16, bandwidth=0.05, **options)
+    masks, labels = regions.get("masks"), regions.get("labels")
+    _, count = check_regions(values, masks, labels, regions.get("num_regions"))
+    teacher = 0.9 * values.detach()
+    counts = module.histogram_difference(values, teacher, masks, labels, count, num_bins=16, bandwidth=0.05)
     upstream = torch.rand(counts.shape, generator=torch.Generator().manual_seed(1), dtype=counts.dtype)
     return counts.detach(), *torch.autograd.grad(counts, values, upstream)
 
@@ -694,7 +701,7 @@ for options in ({}, {"labels": labels, "num_regions": 3}, {"masks": masks}, {"ma
 """
 
 
-def test_triton_gives_the_same_through_the_same_door():
+def test_triton_gives_the_same_result():
     pytest.importorskip("triton")
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     run = subprocess.run([sys.executable, "-c", INTERPRETED], capture_output=True, text=True, env=environment)
@@ -772,13 +779,18 @@ X = torch.rand(2, 3, 4, 5)
         (X, {"backend": "cuda"}, ValueError, r"backend must be one of \[.*'torch'.*\], got 'cuda'"),
         (X, {"masks": X[:, :2] > 0, "labels": X[:, 0].long()}, ValueError, "give masks or labels, not both"),
         (X, {"masks": (X > 0).int()}, TypeError, r"masks must be a bool or floating tensor .* got torch.int32"),
-        (X, {"masks": [1]}, TypeError, "masks must be a bool or floating tensor .* got list"),
+        (X, {"masks": [1]}, TypeError, r"masks must be a torch.Tensor \(B, R, H, W\), got list"),
         (X, {"masks": X[:1]}, ValueError, r"masks must be \(B, R, H, W\) with B, H, W = \(2, 4, 5\), got \(1, 3"),
         (X, {"masks": X[:, 0]}, ValueError, r"masks must be \(B, R, H, W\)"),
         (X, {"masks": X.clone().requires_grad_()}, ValueError, r"masks must not require a gradient.*masks.detach\(\)"),
         (X, {"labels": X[:, 0]}, TypeError, r"labels must be an integer tensor \(B, H, W\), got torch.float32"),
         (X, {"labels": X[:, 0] > 0}, TypeError, "labels must be an integer tensor .* got torch.bool"),
-        (X, {"labels": X.long()}, ValueError, r"labels must be \(B, H, W\) = \(2, 4, 5\), got \(2, 3, 4, 5\)"),
+        (
+            X,
+            {"labels": X.long()},
+            ValueError,
+            r"labels must be \(B, H, W\) with B, H, W = \(2, 4, 5\), got \(2, 3, 4, 5\)",
+        ),
         (X, {"labels": X[:, 0].long(), "num_regions": -1}, ValueError, "num_regions must be a whole number >= 0"),
         (X, {"labels": X[:, 0].long(), "num_regions": 1.5}, ValueError, "num_regions must be a whole number >= 0"),
     ],

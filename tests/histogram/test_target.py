@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from skt_components.histogram import soft_histogram as histogram
+from skt_components.histogram import torch_engine
 from skt_components.losses.histogram import HistogramLoss, SemanticHistogramLoss, histogram_loss
 
 pytestmark = pytest.mark.usefixtures("cpu_engine")
@@ -68,14 +68,14 @@ def test_targets_keep_the_digits_of_near_equal_pictures():
 
 def test_the_teacher_is_computed_once_and_without_a_graph(monkeypatch):
     counted: list[int] = []
-    engine = histogram._by_labels
+    engine = torch_engine.histogram_difference
 
     def counting(a, b, *rest):
         counted.append(1 + (b is not None))
         return engine(a, b, *rest)
 
-    monkeypatch.setattr(histogram, "_by_labels", counting)
-    loss, pictures = SemanticHistogramLoss(), teacher.clone().requires_grad_()
+    monkeypatch.setattr(torch_engine, "histogram_difference", counting)
+    loss, pictures = SemanticHistogramLoss(backend="torch"), teacher.clone().requires_grad_()
     target = loss.precompute(pictures, labels=labels, num_regions=4)
     assert not target.counts.requires_grad
     for _ in range(3):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from skt_components.histogram import soft_histogram
 from skt_components.histogram import triton_grid as grids
+from skt_components.histogram.kernels import Bins
 from skt_components.ops import reference
 
 triton = pytest.importorskip("triton", minversion="3.3", reason="needs triton, which comes with torch for CUDA")
@@ -27,13 +28,13 @@ triton = pytest.importorskip("triton", minversion="3.3", reason="needs triton, w
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs inside test_under_the_interpreter")
 compiled = pytest.mark.skipif(INTERPRETED, reason="compiles, so not under the interpreter")
-DEFAULT = {"num_bins": 256, "low": 0.0, "high": 1.0, "bandwidth": 1 / 400}
+DEFAULT = Bins(256, 0.0, 1.0, 1 / 400)
 
 
 def kernels():
-    from skt_components.histogram import triton_engine as _histogram_triton
+    from skt_components.histogram import triton_engine
 
-    return _histogram_triton
+    return triton_engine
 
 
 def pictures(*shape: int, noise: float | None = None, low: float = 0.0, high: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -48,9 +49,10 @@ def region_map(*shape: int, regions: int = 3) -> Tensor:
     return torch.randint(-1, regions + 1, shape)
 
 
-def dense(values: Tensor, labels: Tensor | None, regions: int, num_bins, low, high, bandwidth) -> Tensor:
+def dense(values: Tensor, labels: Tensor | None, regions: int, bins: Bins = DEFAULT) -> Tensor:
     """Eqs. 6 to 8 in float64, region by region."""
-    kernel = reference.eq7_kernel(values.double()[..., None], reference.eq6_centers(num_bins, (low, high)), bandwidth)
+    centers = reference.eq6_centers(bins.num, (bins.low, bins.high))
+    kernel = reference.eq7_kernel(values.double()[..., None], centers, bins.bandwidth)
     if labels is None:
         return kernel.sum(dim=(2, 3))[:, None]
     weights = (labels.long()[:, None] == torch.arange(regions)[:, None, None]).double()
@@ -65,15 +67,14 @@ def distance(got: Tensor, wanted: Tensor) -> float:
 
 def check(student: Tensor, teacher: Tensor | None, labels: Tensor | None, regions: int, tolerance=1e-6, **options):
     """Table, loss and gradient against the dense float64 form."""
-    options = DEFAULT | options
-    table = kernels().histogram_difference(student, teacher, labels, regions, **options)
+    bins = DEFAULT._replace(**options)
+    table = kernels().histogram_difference(student, teacher, labels, regions, bins)
     leaf = student.double().requires_grad_()
-    wanted = dense(leaf, labels, regions, **options)
+    wanted = dense(leaf, labels, regions, bins)
     if teacher is not None:
-        wanted = wanted - dense(teacher, labels, regions, **options)
+        wanted = wanted - dense(teacher, labels, regions, bins)
     (gradient,) = torch.autograd.grad(wanted.square().sum(), leaf)
-    bins = {name: options[name] for name in ("low", "high", "bandwidth")}
-    got = kernels().histogram_gradient(2 * table, student, labels, regions, **bins)
+    got = kernels().histogram_gradient(2 * table, student, labels, bins)
     assert table.dtype == torch.float64
     assert got.dtype == torch.float32
     assert distance(table, wanted) <= 2 * tolerance
@@ -105,10 +106,10 @@ SPACINGS = {
     "two bins": {"bandwidth": 1 / 128},
     "coarse grid": {"bandwidth": 0.05},
     "half the range": {"bandwidth": 0.5},
-    "odd range": {"num_bins": 100, "low": -0.3, "high": 1.7, "bandwidth": 0.01},
-    "few bins": {"num_bins": 7, "bandwidth": 0.1},
-    "one bin": {"num_bins": 1, "bandwidth": 0.7},
-    "more bins than a program holds": {"num_bins": 1024},
+    "odd range": {"num": 100, "low": -0.3, "high": 1.7, "bandwidth": 0.01},
+    "few bins": {"num": 7, "bandwidth": 0.1},
+    "one bin": {"num": 1, "bandwidth": 0.7},
+    "more bins than a program holds": {"num": 1024},
 }
 
 
@@ -116,8 +117,8 @@ SPACINGS = {
 @pytest.mark.parametrize("noise", [None, 1e-4, 3e-4], ids=["far", "near", "about the switch"])
 @pytest.mark.parametrize("options", SPACINGS.values(), ids=SPACINGS)
 def test_matches_reference(options, noise):
-    bins = DEFAULT | options
-    student, teacher = pictures(1, 2, 11, 21, noise=noise, low=bins["low"], high=bins["high"])
+    bins = DEFAULT._replace(**options)
+    student, teacher = pictures(1, 2, 11, 21, noise=noise, low=bins.low, high=bins.high)
     check(student, teacher, region_map(1, 11, 21), 3, **options)
 
 
@@ -131,7 +132,8 @@ def test_one_picture_matches_reference_and_torch(options, with_labels):
     check(values, None, labels, regions, **options)
     given = {"labels": labels, "num_regions": regions} if with_labels else {}
     wanted = soft_histogram(values.double(), backend="torch", **given, **options)
-    assert distance(kernels().histogram_difference(values, None, labels, regions, **DEFAULT | options), wanted) < 1e-6
+    got = kernels().histogram_difference(values, None, labels, regions, DEFAULT._replace(**options))
+    assert distance(got, wanted) < 1e-6
 
 
 @interpreted
@@ -146,12 +148,11 @@ def test_any_picture_size(shape):
 def test_any_strides():
     student, teacher = pictures(2, 3, 12, 20)
     labels = region_map(2, 12, 20)
-    plain = kernels().histogram_difference(student, teacher, labels, 3, **DEFAULT)
+    plain = kernels().histogram_difference(student, teacher, labels, 3, DEFAULT)
     strange = student.to(memory_format=torch.channels_last), teacher.repeat_interleave(2, -1)[..., ::2]
-    table = kernels().histogram_difference(*strange, labels.mT.contiguous().mT, 3, **DEFAULT)
+    table = kernels().histogram_difference(*strange, labels.mT.contiguous().mT, 3, DEFAULT)
     assert torch.equal(table, plain)
-    bins = {"low": 0.0, "high": 1.0, "bandwidth": 1 / 400}
-    gradients = [kernels().histogram_gradient(plain, x, labels, 3, **bins) for x in (student, strange[0])]
+    gradients = [kernels().histogram_gradient(plain, x, labels, DEFAULT) for x in (student, strange[0])]
     assert torch.equal(*gradients)
 
 
@@ -179,7 +180,7 @@ def test_empty_and_one_pixel_regions():
     labels = torch.full((1, 6, 7), 4)
     labels[0, 2, 3] = 1
     check(student, teacher, labels, 6)
-    table = kernels().histogram_difference(student, teacher, labels, 6, **DEFAULT)
+    table = kernels().histogram_difference(student, teacher, labels, 6, DEFAULT)
     assert table[:, [0, 2, 3, 5]].eq(0).all()
 
 
@@ -193,25 +194,22 @@ def test_as_many_regions_as_pixels():
 def test_nothing_to_count():
     student, teacher = pictures(1, 2, 4, 5)
     none = torch.full((1, 4, 5), -1)
-    assert kernels().histogram_difference(student, teacher, none, 3, **DEFAULT).eq(0).all()
+    assert kernels().histogram_difference(student, teacher, none, 3, DEFAULT).eq(0).all()
     for batch, regions in [(0, 3), (1, 0)]:
         x, labels = student[:batch], none[:batch]
-        table = kernels().histogram_difference(x, x, labels, regions, **DEFAULT)
+        table = kernels().histogram_difference(x, x, labels, regions, DEFAULT)
         assert table.shape == (batch, regions, 2, 256)
-        gradient = kernels().histogram_gradient(table, x, labels, regions, low=0.0, high=1.0, bandwidth=0.01)
+        gradient = kernels().histogram_gradient(table, x, labels, DEFAULT._replace(bandwidth=0.01))
         assert gradient.shape == x.shape
         assert gradient.eq(0).all()
 
 
 @interpreted
-def test_plan_lists_every_pixel_once_and_can_be_kept():
-    student, teacher = pictures(2, 1, 20, 35)
-    labels = region_map(2, 20, 35, regions=5)
-    plan = kernels().plan_labels(labels, 5)
+def test_the_plan_lists_every_pixel_once_and_clears_the_table():
+    labels, table = region_map(2, 20, 35, regions=5), torch.ones(3, 7, dtype=torch.int64)
+    plan = kernels()._plan(labels, 5, (16, 16), table)
     assert sum(int((part >> 16).sum()) for part in plan) == int(((labels >= 0) & (labels < 5)).sum())
-    fresh = kernels().histogram_difference(student, teacher, labels, 5, **DEFAULT)
-    kept = kernels().histogram_difference(student, teacher, labels, 5, plan=plan, **DEFAULT)
-    assert torch.equal(fresh, kept)
+    assert table.eq(0).all()
 
 
 @interpreted
@@ -229,7 +227,7 @@ def test_offsets_beyond_32_bits():
 def test_equal_pictures_cancel_exactly():
     student, _ = pictures(1, 1, 12, 20)
     student[..., :5] = 1.0
-    assert kernels().histogram_difference(student, student.clone(), None, 1, **DEFAULT).eq(0).all()
+    assert kernels().histogram_difference(student, student.clone(), None, 1, DEFAULT).eq(0).all()
 
 
 @interpreted
@@ -244,8 +242,8 @@ def test_constant_pictures(value):
 def test_batch_and_channels_do_not_mix():
     student, teacher = pictures(2, 2, 12, 20)
     labels = region_map(2, 12, 20)
-    both = kernels().histogram_difference(student, teacher, labels, 3, **DEFAULT)
-    alone = kernels().histogram_difference(student[1:, 1:], teacher[1:, 1:], labels[1:], 3, **DEFAULT)
+    both = kernels().histogram_difference(student, teacher, labels, 3, DEFAULT)
+    alone = kernels().histogram_difference(student[1:, 1:], teacher[1:, 1:], labels[1:], 3, DEFAULT)
     assert torch.equal(both[1:, :, 1:], alone)
 
 
@@ -253,12 +251,12 @@ def test_batch_and_channels_do_not_mix():
 def test_far_values_count_nothing():
     values = torch.tensor([math.inf, -math.inf, 1e30, -1e30, -2.0, 3.0, 0.3]).reshape(1, 1, 1, 7)
     for teacher in (None, values.flip(-1)):
-        table = kernels().histogram_difference(values, teacher, None, 1, **DEFAULT)
-        seen = dense(values[..., -1:], None, 1, **DEFAULT)
+        table = kernels().histogram_difference(values, teacher, None, 1, DEFAULT)
+        seen = dense(values[..., -1:], None, 1, DEFAULT)
         wanted = seen if teacher is None else seen * 0
         torch.testing.assert_close(table, wanted, rtol=0, atol=1e-6)
     upstream = torch.randn(1, 1, 1, 256)
-    gradient = kernels().histogram_gradient(upstream, values, None, 1, low=0.0, high=1.0, bandwidth=1 / 400)
+    gradient = kernels().histogram_gradient(upstream, values, None, DEFAULT)
     assert gradient[..., :-1].eq(0).all()
     assert gradient[..., -1].ne(0).all()
 
@@ -272,7 +270,7 @@ def test_nan_marks_its_region_and_channel_only(side):
         picture[0, 0, 2, 3 if picture is student or "where" in side else 4] = math.nan
     labels = torch.zeros(1, 6, 10, dtype=torch.long)
     labels[:, 4:] = 1
-    table = kernels().histogram_difference(student, teacher, labels, 2, **DEFAULT)
+    table = kernels().histogram_difference(student, teacher, labels, 2, DEFAULT)
     assert table[0, 0, 0].isnan().all()
     table[0, 0, 0] = 0
     assert table.isfinite().all()
@@ -283,14 +281,10 @@ def test_gradient_of_nan_and_of_pixels_without_region():
     values = torch.tensor([math.nan, math.nan, 0.3, 0.4]).reshape(1, 1, 1, 4)
     labels = torch.tensor([[[0, -1, 0, -1]]])
     upstream = torch.randn(1, 1, 1, 256, dtype=torch.float64)
-    bins = {"low": 0.0, "high": 1.0, "bandwidth": 1 / 400}
-    gradient = kernels().histogram_gradient(upstream, values, labels, 1, **bins).flatten()
+    gradient = kernels().histogram_gradient(upstream, values, labels, DEFAULT).flatten()
     assert gradient[0].isnan()
     assert gradient[[1, 3]].eq(0).all()
     assert gradient[2] != 0
-    assert torch.equal(
-        kernels().histogram_gradient(upstream, values, labels, 1, weight=-1.0, **bins).flatten()[2], -gradient[2]
-    )
 
 
 # the grid, which needs no triton
@@ -298,7 +292,7 @@ def test_gradient_of_nan_and_of_pixels_without_region():
 
 @pytest.mark.parametrize("bandwidth", [3.0, 7.5, 100.0, 1e5])
 def test_coarse_grid_gives_the_same_kernel(bandwidth):
-    grid = grids.make_grid(256, 0.0, 256.0, bandwidth)
+    grid = grids.make_grid(Bins(256, 0.0, 256.0, bandwidth))
     x = torch.linspace(-4 * bandwidth, 256 + 4 * bandwidth, 999, dtype=torch.float64)
     points = x * grid.scale + grid.shift
     assert grid.num < 400
@@ -310,7 +304,7 @@ def test_coarse_grid_gives_the_same_kernel(bandwidth):
 @pytest.mark.parametrize("num_bins", [1, 7, 256, 5000])
 @pytest.mark.parametrize("bandwidth", [0.01, 0.64, 2.99, 3.0, 50.0])
 def test_cells_hold_every_window(num_bins, bandwidth):
-    grid = grids.make_grid(num_bins, 0.0, float(num_bins), bandwidth)
+    grid = grids.make_grid(Bins(num_bins, 0.0, float(num_bins), bandwidth))
     cells = grids.make_cells(grid)
     assert cells.low >= 1
     assert cells.low + 2 * grid.half - 1 <= cells.cols
@@ -358,7 +352,7 @@ def _own_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"bandwidth": 0.05}], ids=["default", "coarse grid"])
 @pytest.mark.parametrize("pair", [True, False], ids=["pair", "single"])
 def test_forward_compiles_to_the_matrix_unit_without_float_atomics(pair, options, tmp_path):
-    grid = grids.make_grid(**DEFAULT | options)
+    grid = grids.make_grid(DEFAULT._replace(**options))
     cells = grids.make_cells(grid)
     constants = {"NUM": grid.num, "HALF": grid.half, "LOW": cells.low, "ROWS": cells.rows, "COLS": cells.cols}
     constants |= {"TILE_H": 32, "TILE_W": 32, "BLOCK": 64, "FRACTION_BITS": 36, "PAIR": pair, "LABELS": pair}
@@ -388,9 +382,8 @@ def test_backward_compiles_without_atomics_or_spills(upstream, tmp_path):
 
 @compiled
 def test_the_small_kernels_compile():
-    for constants in ({}, {"table": None}):  # with and without the zero fill
-        plan = build("plan_kernel", {"TILE_H": 32, "TILE_W": 32} | constants, warps=4, labels="*i64")
-        assert "st.global" in plan.asm["ptx"]
+    plan = build("plan_kernel", {"TILE_H": 32, "TILE_W": 32}, warps=4, labels="*i64")
+    assert "st.global" in plan.asm["ptx"]
     finish = build("finish_kernel", {"NUM": 256, "FRACTION_BITS": 36, "BLOCK": 256}, warps=4, out="*fp64")
     assert "st.global" in finish.asm["ptx"]
 

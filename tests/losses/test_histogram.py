@@ -11,20 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from skt_components.histogram import torch_engine
 from skt_components.losses.histogram import (
     HistogramLoss,
     SemanticHistogramLoss,
     histogram_loss,
     semantic_histogram_loss,
 )
-from skt_components.ops import _histogram_engine, reference
+from skt_components.ops import reference
 
 pytestmark = pytest.mark.usefixtures("cpu_engine")
 
-# Taps up to 1/256, moments above (256 bins on [0, 1]).
+# Window up to 1/256, moments above (256 bins on [0, 1]).
 BANDWIDTHS = (1 / 400, 1 / 256, 1 / 64, 0.05, 0.5)
 every_bandwidth = pytest.mark.parametrize("bandwidth", BANDWIDTHS)
-both_paths = pytest.mark.parametrize("bandwidth", [1 / 400, 0.5], ids=["taps", "moments"])
+both_paths = pytest.mark.parametrize("bandwidth", [1 / 400, 0.5], ids=["window", "moments"])
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 every_normalization = pytest.mark.parametrize("normalization", ["pixels", "area", "none"])
 seeds = st.integers(0, 10**6)
@@ -463,7 +464,7 @@ def test_the_gradient_at_the_default_bandwidth_reaches_nearly_every_pixel(size):
     assert histogram_loss(student - step, teacher) < histogram_loss(student, teacher)
 
 
-def test_descending_brings_the_colours_over():
+def test_descending_brings_the_colors_over():
     student = 0.4 + 0.02 * torch.randn(1, 1, 16, 16)
     teacher = 0.45 + 0.02 * torch.randn(1, 1, 16, 16)
     leaf = student.clone().requires_grad_()
@@ -555,7 +556,7 @@ def test_the_loss_is_symmetric_and_not_negative(seed, bandwidth):
 
 @both_paths
 @pytest.mark.parametrize("times", [2, 3])
-def test_normalised_losses_do_not_grow_with_the_picture(bandwidth, times):
+def test_normalized_losses_do_not_grow_with_the_picture(bandwidth, times):
     # The same pixels n^2 times: counts grow by n^2, their squares by n^4, shares not at all.
     student, teacher = pictures(1, 3, 6, 7)
     masks = regions(1, 6, 7)
@@ -602,7 +603,7 @@ def test_chunk_boundaries_change_nothing(monkeypatch, cpu_engine, bandwidth):
         return semantic_histogram_loss(s, t, labels=labels, num_regions=4, bandwidth=bandwidth, reduction="none")
 
     whole = results(loss, student, teacher)
-    monkeypatch.setattr(_histogram_engine, "_CHUNK", 11)
+    monkeypatch.setattr(torch_engine, "_CHUNK", 11)
     if cpu_engine == "numba":
         monkeypatch.setattr("skt_components.histogram.numba_engine._CHUNK", 11)
     torch.testing.assert_close(results(loss, student, teacher), whole)
@@ -651,7 +652,7 @@ def test_autocast_changes_nothing():
 
 @pytest.mark.parametrize(
     ("bandwidth", "message"),
-    [(400.0, "flat and its gradient practically zero"), (1e-4, "between bin centres have practically no gradient")],
+    [(400.0, "flat and its gradient practically zero"), (1e-4, "between bin centers have practically no gradient")],
 )
 def test_flat_and_narrow_bandwidths_warn_the_caller_of_function_and_module(bandwidth, message):
     student, teacher = pictures(1, 3, 9, 13)
@@ -731,7 +732,7 @@ def test_both_losses_reject(student, teacher, options, error, message):
         ),
         ({"masks": M, "num_regions": 4}, ValueError, "num_regions goes with labels"),
         ({"masks": M, "soft_masks": "soft"}, ValueError, "soft_masks must be one of"),
-        ({"masks": [1]}, TypeError, r"masks must be a tensor \(B, R, H, W\), got list"),
+        ({"masks": [1]}, TypeError, r"masks must be a torch.Tensor \(B, R, H, W\), got list"),
         ({"masks": X}, ValueError, r"masks hold values other than 0 and 1.*weighted.*literal"),
         ({"masks": M.float().requires_grad_()}, ValueError, "masks must not require a gradient"),
         (
@@ -1006,7 +1007,7 @@ def test_labels_beyond_the_regions_are_ignored():
         semantic_histogram_loss(x, y, labels=as_bytes)
 
 
-def test_area_normalisation_does_not_depend_on_the_weights_scale():
+def test_area_normalization_does_not_depend_on_the_weights_scale():
     x, y = torch.rand(2, 1, 3, 16, 16).unbind(0)
     options = {"soft_masks": "weighted", "normalization": "area"}
     one = semantic_histogram_loss(x, y, torch.ones(1, 1, 16, 16), **options)
