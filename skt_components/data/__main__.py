@@ -21,10 +21,9 @@ from skt_components.data.preview import save_contact_sheet
 from skt_components.data.registry import PUBLISHED
 from skt_components.data.scene_layout import SPLITS
 from skt_components.data.verify import verify
-from skt_components.simulation.camera import Camera
+from skt_components.simulation.camera import Camera, RawCamera
 from skt_components.simulation.export import simulate_dataset
 from skt_components.simulation.hdr_folder import HDRFolder
-from skt_components.simulation.raw_camera import RawCamera
 from skt_components.simulation.synthetic import SyntheticScenes
 
 

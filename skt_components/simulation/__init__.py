@@ -1,11 +1,10 @@
 """Brackets simulated from HDR photographs and from procedural scenes."""
 
-from skt_components.simulation.camera import Camera, simulate_bracket
+from skt_components.simulation.bracket import simulate_bracket, simulate_raw_bracket, simulate_raw_bracket_from_frames
+from skt_components.simulation.camera import Camera, RawCamera
 from skt_components.simulation.export import simulate_dataset, write_bracketire_frame, write_kalantari_scene
 from skt_components.simulation.hdr_folder import HDRFolder
 from skt_components.simulation.motion import Motion
-from skt_components.simulation.raw_bracket import simulate_raw_bracket, simulate_raw_bracket_from_frames
-from skt_components.simulation.raw_camera import RawCamera
 from skt_components.simulation.synthetic import SyntheticScenes
 
 __all__ = [

@@ -10,20 +10,20 @@ from torch import Tensor
 
 from skt_components.data.seeding import integer, log_uniform, uniform
 from skt_components.simulation.motion import pixel_grid
-from skt_components.simulation.textures import draw_colour, draw_material, edge, fractal_noise
+from skt_components.simulation.textures import draw_color, draw_material, edge, fractal_noise
 
 FINE = 2  # samples per pixel along each axis
 
 
 @dataclasses.dataclass(frozen=True)
 class Background:
-    """What stands still in a scene, ``FINE`` times finer than the picture and with a margin.
+    """The static part of a scene, ``FINE`` times finer than the picture and with a margin.
 
     Attributes:
         radiance: (3, h, w) in scene units.
-        light: (3, h, w) irradiance, for what is put in front.
+        light: (3, h, w) irradiance, for the objects in front.
         noise: (h, w) texture that objects reuse.
-        ambient: (3, 1, 1) the least light there is.
+        ambient: (3, 1, 1) the least irradiance.
     """
 
     radiance: Tensor
@@ -33,7 +33,7 @@ class Background:
 
 
 class _Painter:
-    """Coordinates in pixels, noise, and the helpers that the three kinds of scene share."""
+    """Coordinates in pixels, noise, and the elements that the three kinds of scene share."""
 
     def __init__(self, height: int, width: int, margin: int, generator: torch.Generator) -> None:
         self.generator = generator
@@ -55,10 +55,8 @@ class _Painter:
 
     def box(self, left: float, top: float, right: float, bottom: float, softness: float = 1 / FINE) -> Tensor:
         """Return the coverage of a box given in pixels."""
-        inside = torch.minimum(
-            torch.minimum(self.x - left, right - self.x), torch.minimum(self.y - top, bottom - self.y)
-        )
-        return edge(inside, softness)
+        inside = [torch.minimum(self.x - left, right - self.x), torch.minimum(self.y - top, bottom - self.y)]
+        return edge(torch.minimum(*inside), softness)
 
     def lamp(self, x: float, y: float, radius: float) -> tuple[Tensor, Tensor]:
         """Return the disc of a light source and the falloff of its light with distance, both (h, w)."""
@@ -78,8 +76,8 @@ class _Painter:
 def draw_background(height: int, width: int, margin: int, generator: torch.Generator) -> Background:
     """Draw the background of a picture of H×W pixels with ``margin`` pixels around it."""
     painter = _Painter(height, width, margin, generator)
-    kind = (_landscape, _room, _night)[integer(generator, 0, 2)]
-    return kind(painter)
+    paint = (_landscape, _room, _night)[integer(generator, 0, 2)]
+    return paint(painter)
 
 
 def _landscape(p: _Painter) -> Background:
@@ -115,7 +113,7 @@ def _room(p: _Painter) -> Background:
     outside = torch.lerp(
         p.sky(sides[3], 1.0), p.material(0.2) * 0.5, edge(p.y - y - 0.2 * height * (1 + p.smooth), 1 / FINE)
     )
-    daylight = draw_colour(p.generator, (0.0, 0.25), (1.0, 1.0))
+    daylight = draw_color(p.generator, (0.0, 0.25), (1.0, 1.0))
     _, falloff = p.lamp(x, y, 1.0)
     ambient = daylight * log_uniform(p.generator, 0.002, 0.02)
     slant = p.x + p.uniform(-0.8, 0.8) * p.y
@@ -129,16 +127,16 @@ def _night(p: _Painter) -> Background:
     street = p.uniform(0.1, 0.4) * p.height
     ground = edge(p.y - street - p.uniform(-0.1, 0.1) * p.x, 1 / FINE)
     albedo = torch.lerp(p.material(0.6), p.material(0.9, p.uniform(-0.5, 0.5)), ground)
-    ambient = draw_colour(p.generator, (0.2, 0.6), (1.0, 1.0)) * log_uniform(p.generator, 0.001, 0.006)
+    ambient = draw_color(p.generator, (0.2, 0.6), (1.0, 1.0)) * log_uniform(p.generator, 0.001, 0.006)
     light = ambient.expand(3, *p.x.shape)
     glare, emission = torch.zeros_like(light), torch.zeros_like(light)
     for _ in range(integer(p.generator, 2, 4)):
-        colour = draw_colour(p.generator, (0.0, 0.7), (1.0, 1.0)) * log_uniform(p.generator, 0.3, 1.5)
+        color = draw_color(p.generator, (0.0, 0.7), (1.0, 1.0)) * log_uniform(p.generator, 0.3, 1.5)
         x, y = p.uniform(-0.5, 0.5) * p.width, street - p.uniform(0.05, 0.6) * p.height
         disc, falloff = p.lamp(x, y, p.uniform(0.015, 0.05) * p.scale)
-        light = light + colour * falloff * 0.4
-        emission = torch.lerp(emission, colour * 20, disc)
-        glare = glare + 0.02 * colour * falloff**2
+        light = light + color * falloff * 0.4
+        emission = torch.lerp(emission, color * 20, disc)
+        glare = glare + 0.02 * color * falloff**2
     left, top = p.uniform(-0.45, 0.2) * p.width, street - p.uniform(0.3, 0.5) * p.height
     sign = p.box(left, top, left + p.uniform(0.15, 0.35) * p.width, top + p.uniform(0.08, 0.2) * p.height)
     shop = p.material(0.15) * log_uniform(p.generator, 0.5, 3.0)

@@ -1,4 +1,4 @@
-"""A bracketing camera: from linear radiance to the noisy, clipped, quantised exposures it takes."""
+"""Bracketing cameras, sRGB and RAW: their options, the exposure rule, and the noise and quantization of the sensor."""
 
 from __future__ import annotations
 
@@ -7,49 +7,49 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from skt_components.data.sample import HDRSample, make_bracket
 from skt_components.data.seeding import log_uniform
-from skt_components.ops.checks import check_positive, check_tensor
-from skt_components.simulation.motion import Motion, MovingPicture
+from skt_components.ops.checks import check_choice, check_count, check_non_negative, check_positive, check_tensor
 
 # Electrons from which shot noise is drawn from a normal distribution; its skewness there is 1/sqrt(100) = 0.1.
 POISSON_LIMIT = 100.0
+# BracketIRE's sensor: the log variance of the read noise is linear in the log variance of the shot noise, +- deviation.
+READ_SLOPE, READ_OFFSET, READ_DEVIATION = 1.869, 0.3276, 0.3
 
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-    """A camera that takes one bracket: sensor, response and the rule that picks the exposure.
+    """A camera that takes one bracket: sensor, response and exposure rule.
 
     A pixel of target radiance L collects ``L * t * full_well`` electrons in exposure time t: the shortest
     exposure, t = 1, saturates at L = 1. Shot noise and read noise follow, clipping to [0, full_well], the
-    sensor's own linear quantisation (``adc_bits``), the response ``x ** (1 / gamma)``, and the picture file's
-    quantisation (``bits``).
+    sensor's own linear quantization (``adc_bits``), the response ``x ** (1 / gamma)``, and the picture file's
+    quantization (``bits``).
 
     The exposure rule (:func:`exposure_scale`) turns a scene of any unit into target radiance. It puts the
-    median brightness at a level of the reference exposure drawn from ``mid_level`` (a crop of a larger picture
-    may be far brighter or darker than the whole that was metered), but lets no more than
-    ``highlight_percent`` of the pixels clip in the shortest exposure, except where the median of the longest
-    exposure would then be darker than ``dark_level``.
+    median brightness at a level of the reference exposure drawn from ``mid_level`` (a crop may be far brighter or
+    darker than the whole picture that was metered), but lets no more than ``highlight_percent`` of the pixels clip in
+    the shortest exposure, except where the median of the longest exposure would then be darker than ``dark_level``.
 
     Attributes:
         exposure_times: relative to the shortest, which is 1.
         reference: index of the reference exposure; None is the middle one.
         full_well: electrons at which a pixel saturates.
         read_noise: standard deviation in electrons.
-        shot_noise: whether photons arrive at random.
+        shot_noise: True for photons that arrive at random.
         bits: of the LDR pictures, after the response; 8 to 16.
-        adc_bits: of the sensor, before the response; None does not quantise there.
+        adc_bits: of the sensor, before the response; None does not quantize there.
         gamma: of the response.
         mid_level: lowest and highest, linear, of the reference exposure's full scale; above 1 most of the
             reference exposure is saturated.
-        highlight_percent: per cent of the pixels.
+        highlight_percent: percentage of the pixels.
         dark_level: linear, of the longest exposure's full scale.
 
     Raises:
-        ValueError: if a value is outside its range.
+        ValueError: a value is outside its range.
 
     Example:
         >>> Camera.from_ev([-2, 0, 2]).exposure_times
@@ -77,19 +77,17 @@ class Camera:
             raise ValueError(f"reference must be an index below {len(times)}, got {self.reference!r}")
         for name in ("full_well", "gamma", "dark_level"):
             check_positive(name, getattr(self, name))
-        if not 0 < self.mid_level[0] <= self.mid_level[1] < math.inf:
-            raise ValueError(f"mid_level must be (low, high) with 0 < low <= high, got {self.mid_level!r}")
-        if not 0 <= self.read_noise < math.inf:
-            raise ValueError(f"read_noise must be a finite number >= 0, got {self.read_noise!r}")
+        check_non_negative("read_noise", self.read_noise)
+        _check_interval("mid_level", self.mid_level)
         if not 0 <= self.highlight_percent < 100:
             raise ValueError(f"highlight_percent must be in [0, 100), got {self.highlight_percent!r}")
-        for name, bits in (("bits", self.bits), ("adc_bits", self.adc_bits)):
-            if (name, bits) != ("adc_bits", None) and bits not in range(8, 17):
-                raise ValueError(f"{name} must be a whole number from 8 to 16, got {bits!r}")
+        _check_bits("bits", self.bits)
+        if self.adc_bits is not None:
+            _check_bits("adc_bits", self.adc_bits)
 
     @classmethod
     def from_ev(cls, ev: Sequence[float]) -> Camera:
-        """Return a camera with exposure values in stops, such as (-2, 0, 2); all else as by default."""
+        """Return a camera with exposure values in stops, such as (-2, 0, 2), and default values otherwise."""
         return cls(tuple(2.0 ** (value - min(ev)) for value in ev))
 
     @property
@@ -103,18 +101,139 @@ class Camera:
         return torch.tensor(self.exposure_times)
 
 
-def exposure_scale(radiance: Float[Tensor, "3 h w"], camera: Camera, generator: torch.Generator) -> float:
-    """Return the factor from scene radiance to target radiance by the camera's exposure rule.
+@dataclasses.dataclass(frozen=True)
+class RawCamera:
+    """A camera that takes RAW brackets as BracketIRE's were synthesized, one exposure after the other.
 
-    Brightness is the largest of a pixel's channels; pixels of no light at all do not count.
+    On the linear scale of the target, whose peak is 16, exposure n is ``clamp(linear * t_n / 16, 0, 1)``: with the
+    defaults ``linear * 4 ** (n - 2)``. The reference is the shortest and first exposure: sharp, dark and noisy. The
+    longest is mostly saturated, and blurred by motion: an exposure is the mean of sub-frames.
+
+    The exposure rule is :class:`Camera`'s, with the shortest exposure as the reference.
+
+    Attributes:
+        num_frames: exposures in a bracket.
+        ratio: of one exposure time to the one before; above 1.
+        subframes: most sub-frames averaged for one exposure; BracketIRE averages ``4 ** n``, these are spread
+            evenly over the exposure's time.
+        scale: 1, or 4 for brackets a quarter of the target's size in both axes (BracketIRE+).
+        bits: of the sensor, 8 to 16.
+        shot_noise: smallest and largest variance of shot noise per unit of signal on the sensor's [0, 1] scale, drawn
+            log-uniform once for a bracket; the read noise's follows from it. None is a sensor without noise.
+        red_gain: smallest and largest white-balance gain of red, drawn log-uniform.
+        blue_gain: the same for blue; green's is 1.
+        rgb2cam: rows of the 3x3 matrix from linear sRGB to the sensor's colors after white balance; each row sums to
+            1. The default is a plausible overlap of color filters, not the matrix of a real camera.
+        mid_level: see :class:`Camera`; lowest and highest median, linear, of the shortest exposure's full scale.
+        highlight_percent: see :class:`Camera`; percentage of the pixels that the shortest exposure may clip.
+        dark_level: see :class:`Camera`; linear, of the longest exposure's full scale.
+
+    Raises:
+        ValueError: a value is outside its range.
+
+    Example:
+        >>> RawCamera().exposure_times
+        (1.0, 4.0, 16.0, 64.0, 256.0)
+
+    Reference:
+        Zhang et al. Exposure Bracketing Is All You Need for a High-Quality Image. ICLR 2025.
+    """
+
+    num_frames: int = 5
+    ratio: float = 4.0
+    subframes: int = 16
+    scale: int = 1
+    bits: int = 10
+    shot_noise: tuple[float, float] | None = (0.0012, 0.0048)
+    red_gain: tuple[float, float] = (1 / 0.91, 1 / 0.40)
+    blue_gain: tuple[float, float] = (1 / 0.75, 1 / 0.39)
+    rgb2cam: tuple[tuple[float, float, float], ...] = ((0.70, 0.25, 0.05), (0.15, 0.70, 0.15), (0.03, 0.27, 0.70))
+    mid_level: tuple[float, float] = (0.002, 0.02)
+    highlight_percent: float = 1.0
+    dark_level: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_count("num_frames", self.num_frames, 1)
+        check_count("subframes", self.subframes, 1)
+        check_choice("scale", self.scale, (1, 4))
+        if not 1 < self.ratio < math.inf:
+            raise ValueError(f"ratio must be a finite number > 1, got {self.ratio!r}")
+        _check_bits("bits", self.bits)
+        if self.shot_noise is not None:
+            _check_interval("shot_noise", self.shot_noise)
+        _check_interval("red_gain", self.red_gain)
+        _check_interval("blue_gain", self.blue_gain)
+        if [len(row) for row in self.rgb2cam] != [3, 3, 3] or any(abs(sum(row) - 1) > 1e-4 for row in self.rgb2cam):
+            raise ValueError(f"rgb2cam must be a 3x3 matrix whose rows sum to 1, got {self.rgb2cam!r}")
+        if not abs(torch.linalg.det(torch.tensor(self.rgb2cam)).item()) > 1e-3:
+            raise ValueError(f"rgb2cam must be invertible, got {self.rgb2cam!r}")
+        _ = self.metering  # checks the values of the exposure rule
+
+    @property
+    def exposure_times(self) -> tuple[float, ...]:
+        """Relative to the shortest, which is 1."""
+        return tuple(float(self.ratio**n) for n in range(self.num_frames))
+
+    @property
+    def times(self) -> Float[Tensor, " n"]:
+        """Exposure times as a float32 tensor."""
+        return torch.tensor(self.exposure_times)
+
+    @property
+    def metering(self) -> Camera:
+        """The camera whose exposure rule this one follows."""
+        rule = {name: getattr(self, name) for name in ("mid_level", "highlight_percent", "dark_level")}
+        return Camera(self.exposure_times, reference=0, **rule)
+
+    @property
+    def block(self) -> int:
+        """Pixels of the picture along an axis behind one pixel of the packed bracket."""
+        return 2 * self.scale
+
+    def subframe_times(self, index: int) -> list[float]:
+        """Return the times of an exposure's sub-frames, in units of the shortest exposure from its start."""
+        start, time = sum(self.exposure_times[:index]), self.exposure_times[index]
+        count = int(min(time, self.subframes))
+        # A sub-frame stands for the unit of time that follows it, so that the first exposure is the sub-frame at 0.
+        return [start + (i + 0.5) * time / count - 0.5 for i in range(count)]
+
+
+def _check_bits(name: str, bits: int) -> None:
+    if bits not in range(8, 17):
+        raise ValueError(f"{name} must be a whole number from 8 to 16, got {bits!r}")
+
+
+def _check_interval(name: str, pair: tuple[float, float]) -> None:
+    try:
+        low, high = pair
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a pair (low, high), got {pair!r}") from None
+    if not 0 < low <= high < math.inf:
+        raise ValueError(f"{name} must be (low, high) with 0 < low <= high, got {pair!r}")
+
+
+def picture_size(name: str, size: tuple[int, int], camera: Camera | RawCamera) -> tuple[int, int]:
+    """Return the height and width of the picture to photograph for a target of a size, which is packed for RAW.
+
+    Raises:
+        ValueError: the size of the camera's brackets is not a whole number of pixels; the message has ``name``.
+    """
+    if isinstance(camera, Camera):
+        return size
+    if size[0] % camera.scale or size[1] % camera.scale:
+        raise ValueError(f"{name} must be multiples of the camera's scale, {camera.scale}, got {size!r}")
+    return 2 * size[0], 2 * size[1]
+
+
+def exposure_scale(radiance: Float[Tensor, "3 h w"], camera: Camera, generator: torch.Generator) -> float:
+    """Return the factor from scene radiance to target radiance by the camera's exposure rule; 1 for a black scene.
+
+    Brightness is the largest of a pixel's channels; black pixels do not count.
 
     Args:
         radiance: (3, H, W) linear radiance >= 0 in any unit.
         camera: has the rule, see :class:`Camera`.
         generator: draws the level of the median.
-
-    Returns:
-        The factor; 1 for a black scene.
     """
     level = log_uniform(generator, *camera.mid_level)
     brightness = radiance.amax(dim=-3).flatten()
@@ -129,11 +248,11 @@ def exposure_scale(radiance: Float[Tensor, "3 h w"], camera: Camera, generator: 
     return max(scale, camera.dark_level / (max(camera.exposure_times) * median))
 
 
-def _quantise(x: Tensor, bits: int | None) -> Tensor:
-    return x if bits is None else torch.round(x * (2**bits - 1)) / (2**bits - 1)
+def _quantize(x: Tensor, bits: int) -> Tensor:
+    return torch.round(x * (2**bits - 1)) / (2**bits - 1)
 
 
-def _shot_noise(electrons: Tensor, generator: torch.Generator) -> Tensor:
+def _add_shot_noise(electrons: Tensor, generator: torch.Generator) -> Tensor:
     noisy = electrons + electrons.sqrt() * torch.randn(electrons.shape, generator=generator)
     few = electrons < POISSON_LIMIT
     noisy[few] = torch.poisson(electrons[few], generator=generator)
@@ -141,7 +260,7 @@ def _shot_noise(electrons: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def capture(radiance: Float[Tensor, "n 3 h w"], camera: Camera, generator: torch.Generator) -> Float[Tensor, "n 3 h w"]:
-    """Take one exposure of each frame: shot noise, read noise, clipping, quantisation and response.
+    """Take one exposure of each frame: shot noise, read noise, clipping, quantization and response.
 
     Args:
         radiance: (N, 3, H, W) target radiance >= 0 as each exposure sees it; 1 saturates at t = 1.
@@ -152,7 +271,7 @@ def capture(radiance: Float[Tensor, "n 3 h w"], camera: Camera, generator: torch
         (N, 3, H, W) LDR pictures in [0, 1], multiples of ``1 / (2 ** bits - 1)``.
 
     Raises:
-        ValueError: if the number of frames is not that of the camera's exposures.
+        ValueError: the number of frames differs from the number of exposures.
 
     Example:
         >>> frames = torch.full((3, 3, 2, 2), 0.5)
@@ -167,83 +286,45 @@ def capture(radiance: Float[Tensor, "n 3 h w"], camera: Camera, generator: torch
         )
     signal = (radiance.clamp(min=0) * camera.times[:, None, None, None]).clamp(max=8) * camera.full_well
     if camera.shot_noise:
-        signal = _shot_noise(signal, generator)
+        signal = _add_shot_noise(signal, generator)
     if camera.read_noise > 0:
         signal = signal + camera.read_noise * torch.randn(signal.shape, generator=generator)
-    sensor = _quantise((signal / camera.full_well).clamp(0, 1), camera.adc_bits)
-    return _quantise(sensor ** (1 / camera.gamma), camera.bits)
+    sensor = (signal / camera.full_well).clamp(0, 1)
+    sensor = sensor if camera.adc_bits is None else _quantize(sensor, camera.adc_bits)
+    return _quantize(sensor ** (1 / camera.gamma), camera.bits)
 
 
-def simulate_bracket(
-    radiance: Float[Tensor, "3 h w"],
-    camera: Camera,
-    motion: Motion,
-    generator: torch.Generator,
-    *,
-    margin: int = 0,
-    scale: float | None = None,
-    name: str = "",
-) -> HDRSample:
-    """Photograph a linear picture as a bracket with camera and foreground motion.
+def capture_raw(
+    planes: Float[Tensor, "n 4 h w"], camera: RawCamera, generator: torch.Generator
+) -> Float[Tensor, "n 4 small_h small_w"]:
+    """Read the sensor out: shrink to the camera's scale, shot noise, read noise, clipping, quantization.
 
-    The reference exposure sees the picture where it is; the others see it through a homography of their own.
-    Moving objects are pieces of the picture itself, pasted in front of it in every exposure, so that what they
-    hide and uncover is true; ``target`` is exactly what the reference exposure sees. There is no motion blur.
+    The variance is ``shot * signal + read``; one pair (shot, read) is drawn for all exposures, as for one ISO number.
 
     Args:
-        radiance: (3, H + 2 margin, W + 2 margin) linear radiance >= 0 in any unit.
-        camera: takes the exposures.
-        motion: what moves.
-        generator: CPU generator; equal seeds give equal samples.
-        margin: pixels on each side that only moved exposures see (``motion.margin(H, W)`` is enough);
-            beyond the picture they see it mirrored.
-        scale: factor from ``radiance`` to target radiance; None asks :func:`exposure_scale`.
-        name: for the sample.
+        planes: (N, 4, h, w) packed light, 1 saturates.
+        camera: has the sensor.
+        generator: CPU generator of the noise.
 
     Returns:
-        The sample; its target is ``radiance * scale`` without the margin, clipped at 1, with the moving
-        objects of the reference exposure in it.
+        (N, 4, h / scale, w / scale) in [0, 1], multiples of ``1 / (2 ** bits - 1)``.
 
     Raises:
-        TypeError: if ``radiance`` is not a floating-point tensor.
-        ValueError: if ``radiance`` is not (3, H, W) or the margin leaves nothing of it.
+        ValueError: ``planes`` has another shape.
 
     Example:
-        >>> picture = torch.rand(3, 32, 32)
-        >>> sample = simulate_bracket(picture, Camera(), Motion(), torch.Generator().manual_seed(0))
-        >>> sample.bracket.shape, sample.target.shape
-        (torch.Size([3, 6, 32, 32]), torch.Size([3, 32, 32]))
+        >>> capture_raw(torch.ones(1, 4, 2, 2), RawCamera(shot_noise=None), torch.Generator()).unique()
+        tensor([1.])
     """
-    radiance, visible = without_margin(radiance, margin)
-    if scale is not None:
-        check_positive("scale", scale)
-    factor = exposure_scale(visible, camera, generator) if scale is None else scale
-    scene = (radiance * factor).clamp(0, 1)
-    height, width = visible.shape[-2:]
-    frames = _take_frames(scene, height, width, camera, motion, generator)
-    ldr = capture(frames, camera, generator)
-    bracket = make_bracket(ldr, camera.times, camera.gamma)
-    return HDRSample(bracket, camera.times, frames[camera.reference_index].clone(), name, "srgb")
-
-
-def without_margin(radiance: Tensor, margin: int) -> tuple[Tensor, Tensor]:
-    """Return a picture to photograph in float32 on the CPU, and the part of it inside the margin.
-
-    Raises:
-        TypeError: if ``radiance`` is not a floating-point tensor.
-        ValueError: if ``radiance`` is not (3, H, W) or the margin leaves nothing of it.
-    """
-    check_tensor("radiance", radiance, ndim=3, layout="(3, H, W)", channels=3)
-    height, width = (size - 2 * margin for size in radiance.shape[-2:])
-    if margin < 0 or min(height, width) < 1:
-        raise ValueError(f"margin must be >= 0 and leave pixels of {tuple(radiance.shape)}, got {margin!r}")
-    radiance = radiance.to("cpu", torch.float32)
-    return radiance, radiance[:, margin : margin + height, margin : margin + width]
-
-
-def _take_frames(
-    scene: Tensor, height: int, width: int, camera: Camera, motion: Motion, generator: torch.Generator
-) -> Tensor:
-    picture = MovingPicture(scene, height, width, motion, generator)
-    times = (float(index - camera.reference_index) for index in range(len(camera.exposure_times)))
-    return torch.stack([picture.at(time, picture.draw_pose(generator) if time else None) for time in times])
+    check_tensor("planes", planes, ndim=4, layout="(N, 4, h, w)", channels=4)
+    if camera.scale > 1:
+        size = [side // camera.scale for side in planes.shape[-2:]]
+        planes = F.interpolate(planes, size=size, mode="bicubic", align_corners=True)
+    signal = planes.clamp(0, 1)
+    if camera.shot_noise is not None:
+        shot = log_uniform(generator, *camera.shot_noise)
+        deviation = READ_DEVIATION * torch.randn((), generator=generator).item()
+        read = math.exp(READ_SLOPE * math.log(shot) + READ_OFFSET + deviation)
+        noise = torch.randn(signal.shape, generator=generator)
+        signal = (signal + noise * (shot * signal + read).sqrt()).clamp(0, 1)
+    return _quantize(signal, camera.bits)

@@ -1,4 +1,4 @@
-"""Simulated brackets written in the layouts of the published data sets."""
+"""Write simulated brackets in the layouts of the published data sets."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from skt_components.data import formats as _formats
+from skt_components.data.bracketire import TIMES, WHITE
 from skt_components.data.dataset import SampleDataset
+from skt_components.data.formats import write_tif
 from skt_components.data.io import write_image
 from skt_components.data.progress import progress_bar
+from skt_components.data.registry import PUBLISHED
 from skt_components.data.sample import RAW_PEAK, HDRSample
+from skt_components.data.verify import SIMULATED
+from skt_components.files import write_text
 from skt_components.ops.checks import check_choice
 
-_RAW_TIMES = (1, 4, 16, 64, 256)
-_RAW_WHITE = 1023  # 10 bits
 _STALE = 3600  # seconds
+_SCENE_NAMES = {"kalantari": "{:04d}", "tel": "scene_{:04d}"}  # the others have frames in folders of scenes
 
 
 def write_kalantari_scene(folder: str | os.PathLike[str], sample: HDRSample) -> None:
@@ -36,12 +39,12 @@ def write_kalantari_scene(folder: str | os.PathLike[str], sample: HDRSample) -> 
 
     Args:
         folder: the scene's, which must not exist.
-        sample: three exposures, sRGB; of a :class:`Camera` with ``bits=16`` nothing but the last step is lost.
+        sample: three exposures, sRGB; with a :class:`Camera` of ``bits=16`` only the last level is lost.
 
     Raises:
-        FileExistsError: if the folder exists.
-        ValueError: if the sample is not sRGB or has not three exposures from the shortest to the longest.
-        ImportError: if tifffile or OpenCV is missing.
+        FileExistsError: the folder exists.
+        ValueError: the sample is not sRGB, or does not have three exposures from the shortest to the longest.
+        ImportError: tifffile or OpenCV is missing.
 
     Example:
         >>> write_kalantari_scene("sig17/Training/001", SyntheticScenes(1, 64)[0])  # doctest: +SKIP
@@ -55,7 +58,7 @@ def write_kalantari_scene(folder: str | os.PathLike[str], sample: HDRSample) -> 
     with _new_folder(folder) as part:
         for number, ldr in enumerate(_channels_last(sample.bracket[:, 3:]), 1):
             levels = np.rint(ldr.astype(np.float64) * 65536).clip(0, 65535).astype(np.uint16)
-            _formats.write_tif(part / f"input_{number}.tif", levels)
+            write_tif(part / f"input_{number}.tif", levels)
         ev = "".join(f"{math.log2(time):.6g}\n" for time in times)
         (part / "exposure.txt").write_text(ev, encoding="ascii")
         write_image(part / "HDRImg.hdr", sample.target)
@@ -70,11 +73,11 @@ def write_bracketire_frame(folder: str | os.PathLike[str], sample: HDRSample) ->
 
     Args:
         folder: the frame's, which must not exist.
-        sample: of a :class:`RawCamera` with the exposures and bits it has by default.
+        sample: from a :class:`RawCamera` with default exposures and bits.
 
     Raises:
-        FileExistsError: if the folder exists.
-        ValueError: if the sample is not RAW, has other exposures than 1, 4, 16, 64 and 256, or is not 10-bit.
+        FileExistsError: the folder exists.
+        ValueError: the sample is not RAW, has other exposures than 1, 4, 16, 64 and 256, or is not 10-bit.
 
     Example:
         >>> scenes = SyntheticScenes(1, 64, camera=RawCamera())  # doctest: +SKIP
@@ -87,21 +90,11 @@ def write_bracketire_frame(folder: str | os.PathLike[str], sample: HDRSample) ->
     with _new_folder(folder) as part:
         inputs = part if sample.target.shape[1:] == sample.bracket.shape[2:] else part / "x4"
         inputs.mkdir(exist_ok=True)
-        for time, exposure in zip(_RAW_TIMES, levels, strict=True):
+        for time, exposure in zip(TIMES, levels, strict=True):
             np.save(inputs / f"raw_{time}.npy", exposure)
         np.save(part / "raw_gt.npy", _channels_last(sample.target))
         metadata = {"rgb2cam": np.linalg.inv(matrix), "cam2rgb": matrix, **gains}
         np.save(part / "metadata.npy", np.array(metadata, dtype=object), allow_pickle=True)
-
-
-_Layout = tuple[str, str, str, Callable[[str | os.PathLike[str], HDRSample], None]]
-# Where the two splits lie, what a scene is called, and what writes it.
-_LAYOUTS: dict[str, _Layout] = {
-    "kalantari": ("Training", "Test", "{:04d}", write_kalantari_scene),
-    "tel": ("Training", "Test", "scene_{:04d}", write_kalantari_scene),
-    "bracketire": ("Train", "Test", "{:04d}/0000", write_bracketire_frame),
-    "bracketire-plus": ("Train", "Test", "{:04d}/0000", write_bracketire_frame),
-}
 
 
 def simulate_dataset(
@@ -112,10 +105,10 @@ def simulate_dataset(
     *,
     progress: bool = True,
 ) -> None:
-    """Write the samples of two data sets, each of them a scene, in the layout of a published data set.
+    """Write each sample of two data sets as a scene in the layout of a published data set.
 
-    What is there already stays as it is: an interrupted run goes on where it stopped, and a longer data set adds to a
-    shorter one. ``{out}/simulated.json`` says which samples they are; others are not added to them.
+    Existing scenes are kept: an interrupted run continues where it stopped, and a longer data set adds to a
+    shorter one. ``{out}/simulated.json`` identifies the samples, so that different ones are not mixed.
 
     Args:
         layout: "kalantari", "tel", "bracketire" or "bracketire-plus".
@@ -126,8 +119,8 @@ def simulate_dataset(
         progress: show a bar, in a terminal where tqdm is installed.
 
     Raises:
-        FileExistsError: if ``out`` holds something else, or other samples.
-        ValueError: if the layout is unknown, there is nothing to write, or the samples do not suit the layout.
+        FileExistsError: ``out`` holds something else, or other samples.
+        ValueError: the layout is unknown, there is nothing to write, or the samples do not suit the layout.
 
     Example:
         >>> options = {"camera": RawCamera(), "size": (270, 480)}  # doctest: +SKIP
@@ -136,51 +129,51 @@ def simulate_dataset(
         >>> BracketIRE("simulated")[0].bracket.shape  # doctest: +SKIP
         torch.Size([5, 4, 270, 480])
     """
-    check_choice("layout", layout, _LAYOUTS)
-    *folders, name, write = _LAYOUTS[layout]
-    splits = {folder: dataset for folder, dataset in zip(folders, (train, test), strict=True) if dataset is not None}
+    check_choice("layout", layout, PUBLISHED)
+    files = PUBLISHED[layout].layout
+    datasets = {"train": train, "test": test}
+    splits = {files.split_folders[name]: dataset for name, dataset in datasets.items() if dataset is not None}
     if not splits:
         raise ValueError("train or test must have a sample, got neither")
     first = {folder: dataset[0] for folder, dataset in splits.items()}
-    if layout.startswith("bracketire"):
+    if files.domain == "raw":
         for sample in first.values():
-            _check_scale(layout, sample)
-    _claim(Path(out), layout, {folder: _fingerprint(sample) for folder, sample in first.items()})
+            _check_scale(layout, files.scale, sample)
+    _write_note(Path(out), layout, {folder: _fingerprint(sample) for folder, sample in first.items()})
     scenes = [(split, index) for split, dataset in splits.items() for index in range(len(dataset))]
+    write = write_bracketire_frame if files.domain == "raw" else write_kalantari_scene
     for split, index in progress_bar(scenes, layout, "scene", progress):
-        folder = Path(out) / split / name.format(index)
+        folder = Path(out) / split / _SCENE_NAMES.get(layout, "{:04d}/0000").format(index)
         if folder.exists():
             continue
         sample = splits[split][index] if index else first[split]
         try:
             write(folder, sample)
         except OSError:
-            if not folder.exists():  # else another run was faster
+            if not folder.exists():  # else a concurrent run was faster
                 raise
 
 
-def _claim(out: Path, layout: str, first: dict[str, str]) -> None:
-    """Say in the folder what it holds, or raise FileExistsError if that is something else."""
-    index = out / "simulated.json"
-    if not index.is_file():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise FileExistsError(f"out {out} exists and is not a simulated data set: choose another folder")
-        out.mkdir(parents=True, exist_ok=True)
-        index.write_text(json.dumps({"layout": layout, "first_samples": first}), encoding="utf-8")
-        return
-    try:
-        found = json.loads(index.read_text(encoding="utf-8"))
-        held, samples = found["layout"], dict(found["first_samples"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index}: broken ({error})") from None
-    if held != layout:
-        raise FileExistsError(f"out {out} holds simulated scenes in the layout {held}, not {layout}")
-    if other := [split for split in first.keys() & samples.keys() if first[split] != samples[split]]:
-        raise FileExistsError(
-            f"out {out} holds other {' and '.join(sorted(other))} samples, of another size, seed or source: choose "
-            "another folder"
-        )
-    index.write_text(json.dumps({"layout": layout, "first_samples": {**samples, **first}}), encoding="utf-8")
+def _write_note(out: Path, layout: str, first: dict[str, str]) -> None:
+    """Note in the folder what it holds; raise FileExistsError if it holds something else."""
+    note, samples = out / SIMULATED, dict[str, str]()
+    if note.is_file():
+        try:
+            found = json.loads(note.read_text(encoding="utf-8"))
+            held, samples = found["layout"], dict(found["first_samples"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{note}: broken ({error})") from None
+        if held != layout:
+            raise FileExistsError(f"out {out} holds simulated scenes in the layout {held}, not {layout}")
+        if other := [split for split in first.keys() & samples.keys() if first[split] != samples[split]]:
+            raise FileExistsError(
+                f"out {out} holds other {' and '.join(sorted(other))} samples, of another size, seed or source: choose "
+                "another folder"
+            )
+    elif out.exists() and (not out.is_dir() or any(not path.match(f".{SIMULATED}.*") for path in out.iterdir())):
+        raise FileExistsError(f"out {out} exists and is not a simulated data set: choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(note, json.dumps({"layout": layout, "first_samples": {**samples, **first}}))
 
 
 def _fingerprint(sample: HDRSample) -> str:
@@ -191,18 +184,17 @@ def _fingerprint(sample: HDRSample) -> str:
     return digest.hexdigest()
 
 
-def _check_scale(layout: str, sample: HDRSample) -> None:
-    wanted = 4 if layout == "bracketire-plus" else 1
-    if sample.target.shape[-1] != wanted * sample.bracket.shape[-1]:
+def _check_scale(layout: str, scale: int, sample: HDRSample) -> None:
+    if sample.target.shape[-1] != scale * sample.bracket.shape[-1]:
         sizes = " and ".join("x".join(map(str, t.shape[-2:])) for t in (sample.bracket, sample.target))
-        raise ValueError(f"{layout} must have targets {wanted} times the bracket's size, got {sizes}")
+        raise ValueError(f"{layout} must have targets {scale} times the bracket's size, got {sizes}")
 
 
 def _raw_levels(sample: HDRSample) -> np.ndarray:
-    """Return (5, h, w, 4) uint16: what the sensor's converter gave."""
+    """Return (5, h, w, 4) uint16, the output of the sensor's converter."""
     times = sample.exposure_times.tolist()
-    if sample.domain != "raw" or times != list(_RAW_TIMES):
-        raise ValueError(f"sample must be RAW with exposure times {_RAW_TIMES}, got {sample.domain}, {times}")
+    if sample.domain != "raw" or times != list(TIMES):
+        raise ValueError(f"sample must be RAW with exposure times {TIMES}, got {sample.domain}, {times}")
     missing = {"white_balance", "color_matrix"} - sample.metadata.keys()
     if missing:
         raise ValueError(f"sample must have {' and '.join(sorted(missing))} in its metadata")
@@ -212,10 +204,10 @@ def _raw_levels(sample: HDRSample) -> np.ndarray:
             f"sample must have a target as large as its bracket of {height}x{width}, or four times, "
             f"got {tuple(sample.target.shape)}"
         )
-    exact = _channels_last(sample.bracket * sample.exposure_times[:, None, None, None] / RAW_PEAK) * float(_RAW_WHITE)
+    exact = _channels_last(sample.bracket * sample.exposure_times[:, None, None, None] / RAW_PEAK) * float(WHITE)
     levels = np.rint(exact)
-    if not (np.abs(exact - levels).max() < 0.01 and levels.min() >= 0 and levels.max() <= _RAW_WHITE):
-        raise ValueError(f"sample must be 10-bit: exposure i a multiple of 4 ** (2 - i) / {_RAW_WHITE}")
+    if not (np.abs(exact - levels).max() < 0.01 and levels.min() >= 0 and levels.max() <= WHITE):
+        raise ValueError(f"sample must be 10-bit: exposure i a multiple of 4 ** (2 - i) / {WHITE}")
     return levels.astype(np.uint16)
 
 
@@ -225,12 +217,12 @@ def _channels_last(picture: Tensor) -> np.ndarray:
 
 @contextmanager
 def _new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a folder to fill that takes its name at the end, or goes if that is never reached."""
+    """Yield a temporary folder to fill; rename it to ``folder`` at the end, or remove it after an error."""
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists")
     for left in folder.parent.glob(f".{folder.name}.*part"):
-        if time.time() - left.stat().st_mtime > _STALE:  # a killed run's; younger ones may be another run's
+        if time.time() - left.stat().st_mtime > _STALE:  # younger ones may belong to a concurrent run
             shutil.rmtree(left, ignore_errors=True)
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     part.mkdir(parents=True)

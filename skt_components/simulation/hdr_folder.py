@@ -1,9 +1,10 @@
-"""Brackets simulated from any folder of HDR pictures."""
+"""Data set of brackets simulated from a folder of HDR pictures."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -14,15 +15,13 @@ from skt_components.data.dataset import SampleDataset, check_size
 from skt_components.data.io import SUPPORTED_SUFFIXES, read_image
 from skt_components.data.sample import HDRSample
 from skt_components.data.seeding import integer, make_generator
-from skt_components.ops.checks import check_choice, check_count
-from skt_components.simulation.camera import Camera, simulate_bracket
+from skt_components.ops.checks import check_choice, check_count, check_fraction
+from skt_components.simulation.bracket import simulate_bracket, simulate_raw_bracket
+from skt_components.simulation.camera import Camera, RawCamera, picture_size
 from skt_components.simulation.motion import Motion
-from skt_components.simulation.picture_cache import PictureCache
-from skt_components.simulation.raw_bracket import simulate_raw_bracket
-from skt_components.simulation.raw_camera import RawCamera, picture_size
-from skt_components.simulation.views import FlatView, SphereLimits, SphereView
+from skt_components.simulation.views import FlatView, FlatViews, SphereView, SphereViews
 
-# A crop must have light in this share of its pixels.
+# Smallest share of a crop's pixels that must have light.
 MIN_LIT = 0.05
 
 
@@ -30,36 +29,36 @@ class HDRFolder(SampleDataset):
     """Map-style data set of brackets simulated from the HDR pictures in a folder and below it.
 
     Pictures are split by file, sorted by name: the last ``val_fraction`` of them validate. Panoramas (2:1
-    equirectangular) are seen through perspective views, flat pictures through crops. A training sample
-    depends on (seed, epoch, index) alone, whatever the number of workers; a validation sample on (seed, file,
-    view number) alone: view numbers spread evenly over the picture, and neither the epoch nor the length
-    of the data set moves them. Nothing grows with the epoch but the cache, up to its budget.
+    equirectangular) give perspective views, flat pictures give crops. A training sample depends on (seed, epoch, index)
+    alone, whatever the number of workers; a validation sample on (seed, file, view number) alone: the views are spread
+    evenly over the picture and depend neither on the epoch nor on the length of the data set. Memory does not grow with
+    the epochs, except for the cache, up to ``cache_bytes``.
 
     Args:
         root: folder, searched recursively; hidden files are left out.
         crop: height and width of the targets in pixels, packed ones of a :class:`RawCamera`; None uses pictures
             whole, panoramas too.
-        split: ``"train"`` and ``"val"`` share the files out; ``"all"`` trains on every file.
+        split: ``"train"`` and ``"val"`` share the files; ``"all"`` trains on every file.
         val_fraction: share of the files for validation, in [0, 1]; at least one file if above 0.
         val_names: the validation files instead, as paths relative to ``root``.
         seed: of every random choice.
         camera: takes the exposures, RAW if it is a :class:`RawCamera`; None is :class:`Camera`'s defaults.
         motion: between the exposures; None is :class:`Motion`'s defaults.
         samples_per_epoch: length; None is one sample per file in training, eight in validation.
-        panorama: whether pictures of exactly 2:1 are panoramas.
+        panorama: treat pictures of exactly 2:1 as panoramas.
         fov: smallest and largest horizontal field of view in degrees; None lets a pixel cover one to two
             panorama pixels where that is between 20° and 90°.
-        pitch: largest look up or down, in degrees.
+        pitch: largest pitch up or down, in degrees.
         roll: largest roll, in degrees.
-        augment: mirror training samples, and turn those of flat pictures by multiples of 90°.
+        augment: mirror training samples, and rotate samples of flat pictures by multiples of 90°.
         suffixes: of the files to use. Display-encoded pictures are not radiance: name ``.tif`` only if
             they are linear.
-        max_attempts: how many crops without light to try before one is aimed at the brightest pixel.
+        max_attempts: number of crops without light to try before one is centered on the brightest pixel.
         cache_bytes: memory for decoded pictures, in each process.
 
     Raises:
-        FileNotFoundError: if the folder or its pictures are missing.
-        ValueError: if an option is outside its range; from ``[]``, naming the file, if a picture is broken,
+        FileNotFoundError: the folder or its pictures are missing.
+        ValueError: an option is outside its range; from ``[]``, naming the file, if a picture is broken,
             smaller than the crop or black.
 
     Example:
@@ -98,7 +97,7 @@ class HDRFolder(SampleDataset):
         self._size = None if self.crop is None else picture_size("crop", self.crop, self.camera)
         self.motion = motion or Motion()
         self._panorama = panorama
-        self._limits = SphereLimits(fov, pitch, roll)
+        self._sphere_views = SphereViews(fov, pitch, roll)
         self._augment = augment and split != "val"
         self._attempts = check_count("max_attempts", max_attempts, 1)
         self.files = split_pictures(self.root, list_pictures(self.root, suffixes), split, val_fraction, val_names)
@@ -126,7 +125,7 @@ class HDRFolder(SampleDataset):
         if self._size is None:
             return picture
         if self._is_panorama(picture):
-            factor = self._limits.reduction(picture, self._size[1])
+            factor = self._sphere_views.reduction(picture, self._size[1])
             return F.avg_pool2d(picture[None], factor)[0] if factor > 1 else picture
         if picture.shape[-2] < self._size[0] or picture.shape[-1] < self._size[1]:
             shape = tuple(picture.shape[-2:])
@@ -137,14 +136,12 @@ class HDRFolder(SampleDataset):
     def _is_panorama(self, picture: Tensor) -> bool:
         return self._panorama and self.crop is not None and picture.shape[-1] == 2 * picture.shape[-2]
 
-    def _whole(self, picture: Tensor) -> tuple[int, int]:
-        """Return the size of a whole picture, less the last rows and columns that make no whole pixel of RAW."""
-        block = self.camera.block if isinstance(self.camera, RawCamera) else 1
-        return picture.shape[-2] // block * block, picture.shape[-1] // block * block
-
     def _window(self, picture: Tensor, view: int, generator: torch.Generator) -> tuple[Tensor, int]:
         """Return a lit piece of the picture, augmented, with its margin for camera motion."""
-        size = self._size or self._whole(picture)
+        size = self._size
+        if size is None:  # the whole picture, without rows and columns that fill no pixel of the packed bracket
+            block = self.camera.block if isinstance(self.camera, RawCamera) else 1
+            size = (picture.shape[-2] // block * block, picture.shape[-1] // block * block)
         turns = 0
         if self._augment and not self._is_panorama(picture):
             turns = integer(generator, 0, 3)
@@ -152,8 +149,16 @@ class HDRFolder(SampleDataset):
             fits = turned[0] <= picture.shape[-2] and turned[1] <= picture.shape[-1]
             size, turns = (turned, turns) if fits else (size, turns - 1)
         margin = self.motion.margin(*size)
+        views = self._sphere_views if self._is_panorama(picture) else FlatViews()
         for attempt in range(self._attempts + 1):
-            window = self._look(picture, size, view, attempt, generator).window(picture, size, margin)
+            place: SphereView | FlatView
+            if attempt == self._attempts:
+                place = views.brightest(picture, size)
+            elif self.split == "val":
+                place = views.fixed(picture, size, view + 7919 * attempt)
+            else:
+                place = views.random(picture, size, generator)
+            window = place.window(picture, size, margin)
             inside = window[:, margin : margin + size[0], margin : margin + size[1]]
             if int((inside.amax(0) > 0).sum()) >= MIN_LIT * size[0] * size[1]:
                 break
@@ -162,21 +167,31 @@ class HDRFolder(SampleDataset):
             window = window.flip(2)
         return window.contiguous(), margin
 
-    def _look(
-        self, picture: Tensor, size: tuple[int, int], view: int, attempt: int, generator: torch.Generator
-    ) -> FlatView | SphereView:
-        last, number = attempt == self._attempts, view + 7919 * attempt
-        if self._is_panorama(picture):
-            if last:
-                return SphereView.brightest(picture, size, self._limits)
-            if self.split == "val":
-                return SphereView.fixed(picture, size, self._limits, number)
-            return SphereView.random(picture, size, self._limits, generator)
-        if last:
-            return FlatView.brightest(picture, size)
-        if self.split == "val":
-            return FlatView.fixed(picture, size, number)
-        return FlatView.random(picture, size, generator)
+
+class PictureCache:
+    """Decoded pictures, the most recently used ones, within a budget of bytes; it pickles without them."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._pictures: OrderedDict[Path, Tensor] = OrderedDict()
+        self.bytes = 0
+
+    def __reduce__(self) -> tuple[type[PictureCache], tuple[int]]:
+        return PictureCache, (self._budget,)
+
+    def get(self, path: Path, load: Callable[[Path], Tensor]) -> Tensor:
+        """Return the cached picture, or load and keep it; one larger than the whole budget is never kept."""
+        if path in self._pictures:
+            self._pictures.move_to_end(path)
+            return self._pictures[path]
+        picture = load(path)
+        size = picture.nbytes
+        if size <= self._budget:
+            while self.bytes + size > self._budget:
+                self.bytes -= self._pictures.popitem(last=False)[1].nbytes
+            self._pictures[path] = picture
+            self.bytes += size
+        return picture
 
 
 def list_pictures(root: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -186,7 +201,7 @@ def list_pictures(root: Path, suffixes: Sequence[str]) -> list[Path]:
         raise ValueError(f"suffixes must be among {', '.join(SUPPORTED_SUFFIXES)}, got {tuple(suffixes)!r}")
     if not root.is_dir():
         raise FileNotFoundError(f"root must be a folder of HDR pictures, there is none at {root}")
-    # os.walk, because it can be told not to pass over a folder that it may not read.
+    # os.walk can raise an error for a folder without read permission, other functions skip it.
     found = (Path(folder) / name for folder, _, names in os.walk(root, onerror=_raise) for name in names)
     visible = (path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
     files = [path for path in visible if path.suffix.lower() in wanted and path.is_file()]
@@ -202,15 +217,14 @@ def _raise(error: OSError) -> None:
 def split_pictures(
     root: Path, files: list[Path], split: str, val_fraction: float, val_names: Collection[str] | None
 ) -> list[Path]:
-    """Return the files of one split; a file is never in both."""
+    """Return the files of one split; training and validation share no file."""
     if val_names is not None:
         held_out = {root / name for name in val_names}
         missing = sorted(str(path) for path in held_out - set(files))
         if missing:
             raise ValueError(f"val_names must be pictures below root, there is no {', '.join(missing)}")
     else:
-        if not 0 <= val_fraction <= 1:
-            raise ValueError(f"val_fraction must be in [0, 1], got {val_fraction!r}")
+        check_fraction("val_fraction", val_fraction)
         count = max(1, round(val_fraction * len(files))) if val_fraction > 0 else 0
         held_out = set(files[len(files) - count :])
     if split == "all":

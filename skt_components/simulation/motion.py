@@ -1,4 +1,4 @@
-"""What moves between the exposures of a bracket: the camera, and things in front of the scene."""
+"""Motion between the exposures of a bracket: camera poses, and objects in front of the scene."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from skt_components.data.seeding import integer, uniform
 
 @dataclasses.dataclass(frozen=True)
 class Motion:
-    """How far the camera and the foreground move; the reference exposure never does.
+    """Limits of the motion of the camera and of foreground objects, relative to the reference exposure.
 
-    Each exposure has its own hand-held camera pose, drawn uniformly within the limits. Foreground objects move
+    Each exposure has its own camera pose, drawn uniformly within the limits. Foreground objects move
     along straight lines, from exposure to exposure.
 
     Attributes:
@@ -29,7 +29,7 @@ class Motion:
         object_speed: slowest and fastest object, in pixels per exposure.
 
     Raises:
-        ValueError: if a limit is negative or a pair is not ordered.
+        ValueError: a limit is negative or a pair is not ordered.
 
     Example:
         >>> Motion.still().margin(128, 128)
@@ -61,11 +61,11 @@ class Motion:
 
     @classmethod
     def still(cls) -> Motion:
-        """Return a motion in which nothing moves."""
+        """Return a motion without any movement."""
         return cls(0.0, 0.0, 0.0, 0.0, (0, 0), (0.0, 0.0), (0.0, 0.0))
 
     def margin(self, height: int, width: int) -> int:
-        """Return how many pixels around a picture the camera may bring into view."""
+        """Return the width in pixels of the frame around a picture that the moved camera may see."""
         radius = math.hypot(height, width) / 2
         turn = 2 * math.sin(math.radians(self.rotation) / 2)
         stretch = math.exp(self.zoom) / (1 - self.perspective) - 1
@@ -74,20 +74,14 @@ class Motion:
 
 
 def pixel_grid(height: int, width: int, step: float = 1.0) -> Tensor:
-    """Return (H, W, 2) coordinates (x right, y down) of the pixel centres, the picture's centre being 0."""
+    """Return (H, W, 2) coordinates (x right, y down) of the pixel centers, relative to the picture's center."""
     y = (torch.arange(height) - (height - 1) / 2) * step
     x = (torch.arange(width) - (width - 1) / 2) * step
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1)
 
 
 def camera_pose(motion: Motion, radius: float, generator: torch.Generator) -> Tensor:
-    """Draw the (3, 3) homography that takes picture coordinates to scene coordinates.
-
-    Args:
-        motion: the limits.
-        radius: half the picture's diagonal in pixels.
-        generator: where the numbers come from.
-    """
+    """Draw the (3, 3) homography from picture to scene coordinates; ``radius`` is half the picture's diagonal."""
     angle = math.radians(uniform(generator, -motion.rotation, motion.rotation))
     size = math.exp(uniform(generator, -motion.zoom, motion.zoom))
     dx, dy = (uniform(generator, -motion.shift, motion.shift) for _ in range(2))
@@ -99,7 +93,7 @@ def camera_pose(motion: Motion, radius: float, generator: torch.Generator) -> Te
 
 
 def move_grid(grid: Tensor, pose: Tensor) -> Tensor:
-    """Take an (H, W, 2) grid of picture coordinates to scene coordinates."""
+    """Transform an (H, W, 2) grid of picture coordinates to scene coordinates."""
     x, y = grid.unbind(-1)
     (a, b, c), (d, e, f), (g, h, i) = pose.tolist()
     w = (g * x).add_(y, alpha=h).add_(i).reciprocal_()
@@ -108,32 +102,28 @@ def move_grid(grid: Tensor, pose: Tensor) -> Tensor:
     return torch.stack([u, v], dim=-1)
 
 
-def _to_unit(points: Tensor, height: int, width: int) -> Tensor:
-    return points * points.new_tensor([2.0 / width, 2.0 / height])
-
-
 def sample_linear(image: Tensor, points: Tensor) -> Tensor:
-    """Sample (C, h, w) at (H, W, 2) centred pixel coordinates, bilinear, mirrored outside."""
-    unit = _to_unit(points, *image.shape[-2:])
-    return F.grid_sample(image[None], unit[None], padding_mode="reflection", align_corners=False)[0]
+    """Sample (C, h, w) at (H, W, 2) centered pixel coordinates, bilinear, mirrored outside."""
+    return _grid_sample(image, points, "bilinear")
 
 
-class Scene:
-    """A picture to sample sharply: bicubic, within the range of the 3×3 pixels around, so without halos."""
+def _grid_sample(image: Tensor, points: Tensor, mode: str) -> Tensor:
+    height, width = image.shape[-2:]
+    unit = points * points.new_tensor([2.0 / width, 2.0 / height])
+    return F.grid_sample(image[None], unit[None], mode, padding_mode="reflection", align_corners=False)[0]
+
+
+class SharpPicture:
+    """A picture with bicubic sampling, clamped to the range of the 3×3 pixels around, which prevents halos."""
 
     def __init__(self, image: Tensor) -> None:
         self.image = image
         self._limits = torch.cat([_largest_around(image), -_largest_around(-image)])
 
     def sample(self, points: Tensor) -> Tensor:
-        """Sample at (H, W, 2) centred pixel coordinates, mirrored outside."""
-        unit = _to_unit(points, *self.image.shape[-2:])[None]
-
-        def at(image: Tensor, mode: str) -> Tensor:
-            return F.grid_sample(image[None], unit, mode, padding_mode="reflection", align_corners=False)[0]
-
-        high, low = at(self._limits, "nearest").chunk(2)
-        return torch.minimum(torch.maximum(at(self.image, "bicubic"), low), high)
+        """Sample at (H, W, 2) centered pixel coordinates, mirrored outside."""
+        high, low = _grid_sample(self._limits, points, "nearest").chunk(2)
+        return torch.minimum(torch.maximum(_grid_sample(self.image, points, "bicubic"), low), high)
 
 
 def _largest_around(image: Tensor) -> Tensor:
@@ -150,7 +140,7 @@ def _largest_around(image: Tensor) -> Tensor:
 class Patch:
     """A piece of the scene itself, with a blob-shaped soft outline, moving in front of it."""
 
-    centre: Tensor
+    center: Tensor
     velocity: Tensor
     source: Tensor
     radius: float
@@ -161,12 +151,12 @@ class Patch:
 
     @property
     def reach(self) -> float:
-        """Pixels from the centre along an axis beyond which there is nothing of it."""
+        """Largest distance in pixels from the center along an axis."""
         lobes = 1 + self.lobes.abs().sum().item()
         return (self.radius * lobes + 1) * max(self.stretch, 1 / self.stretch)
 
     def coverage(self, points: Tensor) -> Tensor:
-        """Return (H, W) coverage in [0, 1] at points relative to the centre; the edge is one pixel wide."""
+        """Return (H, W) coverage in [0, 1] at points relative to the center, with an edge one pixel wide."""
         x, y = points[..., 0] * self.stretch, points[..., 1] / self.stretch
         angle = torch.atan2(y, x)
         outline = torch.ones_like(x)
@@ -176,7 +166,7 @@ class Patch:
 
 
 def _draw_gain(generator: torch.Generator) -> Tensor:
-    """Draw (3, 1, 1): up to twice brighter or darker, with a tint."""
+    """Draw a factor (3, 1, 1), up to twice brighter or darker, with a tint."""
     brightness = uniform(generator, -0.7, 0.7)
     tint = (torch.rand(3, 1, 1, generator=generator) - 0.5) * 0.5
     return torch.exp(brightness + tint)
@@ -192,7 +182,7 @@ def draw_patches(motion: Motion, height: int, width: int, generator: torch.Gener
         away = uniform(generator, 0.0, 2 * math.pi)
         patches.append(
             Patch(
-                centre=(torch.rand(2, generator=generator) - 0.5) * size,
+                center=(torch.rand(2, generator=generator) - 0.5) * size,
                 velocity=speed * torch.tensor([math.cos(direction), math.sin(direction)]),
                 source=uniform(generator, 0.3, 0.6) * size * torch.tensor([math.cos(away), math.sin(away)]),
                 radius=uniform(generator, *motion.object_size) * min(height, width),
@@ -205,31 +195,26 @@ def draw_patches(motion: Motion, height: int, width: int, generator: torch.Gener
     return patches
 
 
-def add_patches(frame: Tensor, scene: Scene, points: Tensor, patches: list[Patch], time: float) -> Tensor:
-    """Return (3, H, W): a frame with the patches in front of it.
+def add_patches(frame: Tensor, scene: SharpPicture, points: Tensor, patches: list[Patch], time: float) -> Tensor:
+    """Return a frame (3, H, W), the scene seen at (H, W, 2) ``points``, with patches of the scene in front of it.
 
-    Args:
-        frame: (3, H, W) the scene seen at ``points``.
-        scene: where the patches' texture comes from.
-        points: (H, W, 2) scene coordinates.
-        patches: from far to near.
-        time: exposures since the reference; may be negative or between two.
+    The patches are drawn from far to near, at a time in exposures since the reference, a whole number or not.
     """
     for patch in patches:
         local = points - patch.velocity * time
-        box = _box((local - patch.centre).abs().amax(-1) <= patch.reach)
+        box = _bounding_box((local - patch.center).abs().amax(-1) <= patch.reach)
         if box is None:
             continue
         local, before = local[box], frame[(slice(None), *box)]
-        coverage = patch.coverage(local - patch.centre)
+        coverage = patch.coverage(local - patch.center)
         texture = scene.sample(local + patch.source) * patch.gain
         frame = frame.clone()
         frame[(slice(None), *box)] = torch.lerp(before, texture.clamp(max=1), coverage)
     return frame
 
 
-def _box(inside: Tensor) -> tuple[slice, slice] | None:
-    """Return the rows and columns around what is True of (H, W); None if nothing is."""
+def _bounding_box(inside: Tensor) -> tuple[slice, slice] | None:
+    """Return the rows and columns of the True values of (H, W); None if there are none."""
     rows, columns = (inside.any(dim).nonzero() for dim in (1, 0))
     if not rows.numel():
         return None
@@ -239,25 +224,21 @@ def _box(inside: Tensor) -> tuple[slice, slice] | None:
 class MovingPicture:
     """A picture seen by a camera, with pieces of itself moving in front of it.
 
-    Args:
-        scene: (3, h, w) radiance in [0, 1], with what only moved cameras see around the H×W in its middle.
-        height: H in pixels.
-        width: W in pixels.
-        motion: what moves.
-        generator: draws the patches.
+    The scene is (3, h, w) radiance in [0, 1], with a margin for moved cameras around the picture, height×width pixels
+    in its middle.
     """
 
     def __init__(self, scene: Tensor, height: int, width: int, motion: Motion, generator: torch.Generator) -> None:
         top, left = ((full - part) // 2 for full, part in zip(scene.shape[-2:], (height, width), strict=True))
         self.unmoved = scene[:, top : top + height, left : left + width]
         self.patches = draw_patches(motion, height, width, generator)
-        self._scene, self._grid = Scene(scene), pixel_grid(height, width)
+        self._scene, self._grid = SharpPicture(scene), pixel_grid(height, width)
         self._motion, self._radius = motion, math.hypot(height, width) / 2
         self._turns = motion.margin(height, width) > 0
 
     @property
     def still(self) -> bool:
-        """Whether nothing moves."""
+        """True if nothing moves."""
         return not (self._turns or self.patches)
 
     def draw_pose(self, generator: torch.Generator) -> Tensor | None:
@@ -265,7 +246,7 @@ class MovingPicture:
         return camera_pose(self._motion, self._radius, generator) if self._turns else None
 
     def at(self, time: float, pose: Tensor | None = None) -> Tensor:
-        """Return (3, H, W) as seen ``time`` exposures after the reference from a pose, None for the reference's."""
+        """Return (3, H, W), the view from a pose, ``time`` exposures after the reference; None is its pose."""
         points, frame = self._grid, self.unmoved
         if pose is not None:
             points = move_grid(points, pose)

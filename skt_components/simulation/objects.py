@@ -1,4 +1,4 @@
-"""Things that move through procedural scenes."""
+"""Objects that move through procedural scenes."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from torch import Tensor
 from skt_components.data.seeding import integer, uniform
 from skt_components.simulation.backgrounds import FINE, Background
 from skt_components.simulation.motion import Motion, sample_linear
-from skt_components.simulation.textures import PATTERNS, draw_colour, edge, pattern
+from skt_components.simulation.textures import PATTERNS, draw_color, edge, pattern
 
 SHAPES = ("ellipse", "rectangle", "polygon", "figure")
 
 
 @dataclasses.dataclass(frozen=True)
 class SceneObject:
-    """A textured solid with a soft outline that moves, turns and passes in front of others.
+    """A textured solid with a soft outline that moves, rotates and occludes others.
 
     Attributes:
         shape: one of ``SHAPES``.
-        centre: (2,) pixels from the picture's centre, in the reference exposure.
+        center: (2,) pixels from the picture's center, in the reference exposure.
         velocity: (2,) pixels per exposure.
         angle: radians, in the reference exposure.
         spin: radians per exposure.
-        radius: of the circle around it, in pixels.
-        aspect: of its two half axes, at most 1.
+        radius: of its circumscribed circle, in pixels.
+        aspect: ratio of its two half axes, at most 1.
         corners: of a polygon.
         pattern: one of ``PATTERNS``.
         period: of the pattern, in pixels.
-        colours: two (3, 1, 1) albedos.
-        light: (3, 1, 1) light that falls on it.
+        colors: two (3, 1, 1) albedos.
+        light: (3, 1, 1) irradiance on it.
         sun: (3,) unit direction to the light, x right, y down, z to the camera.
-        closeness: how much more than the background it shifts with the camera.
+        parallax: its additional shift with the camera, relative to the background.
     """
 
     shape: str
-    centre: Tensor
+    center: Tensor
     velocity: Tensor
     angle: float
     spin: float
@@ -47,10 +47,10 @@ class SceneObject:
     corners: int
     pattern: str
     period: float
-    colours: tuple[Tensor, Tensor]
+    colors: tuple[Tensor, Tensor]
     light: Tensor
     sun: Tensor
-    closeness: float
+    parallax: float
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the approximate distance in pixels to the outline, positive inside."""
@@ -70,9 +70,9 @@ class SceneObject:
         return torch.maximum(torch.maximum(head, body), legs)
 
     def paint(self, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
-        """Return its (3, H, W) radiance at points relative to its centre, turned with it."""
+        """Return its (3, H, W) radiance at points relative to its center, turned with it."""
         painted = pattern(self.pattern, x, y, self.period, 1 / FINE)
-        albedo = torch.lerp(*self.colours, painted) * (1 + 0.15 * noise).clamp(0.3, 1.7)
+        albedo = torch.lerp(*self.colors, painted) * (1 + 0.15 * noise).clamp(0.3, 1.7)
         nx, ny = (t / (1.1 * self.radius) for t in (x, y))
         nz = (1 - nx**2 - ny**2).clamp(min=0.05).sqrt()
         facing = (self.sun[0] * nx + self.sun[1] * ny + self.sun[2] * nz).clamp(min=0)
@@ -94,17 +94,17 @@ def _rectangle(x: Tensor, y: Tensor, a: float, b: float, corner: float) -> Tenso
 def draw_objects(
     motion: Motion, height: int, width: int, background: Background, generator: torch.Generator
 ) -> list[SceneObject]:
-    """Draw the moving objects of a picture, from far to near; each is lit as the place where it stands."""
+    """Draw the moving objects of a picture, from far to near, each in the light of its place."""
     count = integer(generator, *motion.objects)
-    closeness = sorted(uniform(generator, 0.0, 1.5) for _ in range(count))
-    return [_draw_object(motion, height, width, background, generator, near) for near in closeness]
+    parallaxes = sorted(uniform(generator, 0.0, 1.5) for _ in range(count))
+    return [_draw_object(motion, height, width, background, generator, parallax) for parallax in parallaxes]
 
 
 def _draw_object(
-    motion: Motion, height: int, width: int, background: Background, generator: torch.Generator, near: float
+    motion: Motion, height: int, width: int, background: Background, generator: torch.Generator, parallax: float
 ) -> SceneObject:
-    centre = (torch.rand(2, generator=generator) - 0.5) * torch.tensor([0.9 * width, 0.9 * height])
-    place = sample_linear(background.light, (centre * FINE).reshape(1, 1, 2))
+    center = (torch.rand(2, generator=generator) - 0.5) * torch.tensor([0.9 * width, 0.9 * height])
+    place = sample_linear(background.light, (center * FINE).reshape(1, 1, 2))
     radius = max(2.0, uniform(generator, *motion.object_size) * min(height, width))
     shape = SHAPES[integer(generator, 0, len(SHAPES) - 1)]
     upright = shape == "figure"
@@ -114,7 +114,7 @@ def _draw_object(
     speed = uniform(generator, *motion.object_speed)
     return SceneObject(
         shape=shape,
-        centre=centre,
+        center=center,
         velocity=heading / heading.norm() * speed,
         angle=0.0 if upright else uniform(generator, 0.0, 2 * math.pi),
         spin=0.0 if upright or speed == 0 else uniform(generator, -0.15, 0.15),
@@ -123,36 +123,28 @@ def _draw_object(
         corners=integer(generator, 3, 7),
         pattern=PATTERNS[integer(generator, 0, len(PATTERNS) - 1)],
         period=max(3.0, radius * uniform(generator, 0.3, 0.9)),
-        colours=(
-            draw_colour(generator, (0.1, 0.9), (0.3, 0.9)),
-            draw_colour(generator, (0.1, 0.9), (0.05, 0.7)),
-        ),
+        colors=(draw_color(generator, (0.1, 0.9), (0.3, 0.9)), draw_color(generator, (0.1, 0.9), (0.05, 0.7))),
         light=background.ambient + place * uniform(generator, 0.5, 1.3),
         sun=sun / sun.norm(),
-        closeness=near,
+        parallax=parallax,
     )
 
 
 def add_object(frame: Tensor, thing: SceneObject, points: Tensor, pose: Tensor, noise: Tensor, time: int) -> None:
-    """Draw an object over a ``FINE`` times finer frame, in place and only where it can be.
+    """Draw an object over a frame (3, h, w), which is ``FINE`` times finer than the picture, in place.
 
-    Args:
-        frame: (3, h, w) radiance.
-        thing: the object.
-        points: (h, w, 2) scene coordinates in pixels.
-        pose: (3, 3) the camera's homography from picture to scene.
-        noise: (H, W) texture.
-        time: exposures since the reference.
+    ``points`` are (h, w, 2) scene coordinates in pixels, ``pose`` is the camera's homography from picture to scene,
+    ``noise`` the (H, W) texture, ``time`` the number of exposures since the reference.
     """
-    centre = thing.centre + thing.velocity * time - thing.closeness * pose[:2, 2]
-    seen = torch.linalg.inv(pose.double()) @ torch.cat([centre.double(), torch.ones(1).double()])
+    center = thing.center + thing.velocity * time - thing.parallax * pose[:2, 2]
+    seen = torch.linalg.inv(pose.double()) @ torch.cat([center.double(), torch.ones(1).double()])
     reach = 1.2 * thing.radius + 2
     middle = (seen[:2] / seen[2]).tolist()
     rows, columns = (
         slice(max(0, int(FINE * (m - reach) + size / 2)), max(0, int(FINE * (m + reach) + size / 2)))
         for m, size in zip(reversed(middle), frame.shape[1:], strict=True)
     )
-    local = points[rows, columns] - centre
+    local = points[rows, columns] - center
     if local.numel() == 0:
         return
     turn = thing.angle + thing.spin * time

@@ -1,4 +1,4 @@
-"""Procedural HDR scenes: brackets for training and tests without any file."""
+"""Data set of brackets of procedural HDR scenes, for training and tests without any file."""
 
 from __future__ import annotations
 
@@ -8,28 +8,27 @@ import torch
 from torch import Tensor
 
 from skt_components.data.dataset import SampleDataset, check_size
-from skt_components.data.sample import RAW_PEAK, HDRSample, make_bracket
+from skt_components.data.sample import RAW_PEAK, HDRSample
 from skt_components.data.seeding import make_generator
 from skt_components.ops.checks import check_choice, check_count
 from skt_components.simulation.backgrounds import FINE, Background, draw_background
-from skt_components.simulation.camera import Camera, capture, exposure_scale
+from skt_components.simulation.bracket import expose_frames, simulate_raw_bracket
+from skt_components.simulation.camera import Camera, RawCamera, exposure_scale, picture_size
 from skt_components.simulation.motion import Motion, camera_pose, move_grid, pixel_grid, sample_linear
 from skt_components.simulation.objects import SceneObject, add_object, draw_objects
-from skt_components.simulation.raw_bracket import simulate_raw_bracket
-from skt_components.simulation.raw_camera import RawCamera, picture_size
 
 
 class SyntheticScenes(SampleDataset):
     """Map-style data set of brackets of procedural scenes: sunlit land, rooms with a window, nights.
 
     Each scene has a textured background, light sources far above saturation with falloff, regions near the
-    noise floor, and solid textured objects at several depths that move, turn and hide one another between
-    the exposures. Every exposure is rendered by itself at twice the resolution; ``target`` is the render of
+    noise floor, and solid textured objects at several depths that move, rotate and occlude one another between
+    the exposures. Every exposure is rendered separately at twice the resolution; ``target`` is the render of
     the reference exposure. A training sample depends on (seed, epoch, index) alone, a validation sample on
     (seed, index); the two splits never share a scene's random numbers.
 
-    With a :class:`RawCamera` the scene is rendered once, its objects in place, and moved as a picture, of which
-    pieces move in front, see :func:`simulate_raw_bracket`: an exposure is the mean of many moments.
+    With a :class:`RawCamera` the scene is rendered once with its objects, and that picture moves, with pieces of it
+    in front, see :func:`simulate_raw_bracket`: an exposure is the mean of many sub-frames.
 
     Args:
         length: samples per epoch.
@@ -40,7 +39,7 @@ class SyntheticScenes(SampleDataset):
         motion: of the camera and the objects; None is :class:`Motion`'s defaults with two to five objects.
 
     Raises:
-        ValueError: if an option is outside its range.
+        ValueError: an option is outside its range.
 
     Example:
         >>> sample = SyntheticScenes(1, 32, split="val")[0]
@@ -81,9 +80,7 @@ class SyntheticScenes(SampleDataset):
                 picture, self.camera, self.motion, generator, margin=margin, scale=RAW_PEAK, name=name
             )
         frames = self._render(background, objects, self.camera, generator)
-        ldr = capture(frames, self.camera, generator)
-        bracket = make_bracket(ldr, self.camera.times, self.camera.gamma)
-        return HDRSample(bracket, self.camera.times, frames[self.camera.reference_index].clone(), name, "srgb")
+        return expose_frames(frames, self.camera, generator, name)
 
     def _render(
         self, background: Background, objects: list[SceneObject], camera: Camera, generator: torch.Generator
@@ -98,10 +95,10 @@ class SyntheticScenes(SampleDataset):
             if time != 0:
                 pose = camera_pose(self.motion, math.hypot(height, width) / 2, generator)
                 points = move_grid(grid, pose)
-            frames.append(_see(background, objects, points, pose, time))
-        scale = exposure_scale(_average(frames[camera.reference_index]), camera, generator)
+            frames.append(_draw_scene(background, objects, points, pose, time))
+        scale = exposure_scale(_downsample(frames[camera.reference_index]), camera, generator)
         # Clipped before averaging: the edges of lights stay smooth.
-        return torch.stack([_average(frame.mul_(scale).clamp_(0, 1)) for frame in frames])
+        return torch.stack([_downsample(frame.mul_(scale).clamp_(0, 1)) for frame in frames])
 
     def _render_once(
         self,
@@ -114,20 +111,20 @@ class SyntheticScenes(SampleDataset):
         """Return (3, H + 2 margin, W + 2 margin) radiance in [0, 1] of the shortest exposure."""
         height, width = self._picture_size
         grid = pixel_grid(FINE * (height + 2 * margin), FINE * (width + 2 * margin), step=1 / FINE)
-        frame = _see(background, objects, grid, torch.eye(3), 0)
-        visible = _average(frame)[:, margin : margin + height, margin : margin + width]
-        return _average(frame.mul_(exposure_scale(visible, camera.metering, generator)).clamp_(0, 1))
+        frame = _draw_scene(background, objects, grid, torch.eye(3), 0)
+        visible = _downsample(frame)[:, margin : margin + height, margin : margin + width]
+        return _downsample(frame.mul_(exposure_scale(visible, camera.metering, generator)).clamp_(0, 1))
 
 
-def _see(background: Background, objects: list[SceneObject], points: Tensor, pose: Tensor, time: int) -> Tensor:
-    """Return (3, H, W) scene radiance at (H, W, 2) points in pixels, seen from a pose at a time in exposures."""
+def _draw_scene(background: Background, objects: list[SceneObject], points: Tensor, pose: Tensor, time: int) -> Tensor:
+    """Return (3, H, W) scene radiance at (H, W, 2) scene coordinates, for a camera pose and a time in exposures."""
     frame = sample_linear(background.radiance, points * FINE)
-    for thing in objects:
-        add_object(frame, thing, points, pose, background.noise, time)
+    for item in objects:
+        add_object(frame, item, points, pose, background.noise, time)
     return frame
 
 
-def _average(frame: Tensor) -> Tensor:
+def _downsample(frame: Tensor) -> Tensor:
     """Return the means of blocks of FINE × FINE = 2×2 samples; several times faster than average pooling."""
     rows = frame[:, 0::2] + frame[:, 1::2]
     return (rows[..., 0::2] + rows[..., 1::2]) * (1 / FINE**2)

@@ -1,4 +1,4 @@
-"""Procedural textures: noise of many octaves and antialiased patterns."""
+"""Procedural textures: fractal noise, antialiased patterns, random colors and materials."""
 
 from __future__ import annotations
 
@@ -15,13 +15,9 @@ PATTERNS = ("plain", "stripes", "checker", "dots", "bricks")
 
 
 def fractal_noise(height: int, width: int, generator: torch.Generator, roughness: float = 0.55) -> Tensor:
-    """Return (H, W) noise around 0, deviating by about 0.65; an octave is ``roughness`` times the coarser one.
+    """Return (H, W) noise around 0 with a deviation of about 0.65.
 
-    Args:
-        height: rows.
-        width: columns.
-        generator: where the numbers come from.
-        roughness: 0.35 gives clouds, 0.7 gives gravel.
+    Each octave has ``roughness`` times the weight of the coarser one: 0.35 gives clouds, 0.7 gives gravel.
     """
     sizes = [(height, width)]
     while min(sizes[-1]) > 4:
@@ -42,19 +38,14 @@ def edge(distance: Tensor, softness: float = 1.0) -> Tensor:
 
 
 def _wave(x: Tensor, period: float) -> Tensor:
-    """Return a wave that crosses zero with slope 1, as a distance to the nearest edge of a stripe."""
+    """Return a sine with slope 1 at its zeros, the approximate distance to the edge of a stripe."""
     return torch.sin(x * (2 * math.pi / period)) * (period / (2 * math.pi))
 
 
 def pattern(name: str, x: Tensor, y: Tensor, period: float, pixel: float) -> Tensor:
-    """Return a pattern in [0, 1] with edges one pixel wide.
+    """Return one of ``PATTERNS`` in [0, 1] with edges one pixel wide.
 
-    Args:
-        name: one of ``PATTERNS``.
-        x: coordinates to the right.
-        y: coordinates down, broadcast against ``x``.
-        period: of the pattern, in the units of x and y.
-        pixel: size of a pixel in those units.
+    ``period`` and ``pixel`` are in the units of the coordinates x (to the right) and y (down, broadcast against x).
     """
     if name == "stripes":
         return edge(_wave(x + 0 * y, period), pixel)
@@ -74,8 +65,8 @@ def pattern(name: str, x: Tensor, y: Tensor, period: float, pixel: float) -> Ten
     return torch.zeros_like(x + y)
 
 
-def draw_colour(generator: torch.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> Tensor:
-    """Draw a (3, 1, 1) linear colour of random hue."""
+def draw_color(generator: torch.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> Tensor:
+    """Draw a (3, 1, 1) linear color of random hue."""
     hue = uniform(generator, 0.0, 1.0)
     rgb = colorsys.hsv_to_rgb(hue, uniform(generator, *saturation), uniform(generator, *value))
     return torch.tensor(rgb).reshape(3, 1, 1)
@@ -84,16 +75,11 @@ def draw_colour(generator: torch.Generator, saturation: tuple[float, float], val
 def draw_material(x: Tensor, y: Tensor, noise: Tensor, pixel: float, generator: torch.Generator, size: float) -> Tensor:
     """Return the (3, H, W) albedo in [0.01, 0.95] of a random painted and worn surface.
 
-    Args:
-        x: coordinates to the right, turned with the surface.
-        y: coordinates down.
-        noise: (H, W) from :func:`fractal_noise`.
-        pixel: size of a pixel in the units of x and y.
-        generator: draws the colours and the pattern.
-        size: of the surface, in those units; sets the period.
+    The coordinates x and y are turned with the surface; ``noise`` is (H, W) from :func:`fractal_noise`; the ``size`` of
+    the surface, in the units of the coordinates, sets the period of its pattern.
     """
-    first = draw_colour(generator, (0.05, 0.6), (0.2, 0.8))
-    second = draw_colour(generator, (0.05, 0.6), (0.08, 0.9))
+    first = draw_color(generator, (0.05, 0.6), (0.2, 0.8))
+    second = draw_color(generator, (0.05, 0.6), (0.08, 0.9))
     name = PATTERNS[integer(generator, 0, len(PATTERNS) - 1)]
     painted = pattern(name, x, y, size * uniform(generator, 0.15, 0.45), pixel)
     wear = uniform(generator, 0.1, 0.35)

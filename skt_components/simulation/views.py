@@ -1,21 +1,143 @@
-"""Where to look in a picture: at random in training, evenly spread and fixed in validation."""
+"""Views of large pictures: perspective views of panoramas, crops of flat pictures; random, evenly spread or fixed."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from skt_components.data.seeding import integer, uniform
 from skt_components.data.windows import spread
-from skt_components.simulation.panorama import perspective_view, view_ratio
+from skt_components.ops.checks import check_tensor
+from skt_components.simulation.motion import pixel_grid
+
+Size = tuple[int, int]
+
+
+def view_ratio(panorama_width: int, width: int, fov: float) -> float:
+    """Return how many panorama pixels the central pixel of a view covers along one axis.
+
+    Args:
+        panorama_width: of the whole 360°, in pixels.
+        width: of the view, in pixels.
+        fov: horizontal field of view of the view, in degrees.
+
+    Example:
+        >>> round(view_ratio(1024, 128, 90.0), 3)
+        2.546
+    """
+    return 2 * math.tan(math.radians(fov) / 2) / width * panorama_width / (2 * math.pi)
+
+
+def perspective_view(
+    panorama: Float[Tensor, "c h w"],
+    size: Size,
+    *,
+    fov: float,
+    yaw: float = 0.0,
+    pitch: float = 0.0,
+    roll: float = 0.0,
+) -> Float[Tensor, "c vh vw"]:
+    """Project an equirectangular panorama into a pinhole camera (gnomonic projection).
+
+    The panorama's center column is yaw 0, its top row straight up; seen from inside, columns further right are
+    further right. Sampling is bilinear with wrap-around. If a pixel of the view covers several panorama pixels, a grid
+    of samples at least as dense as the panorama is averaged, which prevents aliasing. Towards the poles a panorama
+    repeats the same content over more and more columns, which needs no further care.
+
+    Args:
+        panorama: (C, h, w) with w = 2 h, the whole sphere.
+        size: height and width of the view in pixels.
+        fov: horizontal field of view in degrees, below 180.
+        yaw: to the right, in degrees.
+        pitch: upwards, in degrees.
+        roll: clockwise turn of the camera, in degrees.
+
+    Returns:
+        (C, height, width).
+
+    Raises:
+        ValueError: the panorama is not 2:1, or the field of view is not inside (0, 180).
+
+    Example:
+        >>> perspective_view(torch.rand(3, 64, 128), (16, 24), fov=60.0).shape
+        torch.Size([3, 16, 24])
+    """
+    check_tensor("panorama", panorama, ndim=3, layout="(C, h, 2 h)")
+    if panorama.shape[-1] != 2 * panorama.shape[-2]:
+        raise ValueError(f"panorama must be twice as wide as high, got shape {tuple(panorama.shape)}")
+    if not 0 < fov < 180:
+        raise ValueError(f"fov must be in (0, 180) degrees, got {fov!r}")
+    height, width = size
+    fine = max(1, math.ceil(view_ratio(panorama.shape[-1], width, fov)))
+    focal = width * fine / 2 / math.tan(math.radians(fov) / 2)
+    points = pixel_grid(height * fine, width * fine) / focal
+    directions = _directions(points, math.radians(yaw), math.radians(pitch), math.radians(roll))
+    view = _sample_sphere(panorama, *directions)
+    return F.avg_pool2d(view[None], fine)[0] if fine > 1 else view
+
+
+def _directions(points: Tensor, yaw: float, pitch: float, roll: float) -> tuple[Tensor, Tensor]:
+    """Return longitude (to the right) and latitude (upwards) in radians of points on the image plane."""
+    cr, sr = math.cos(roll), math.sin(roll)
+    right = cr * points[..., 0] - sr * points[..., 1]
+    down = sr * points[..., 0] + cr * points[..., 1]
+    cp, sp = math.cos(pitch), math.sin(pitch)
+    ahead = cp + sp * down
+    up = sp - cp * down
+    longitude = torch.atan2(right, ahead) + yaw
+    return longitude, torch.atan2(up, torch.hypot(right, ahead))
+
+
+def _sample_sphere(panorama: Tensor, longitude: Tensor, latitude: Tensor) -> Tensor:
+    channels, height, width = panorama.shape
+    x = (longitude / (2 * math.pi) + 0.5) * width - 0.5
+    y = ((0.5 - latitude / math.pi) * height - 0.5).clamp(0, height - 1)
+    left, top = x.floor(), y.floor()
+    fx, fy = (x - left).to(panorama.dtype), (y - top).to(panorama.dtype)
+    left = left.long() % width
+    top = top.long()
+    right, bottom = (left + 1) % width, (top + 1).clamp(max=height - 1)
+    flat = panorama.reshape(channels, -1)
+
+    def pixels(row: Tensor, column: Tensor) -> Tensor:
+        return flat.index_select(1, (row * width + column).flatten()).view(channels, *row.shape)
+
+    upper = torch.lerp(pixels(top, left), pixels(top, right), fx)
+    lower = torch.lerp(pixels(bottom, left), pixels(bottom, right), fx)
+    return torch.lerp(upper, lower, fy)
+
+
+class SphereView(NamedTuple):
+    """A direction and field of view in a panorama, in degrees."""
+
+    yaw: float
+    pitch: float
+    roll: float
+    fov: float
+
+    def window(self, panorama: Tensor, size: Size, margin: int) -> Tensor:
+        """Return (3, H + 2 margin, W + 2 margin) whose inside spans the field of view."""
+        height, width = size[0] + 2 * margin, size[1] + 2 * margin
+        slope = math.tan(math.radians(self.fov) / 2) * width / size[1]
+        return perspective_view(
+            panorama,
+            (height, width),
+            fov=math.degrees(2 * math.atan(slope)),
+            yaw=self.yaw,
+            pitch=self.pitch,
+            roll=self.roll,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class SphereLimits:
-    """How far views into a panorama turn and how wide they are, in degrees; ``fov`` None suits the pixels."""
+class SphereViews:
+    """Views of panoramas within limits in degrees; with ``fov`` None the field of view suits the pixels."""
 
     fov: tuple[float, float] | None = None
     pitch: float = 30.0
@@ -37,83 +159,39 @@ class SphereLimits:
         return min(max(fine, 20.0), 75.0), min(max(coarse, 45.0), 90.0)
 
     def reduction(self, panorama: Tensor, width: int) -> int:
-        """Return by what whole factor a panorama may shrink and still have twice any view's resolution."""
+        """Return the largest whole factor by which a panorama can shrink and keep twice any view's resolution."""
         height, panorama_width = panorama.shape[-2:]
         finest = view_ratio(panorama_width, width, self.fov_range(panorama_width, width)[0])
         return next((f for f in range(int(finest / 2), 1, -1) if height % f == 0), 1)
 
-
-@dataclasses.dataclass(frozen=True)
-class SphereView:
-    """A direction and field of view in a panorama, in degrees."""
-
-    yaw: float
-    pitch: float
-    roll: float
-    fov: float
-
-    @classmethod
-    def random(
-        cls, panorama: Tensor, size: tuple[int, int], limits: SphereLimits, generator: torch.Generator
-    ) -> SphereView:
+    def random(self, panorama: Tensor, size: Size, generator: torch.Generator) -> SphereView:
         """Draw a view."""
-        fov = uniform(generator, *limits.fov_range(panorama.shape[-1], size[1]))
+        fov = uniform(generator, *self.fov_range(panorama.shape[-1], size[1]))
         yaw = uniform(generator, -180.0, 180.0)
-        pitch = uniform(generator, -limits.pitch, limits.pitch)
-        return cls(yaw, pitch, uniform(generator, -limits.roll, limits.roll), fov)
+        pitch = uniform(generator, -self.pitch, self.pitch)
+        return SphereView(yaw, pitch, uniform(generator, -self.roll, self.roll), fov)
 
-    @classmethod
-    def fixed(cls, panorama: Tensor, size: tuple[int, int], limits: SphereLimits, number: int) -> SphereView:
-        """Return view ``number``, level and of middle width."""
+    def fixed(self, panorama: Tensor, size: Size, number: int) -> SphereView:
+        """Return view ``number`` of an evenly spread sequence, level and of middle width."""
         u, v = spread(number)
-        fov = sum(limits.fov_range(panorama.shape[-1], size[1])) / 2
-        return cls(360 * u - 180, limits.pitch * (2 * v - 1), 0.0, fov)
+        fov = sum(self.fov_range(panorama.shape[-1], size[1])) / 2
+        return SphereView(360 * u - 180, self.pitch * (2 * v - 1), 0.0, fov)
 
-    @classmethod
-    def brightest(cls, panorama: Tensor, size: tuple[int, int], limits: SphereLimits) -> SphereView:
+    def brightest(self, panorama: Tensor, size: Size) -> SphereView:
         """Return the view at the brightest pixel."""
         height, width = panorama.shape[-2:]
         row, column = divmod(int(panorama.amax(0).argmax()), width)
-        fov = limits.fov_range(width, size[1])[0]
-        return cls((column + 0.5) / width * 360 - 180, 90 - (row + 0.5) / height * 180, 0.0, fov)
-
-    def window(self, panorama: Tensor, size: tuple[int, int], margin: int) -> Tensor:
-        """Return (3, H + 2 margin, W + 2 margin) whose inside spans the field of view."""
-        height, width = size[0] + 2 * margin, size[1] + 2 * margin
-        slope = math.tan(math.radians(self.fov) / 2) * width / size[1]
-        fov = math.degrees(2 * math.atan(slope))
-        turn = {"yaw": self.yaw, "pitch": self.pitch, "roll": self.roll}
-        return perspective_view(panorama, (height, width), fov=fov, **turn)
+        fov = self.fov_range(width, size[1])[0]
+        return SphereView((column + 0.5) / width * 360 - 180, 90 - (row + 0.5) / height * 180, 0.0, fov)
 
 
-@dataclasses.dataclass(frozen=True)
-class FlatView:
+class FlatView(NamedTuple):
     """The upper left corner of a crop."""
 
     top: int
     left: int
 
-    @classmethod
-    def random(cls, picture: Tensor, size: tuple[int, int], generator: torch.Generator) -> FlatView:
-        """Draw a crop."""
-        rows, columns = picture.shape[-2] - size[0], picture.shape[-1] - size[1]
-        return cls(integer(generator, 0, rows), integer(generator, 0, columns))
-
-    @classmethod
-    def fixed(cls, picture: Tensor, size: tuple[int, int], number: int) -> FlatView:
-        """Return crop ``number``."""
-        u, v = spread(number)
-        return cls(round(u * (picture.shape[-2] - size[0])), round(v * (picture.shape[-1] - size[1])))
-
-    @classmethod
-    def brightest(cls, picture: Tensor, size: tuple[int, int]) -> FlatView:
-        """Return the crop around the brightest pixel."""
-        height, width = picture.shape[-2:]
-        row, column = divmod(int(picture.amax(0).argmax()), width)
-        top = min(max(row - size[0] // 2, 0), height - size[0])
-        return cls(top, min(max(column - size[1] // 2, 0), width - size[1]))
-
-    def window(self, picture: Tensor, size: tuple[int, int], margin: int) -> Tensor:
+    def window(self, picture: Tensor, size: Size, margin: int) -> Tensor:
         """Return (3, H + 2 margin, W + 2 margin), mirrored where it leaves the picture."""
         rows = _mirrored(self.top - margin, size[0] + 2 * margin, picture.shape[-2])
         columns = _mirrored(self.left - margin, size[1] + 2 * margin, picture.shape[-1])
@@ -124,3 +202,24 @@ def _mirrored(start: int, count: int, length: int) -> Tensor:
     """Return ``count`` indices from ``start`` on, reflected at the ends of [0, length)."""
     index = torch.arange(start, start + count) % (2 * length)
     return torch.where(index < length, index, 2 * length - 1 - index)
+
+
+class FlatViews:
+    """Crops of flat pictures, with the methods of :class:`SphereViews`."""
+
+    def random(self, picture: Tensor, size: Size, generator: torch.Generator) -> FlatView:
+        """Draw a crop."""
+        rows, columns = picture.shape[-2] - size[0], picture.shape[-1] - size[1]
+        return FlatView(integer(generator, 0, rows), integer(generator, 0, columns))
+
+    def fixed(self, picture: Tensor, size: Size, number: int) -> FlatView:
+        """Return crop ``number`` of an evenly spread sequence."""
+        u, v = spread(number)
+        return FlatView(round(u * (picture.shape[-2] - size[0])), round(v * (picture.shape[-1] - size[1])))
+
+    def brightest(self, picture: Tensor, size: Size) -> FlatView:
+        """Return the crop around the brightest pixel."""
+        height, width = picture.shape[-2:]
+        row, column = divmod(int(picture.amax(0).argmax()), width)
+        top = min(max(row - size[0] // 2, 0), height - size[0])
+        return FlatView(top, min(max(column - size[1] // 2, 0), width - size[1]))

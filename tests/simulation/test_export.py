@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from skt_components.data import HDRSample, simulate
-from skt_components.simulation import Camera, SyntheticScenes
+from skt_components.data import HDRSample
+from skt_components.simulation import Camera, SyntheticScenes, export
+from skt_components.simulation.camera import RawCamera
 from skt_components.simulation.export import simulate_dataset, write_bracketire_frame, write_kalantari_scene
-from skt_components.simulation.raw_camera import RawCamera
 
 EXPOSURES = ["raw_1.npy", "raw_16.npy", "raw_256.npy", "raw_4.npy", "raw_64.npy"]
 
@@ -134,7 +134,7 @@ def test_a_failure_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(simulate, "write_image", fail)
+    monkeypatch.setattr(export, "write_image", fail)
     with pytest.raises(OSError, match="disk full"):
         write_kalantari_scene(tmp_path / "001", _srgb()[0])
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from skt_components.simulation.panorama import perspective_view, view_ratio
+from skt_components.simulation.views import perspective_view, view_ratio
 
 
 def _sphere(height: int) -> torch.Tensor:

@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import default_collate
 
-from skt_components.data import motion, raw_bracket
 from skt_components.ops.raw import apply_color_matrix, demosaic, unpack_raw, white_balance
-from skt_components.simulation import HDRFolder, Motion, SyntheticScenes
-from skt_components.simulation.raw_bracket import simulate_raw_bracket, simulate_raw_bracket_from_frames
-from skt_components.simulation.raw_camera import RawCamera, capture_raw
+from skt_components.simulation import HDRFolder, Motion, SyntheticScenes, bracket, motion
+from skt_components.simulation.bracket import simulate_raw_bracket, simulate_raw_bracket_from_frames
+from skt_components.simulation.camera import RawCamera, capture_raw
 
 QUIET = RawCamera(shot_noise=None)
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
@@ -293,7 +292,7 @@ def test_files_of_a_video_are_read_once_each_and_not_kept(tmp_path: Path, monkey
     files = [tmp_path / f"{i}.npy" for i in range(7)]
     for file, frame in zip(files, video, strict=True):
         np.save(file, frame.permute(1, 2, 0).numpy())
-    real, held = raw_bracket.read_image, weakref.WeakSet()
+    real, held = bracket.read_image, weakref.WeakSet()
 
     def read_image(path: Path) -> torch.Tensor:
         assert len(held) <= 2
@@ -301,7 +300,7 @@ def test_files_of_a_video_are_read_once_each_and_not_kept(tmp_path: Path, monkey
         held.add(frame := real(path))
         return frame
 
-    monkeypatch.setattr(raw_bracket, "read_image", read_image)
+    monkeypatch.setattr(bracket, "read_image", read_image)
     from_files = simulate_raw_bracket_from_frames(files, RawCamera(), _generator(3))
     from_tensor = simulate_raw_bracket_from_frames(video, RawCamera(), _generator(3))
     assert torch.equal(from_files.bracket, from_tensor.bracket)
