@@ -81,7 +81,7 @@ class BareNetwork(nn.Module):
 
     Args:
         orm: the reconstruction network.
-        orm_loss: L_org, called as ``orm_loss(hdr, target)``; :class:`ReconstructionLoss` when None.
+        orm_loss: L_org, called as ``orm_loss(hdr, target)``; L1 after mu-law when None.
         forward_orm: how to call the network, ``forward_orm(orm, bracket) -> hdr``; ``orm(bracket)`` when None.
 
     Example:
@@ -94,7 +94,7 @@ class BareNetwork(nn.Module):
         super().__init__()
         self.orm = orm
         self.forward_orm = call_network if forward_orm is None else forward_orm
-        self.orm_loss = ReconstructionLoss() if orm_loss is None else orm_loss
+        self.orm_loss = MuL1Loss() if orm_loss is None else orm_loss
 
     def forward(
         self, bracket: Float[Tensor, "b n c h w"], target: Float[Tensor, "b _c _h _w"], **_: object

@@ -1,4 +1,4 @@
-"""What the terms of a step do: how strongly each pulls, whether it pulls where L_org does, and what colours are off."""
+"""Diagnosis of training: gradients of the loss terms, and color errors of regions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from skt_components.ops.checks import check_same_shape, check_tensor
 
 
 class TermGradient(NamedTuple):
-    """The gradient of one weighted term at one place.
+    """Norm and direction of one weighted term's gradient at one place.
 
     Attributes:
         norm: its Euclidean norm.
-        cosine: of the angle between it and L_org's; 0 where one of them is 0.
+        cosine: cosine of its angle to the gradient of L_org; 0 where one of them is 0.
     """
 
     norm: float
@@ -28,15 +28,15 @@ class TermGradient(NamedTuple):
 def compare_gradients(
     terms: Mapping[str, Tensor], places: Mapping[str, Sequence[Tensor]], scale: float = 1.0
 ) -> dict[str, dict[str, TermGradient]]:
-    """Return each term's gradient at each place, beside that of the first term.
+    """Compare each term's gradient at each place with the gradient of the first term.
 
-    It costs one backward pass per term, leaves no gradient behind, and the terms can still be differentiated after.
+    It costs one backward pass per term, stores no gradient, and keeps the graph for a later ``backward``.
 
     Args:
-        terms: weighted scalars by name; the first is what the others are compared with.
-        places: tensors by the name of the place, in the terms' graph; a place without tensors that require a gradient
-            is left out.
-        scale: the terms are multiplied with it and the gradients divided by it, so that small ones in half precision
+        terms: weighted scalars by name; the others are compared with the first.
+        places: tensors in the terms' graph by the name of the place. Places without tensors that require a gradient
+            are left out.
+        scale: factor of the terms, by which the gradients are divided again, so that small gradients in half precision
             do not become 0.
 
     Returns:
@@ -50,16 +50,16 @@ def compare_gradients(
     """
     used = {place: [t for t in tensors if t.requires_grad] for place, tensors in places.items()}
     used = {place: tensors for place, tensors in used.items() if tensors}
-    every = [tensor for tensors in used.values() for tensor in tensors]
+    inputs = [tensor for tensors in used.values() for tensor in tensors]
     found: dict[str, dict[str, TermGradient]] = {place: {} for place in used}
-    if not every:
+    if not inputs:
         return found
     first: list[Tensor] = []
     for name, term in terms.items():
-        gradients: list[Tensor] = [torch.zeros_like(tensor) for tensor in every]
+        gradients: list[Tensor] = [torch.zeros_like(tensor) for tensor in inputs]
         if term.requires_grad:
-            some = torch.autograd.grad(scale * term, every, retain_graph=True, allow_unused=True)
-            gradients = [zero if g is None else g for zero, g in zip(gradients, some, strict=True)]
+            computed = torch.autograd.grad(scale * term, inputs, retain_graph=True, allow_unused=True)
+            gradients = [zero if g is None else g for zero, g in zip(gradients, computed, strict=True)]
         first, start = first or gradients, 0
         for place, tensors in used.items():
             part = slice(start, start := start + len(tensors))
@@ -82,20 +82,20 @@ def _compare(gradients: list[Tensor], others: list[Tensor], scale: float) -> Ter
 def region_distance(
     pictures: Float[Tensor, "b c h w"], targets: Float[Tensor, "b c h w"], priors: SemanticPriors, num_bins: int = 256
 ) -> Float[Tensor, "b r"]:
-    """How far the colours of each region are from what they should be.
+    """Return the color error of each region.
 
     The area between the cumulative histograms of picture and target (the Wasserstein distance of their values),
-    averaged over the channels: 0.01 means that the region's values have to move by a hundredth of white in the mean,
-    wherever in the region they are.
+    averaged over the channels: 0.01 means that the region's values must move by a hundredth of white on average,
+    wherever they are in the region.
 
     Args:
-        pictures: tone-mapped pictures; what lies outside [0, 1] counts as the nearest value inside.
+        pictures: tone-mapped pictures, clipped to [0, 1].
         targets: tone-mapped ground truth, same shape.
-        priors: its regions, those of the targets for numbers that can be compared between steps and networks.
-        num_bins: bins of the histograms: distances are as fine as that.
+        priors: its regions; the targets' for numbers that can be compared between steps and networks.
+        num_bins: bins of the histograms, the resolution of the distance.
 
     Returns:
-        One distance for each picture and region; 0 where the region is empty, NaN where it holds one.
+        One distance for each picture and region; 0 where the region is empty, NaN where it contains NaN.
 
     Raises:
         TypeError: a picture is not a floating-point tensor.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
+
+from skt_components.ops.checks import check_non_negative
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,7 @@ class LossWeights:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise ValueError(f"{field.name} must be a finite number >= 0, got {value!r}")
+            check_non_negative(field.name, getattr(self, field.name))
 
     @classmethod
     def paper(cls) -> LossWeights:
@@ -47,7 +46,7 @@ class LossWeights:
         """Return the default; the page "Does it boost?" has the evidence.
 
         Args:
-            joint: whether gradients pass between network and teacher. Where they do not, a content weight near 1
-                keeps the network where it is, between truth and teacher: then it is 0.1.
+            joint: True if gradients pass between network and teacher. If they do not, the content weight is 0.1: near
+                1 it would hold the network between ground truth and teacher.
         """
         return cls(1.0 if joint else 0.1, color_weight=0.01, alignment_weight=1.0, perceptual_weight=0.0)

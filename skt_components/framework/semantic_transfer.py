@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -11,41 +11,33 @@ from torch import Tensor, nn
 
 from skt_components.banks.frozen import Frozen
 from skt_components.banks.priors import KnowledgeBank, SemanticPriors, priors_from_labels
+from skt_components.framework.baseline import PairLoss
 from skt_components.framework.checks import (
-    STAGES,
+    at_least_float32,
     check_arguments,
     check_output,
     check_priors,
-    check_ramp,
-    compare_sensed,
-    find_channels_last,
-    find_taps,
-    frozen,
-    full,
-    make_spgrm,
-    try_network,
-    try_teacher,
+    check_step,
     warn_without_gradient,
 )
 from skt_components.framework.diagnosis import TermGradient, compare_gradients, region_distance
 from skt_components.framework.loss_weights import LossWeights
+from skt_components.framework.probe import STAGES, find_taps, make_spgrm, probe_network, probe_teacher
 from skt_components.losses.content import content_loss
 from skt_components.losses.histogram import SemanticHistogramLoss
-from skt_components.losses.reconstruction import MuL1Loss
+from skt_components.losses.reconstruction import MuL1Loss, mu_l1_loss
 from skt_components.models.registry import ForwardORM, call_network
 from skt_components.modules.domain_transfer import DomainTransfer
 from skt_components.modules.skam import SKAM
-from skt_components.modules.taps import as_feature_map, eval_mode
-from skt_components.ops.checks import check_choice, check_count, check_same_shape, check_tensor
+from skt_components.modules.taps import as_feature_map
+from skt_components.ops.checks import check_choice, check_count, check_fraction, check_same_shape
 
-PairLoss = Callable[[Tensor, Tensor], Tensor]
-Described = Literal["tonemapped", "target"]
-Compared = Literal["network", "rgb"]
-_METADATA = ("white_balance", "color_matrix")
+PriorsSource = Literal["tonemapped", "target"]
+TeacherDomain = Literal["network", "rgb"]
 
 
 class StepOutput(NamedTuple):
-    """What one training step gives."""
+    """Losses, pictures and features of one training step."""
 
     orm_loss: Tensor
     """Eq. 14, the loss of the reconstruction network (and of the SKAMs)."""
@@ -54,68 +46,68 @@ class StepOutput(NamedTuple):
     total: Tensor
     """Their sum: call ``backward`` on it."""
     terms: dict[str, Tensor]
-    """The unweighted terms by name: org, content, color, alignment, spgrm; those with weight 0 are missing."""
+    """The unweighted terms by name: org, content, color, alignment, spgrm. A term with weight 0 is missing."""
     hdr: Tensor
     """H_in, the network's linear output."""
     tonemapped: Tensor
     """H_s = T(H_in)."""
     refined: Tensor
-    """The teacher's picture; of RAW with ``teacher_domain="network"`` as rendered from its values at the sensor."""
+    """The teacher's picture. For RAW with ``teacher_domain="network"`` it is rendered from its values at the sensor."""
     priors: SemanticPriors
-    """What the knowledge bank said about ``tonemapped`` (or T(target)), with the caller's regions if there are any."""
+    """The bank's features and regions of ``tonemapped`` (or of T(target)), or the caller's regions if given."""
     stages: tuple[Tensor, ...]
-    """The network's tapped stages, as they left it."""
+    """The outputs of the network's three tapped layers, unchanged."""
 
 
 class SemanticKnowledgeTransfer(nn.Module):
     """Train any HDR network with semantic knowledge transfer; at inference use the network alone.
 
-    The network is not changed: no layer is added to it, and its state dict keeps its keys. Network and teacher (the
-    SPGRM with its pyramid) learn jointly: L_spg, L_content and L_color train both, L_org the network alone, L_feat the
-    network and the SKAMs, and nothing trains the bank. With ``joint=False, detach_teacher=True`` L_spg trains the
-    teacher alone, and all other losses the network.
+    The network is not changed: no layer is added to it, and its state dict keeps its keys. By default network and
+    teacher (the SPGRM with its pyramid) learn jointly: L_spg, L_content and L_color train both, L_org trains the
+    network, L_feat trains the network and the SKAMs, and no loss trains the bank. With ``joint=False,
+    detach_teacher=True`` L_spg trains the teacher alone, and all other losses train the network.
 
     Args:
         orm: the reconstruction network, any ``nn.Module``.
-        knowledge_bank: a frozen bank, see :class:`KnowledgeBank`; it is put into eval mode, stays there, and is
-            part of no state dict.
-        taps: names of the network's three stages that are aligned with the teacher's; the network's own
+        knowledge_bank: a bank, see :class:`KnowledgeBank`. It is frozen in place, stays in eval mode, and is part of
+            no state dict.
+        taps: names of the network's three layers whose outputs are aligned with the teacher's stages; the network's
             ``fusion_taps`` when None. ``suggest_taps`` lists candidates.
         orm_loss: L_org, called as ``orm_loss(hdr, target)``; L1 after mu-law when None. If it has weights, they
             are frozen and stay out of every state dict.
-        domain: "srgb", "raw", or a :class:`DomainTransfer` with options of its own.
+        domain: "srgb", "raw", or a :class:`DomainTransfer` with other options.
         weights: weights of the terms; ``LossWeights.recommended(joint)`` when None. May be replaced between steps.
         forward_orm: how to call the network, ``forward_orm(orm, bracket) -> hdr``; ``orm(bracket)`` when None.
-        spgrm: the teacher; an :class:`SPGRM` built of the network's own kind of fusion module, if it has
-            ``make_fusion_module``, when None.
-        perceptual: the feature term of eq. 5, such as a ``PerceptualLoss``; needed when its weight is not 0. If it
-            is a module it is frozen and kept out of the state dict, as the bank is.
-        color_loss: L_color, called as ``SemanticHistogramLoss`` is; that with its defaults when None.
+        spgrm: the teacher. When None, an :class:`SPGRM` made of the network's own kind of fusion module, if it has
+            ``make_fusion_module``.
+        perceptual: the feature term of eq. 5, such as a ``PerceptualLoss``; required when its weight is not 0. Its
+            weights are frozen and stay out of every state dict.
+        color_loss: L_color, called as ``SemanticHistogramLoss`` is; ``SemanticHistogramLoss()`` when None.
         latent_channels: width of the SKAMs' latent space; the width of the network's stage when None.
-        mask_ratio: share of the latent that the SKAMs take from the teacher.
-        joint: let L_spg through the teacher's input into the network.
-        detach_teacher: keep L_content and L_color, and L_feat too, from training the teacher. With ``joint=False`` it
-            makes a teacher that L_spg alone trains and that refines what it is given. ``joint=False`` without it is
-            allowed: then L_content and L_color train the teacher too, on a constant picture of the network.
-        detach_features: keep L_feat from training the teacher, for which the easiest way to make its features match
-            is to make them small.
+        mask_ratio: share of the latent that the SKAMs take from the teacher, in [0, 1].
+        joint: let gradients of the teacher's losses pass through its input into the network.
+        detach_teacher: stop L_content, L_color and L_feat from training the teacher. With ``joint=False`` L_spg alone
+            trains it, on constant pictures. ``joint=False`` without ``detach_teacher`` is allowed: L_content and
+            L_color then train the teacher too, on constant pictures of the network.
+        detach_features: stop L_feat from training the teacher, which could lower this loss by making its features
+            small.
         priors_of: the picture that the bank describes. "tonemapped" is the paper's: the network's own output, whose
-            regions and features move while it learns. "target" is the tone-mapped ground truth: the same in every
-            epoch, so it can be kept on disk, and right from the first step, but the teacher then gets features of
-            the answer along with the student's picture and has less to learn from the picture itself.
-        teacher_stride: the ``stride`` of the :class:`SPGRM` that is made. None makes its stages half as large as the
-            bracket: 2 for sRGB, 4 for RAW, whose picture is twice as large; 1 is the paper's, at many times the work.
-        teacher_domain: where L_spg compares. "rgb" is eq. 13 as it stands. "network" undoes the demosaicing first, and
-            L_spg measures of RAW what L_org does: the values that the sensor has. The same for sRGB.
-        sample: a bracket ``(B, N, C, H, W)`` to read the stages' channels from, once; a small random one in the
-            shape of the domain when None.
+            regions and features move while it learns. "target" is the tone-mapped ground truth: its priors are right
+            from the first step and the same in every epoch, so they can be cached, but the teacher then gets features
+            of the answer and has less to learn from the picture itself.
+        teacher_stride: ``stride`` of the default :class:`SPGRM`. None makes its stages half as large as the bracket:
+            2 for sRGB, 4 for RAW, whose picture is twice as large. 1 is the paper's, at many times the work.
+        teacher_domain: where L_spg compares. "rgb" is eq. 13 as it stands. "network" undoes the demosaicing first:
+            for RAW, L_spg then measures the values at the sensor, as L_org does. No difference for sRGB.
+        sample: a bracket ``(B, N, C, H, W)`` to run the network on once, to read the channels of its stages; zeros
+            of 64x64 in the shape of the domain when None.
 
     Raises:
-        TypeError: an argument is of another kind, or a loss cannot be called as it must be.
+        TypeError: an argument has the wrong kind, or a loss cannot be called as required.
         ValueError: taps are missing or are not three, a tapped layer does not exist, the sample does not fit the
-            network, ``perceptual`` is missing while its weight is not 0, ``teacher_stride`` is no whole number >= 1,
-            or the bank's channels and strides are not those of four maps, coarse to fine.
-        RuntimeError: a tapped layer does not run, or gives no tensor.
+            network, ``perceptual`` is missing while its weight is not 0, ``teacher_stride`` is not a whole number
+            >= 1, or the bank's channels and strides are not four levels, coarse to fine.
+        RuntimeError: a tapped layer does not run, or returns no tensor.
 
     Example:
         >>> framework = SemanticKnowledgeTransfer(network, bank)  # doctest: +SKIP
@@ -143,14 +135,14 @@ class SemanticKnowledgeTransfer(nn.Module):
         joint: bool = True,
         detach_teacher: bool = False,
         detach_features: bool = True,
-        priors_of: Described = "tonemapped",
+        priors_of: PriorsSource = "tonemapped",
         teacher_stride: int | None = None,
-        teacher_domain: Compared = "network",
+        teacher_domain: TeacherDomain = "network",
         sample: Tensor | None = None,
     ) -> None:
         super().__init__()
-        check_choice("priors_of", priors_of, get_args(Described))
-        check_choice("teacher_domain", teacher_domain, get_args(Compared))
+        check_choice("priors_of", priors_of, get_args(PriorsSource))
+        check_choice("teacher_domain", teacher_domain, get_args(TeacherDomain))
         functions = {
             "orm_loss": orm_loss,
             "perceptual": perceptual,
@@ -161,22 +153,27 @@ class SemanticKnowledgeTransfer(nn.Module):
         if teacher_stride is not None:
             check_count("teacher_stride", teacher_stride, 1)
         self.weights = weights if weights is not None else LossWeights.recommended(joint)
-        self.perceptual = frozen(perceptual)
-        self._check_weights()
+        self.perceptual = _freeze_weights(perceptual)
+        self._check_perceptual()
         self.orm = orm
         self.forward_orm = call_network if forward_orm is None else forward_orm
         self.taps = find_taps(orm, taps)
         self.transfer = domain if isinstance(domain, DomainTransfer) else DomainTransfer(domain)
         self.bank = Frozen(knowledge_bank)  # type: ignore[arg-type]
         default = MuL1Loss(self.transfer.mu, self.transfer.peak)
-        self.orm_loss = frozen(default if orm_loss is None else orm_loss)
-        self.color_loss = frozen(SemanticHistogramLoss() if color_loss is None else color_loss)
+        self.orm_loss = _freeze_weights(default if orm_loss is None else orm_loss)
+        self.color_loss = _freeze_weights(SemanticHistogramLoss() if color_loss is None else color_loss)
         self.joint, self.detach_teacher, self.detach_features = joint, detach_teacher, detach_features
         self.priors_of, self.teacher_domain = priors_of, teacher_domain
-        student, hdr, scale = self._try_network(sample)
+
+        if sample is None:
+            sample = torch.zeros((1, 5, 4, 64, 64) if self.transfer.domain == "raw" else (1, 3, 6, 64, 64))
+        hdr, student, self.channels_last = probe_network(orm, self.forward_orm, self.taps, sample)
+        tonemapped = self._tonemap(hdr)
+        scale = max(round(tonemapped.shape[-1] / sample.shape[-1]), 1)
         self.spgrm = spgrm if spgrm is not None else make_spgrm(orm, knowledge_bank, teacher_stride or 2 * scale)
         self.teacher_taps = find_taps(self.spgrm, None)
-        teacher = try_teacher(self.spgrm, self.teacher_taps, self._tonemap(hdr), knowledge_bank)
+        teacher = probe_teacher(self.spgrm, self.teacher_taps, tonemapped, knowledge_bank)
         latent = student if latent_channels is None else [latent_channels] * STAGES
         self.skams = nn.ModuleList(SKAM(*widths, mask_ratio) for widths in zip(student, teacher, latent, strict=True))
 
@@ -197,53 +194,70 @@ class SemanticKnowledgeTransfer(nn.Module):
             bracket: input exposures, as the network takes them.
             target: linear ground truth in the network's output domain.
             labels: regions to use instead of the bank's, ``(B, H, W)`` integers for the tone-mapped picture (twice
-                the target's size for packed raw); outside [0, ``num_regions``) they mean "no region".
-            num_regions: how many regions ``labels`` can name.
+                the target's size for packed RAW); values outside [0, ``num_regions``) mean "no region".
+            num_regions: number of regions in ``labels``; required with ``labels``.
             generator: source of the SKAMs' random masks, or one for each sample, so that a batch and its parts get the
                 same masks.
-            ramp: what the weights of content, color and alignment are multiplied with in ``orm_loss``, from 0 to 1, and
-                what L_spg does to the network if it is ``joint``; at 0 these terms are computed still, and every
+            ramp: factor in [0, 1] of the weights of content, color and alignment in ``orm_loss``, and, if ``joint``,
+                of the gradient that L_spg sends into the network. At 0 these terms are still computed, and every
                 parameter has a gradient.
             metadata: of RAW data, such as ``HDRSample.metadata``: ``white_balance`` (B, 3) and ``color_matrix``
-                (B, 3, 3), with which output and target are rendered for the bank, the teacher and all losses but L_org.
-                None, or an empty one, is the paper's: demosaicing and mu-law alone.
+                (B, 3, 3). Output and target are rendered with it for the bank, the teacher and all losses except
+                L_org. None or an empty mapping is the paper's: demosaicing and mu-law alone.
 
         Raises:
-            TypeError: an argument, or what the network returns, is not a floating-point tensor; or the bank returns
-                no :class:`SemanticPriors`.
-            ValueError: shapes do not fit, the batch is empty, or ``ramp`` is outside [0, 1]; the message names them.
+            TypeError: an argument or the network's output is not a floating-point tensor, or the bank does not return
+                :class:`SemanticPriors`.
+            ValueError: shapes do not fit, the batch is empty, or ``ramp`` is outside [0, 1].
         """
-        self._check_weights()
-        check_ramp(ramp)
-        check_tensor("bracket", bracket, ndim=5, layout="(B, N, C, H, W)")
-        if not bracket.numel():
-            raise ValueError(f"bracket must hold at least one sample (B, N, C, H, W), got shape {tuple(bracket.shape)}")
-        check_tensor("target", target, ndim=4, layout="(B, C, H, W)")
-        if unknown := set(metadata or {}) - set(_METADATA):
-            raise ValueError(f"metadata can hold {' and '.join(_METADATA)}, got {', '.join(sorted(map(str, unknown)))}")
+        self._check_perceptual()
+        check_fraction("ramp", ramp)
+        check_step(bracket, target, metadata)
+
+        # Eq. 1: the network, and T
         with self.taps.capture(self.orm) as student_stages:
             hdr = check_output(self.forward_orm(self.orm, bracket))
         check_same_shape("the network's output", hdr, "target", target)
-        tonemapped = self._tonemap(hdr, metadata)
-        truth = self._tonemap(target, metadata)
-        priors = self._describe(truth if self.priors_of == "target" else tonemapped, labels, num_regions)
+        tonemapped, tonemapped_target = self._tonemap(hdr, metadata), self._tonemap(target, metadata)
+
+        # Eq. 2: the knowledge bank
+        described = tonemapped_target if self.priors_of == "target" else tonemapped
+        priors = self._describe(described, labels, num_regions)
+
+        # Eqs. 3 and 4: the teacher; eq. 13, which for RAW also decides what of its picture the network learns from
+        teacher_input = _scale_gradient(tonemapped, ramp if self.joint else 0.0)
         with self.teacher_taps.capture(self.spgrm) as teacher_stages:
-            refined = full(self.spgrm(self._given(tonemapped, ramp), priors.features))
+            refined = at_least_float32(self.spgrm(teacher_input, priors.features))
         if self.teacher_domain == "rgb" or self.transfer.domain == "srgb":
-            of_teacher = (refined - truth).abs().mean()
+            spgrm_loss = (refined - tonemapped_target).abs().mean()
         else:
-            refined, of_teacher = compare_sensed(self.transfer, refined, target, metadata)
-        terms = {"org": full(self.orm_loss(hdr, target))}
-        terms |= self._transfer_terms(tonemapped, refined, priors)
-        if self.weights.alignment_weight > 0:
+            refined, spgrm_loss = self._compare_at_sensor(refined, target, metadata)
+
+        weights, terms = self.weights, {"org": at_least_float32(self.orm_loss(hdr, target))}
+        teacher = refined.detach() if self.detach_teacher else refined
+        if weights.content_weight > 0:  # eq. 5
+            terms["content"] = content_loss(
+                tonemapped, teacher, perceptual=self.perceptual, perceptual_weight=weights.perceptual_weight
+            )
+        if weights.color_weight > 0:  # eqs. 6 to 10
+            regions: dict[str, Any] = {"masks": priors.masks}
+            if priors.labels is not None:  # cheaper than masks
+                regions = {"labels": priors.labels, "num_regions": priors.valid.shape[1]}
+            terms["color"] = self.color_loss(tonemapped, teacher, valid=priors.valid, **regions)
+        if weights.alignment_weight > 0:  # eqs. 11 and 12
             size = (bracket.shape[-2], bracket.shape[-1])
             layouts = zip(student_stages, self.channels_last, strict=True)
-            stages = [as_feature_map(stage, size, last) for stage, last in layouts]
-            warn_without_gradient(self.taps.layers, stages, hdr)
-            terms["alignment"] = self._alignment(stages, teacher_stages, generator)
-        orm_loss = sum((ramp * w * terms[name] for name, w in self._active_weights(terms)), terms["org"])
-        terms["spgrm"], tapped = of_teacher, tuple(student_stages)
-        return StepOutput(orm_loss, of_teacher, orm_loss + of_teacher, terms, hdr, tonemapped, refined, priors, tapped)
+            student_maps = [as_feature_map(stage, size, channels_last) for stage, channels_last in layouts]
+            warn_without_gradient(self.taps.layers, student_maps, hdr)
+            detach = self.detach_teacher or self.detach_features
+            triples = zip(self.skams, student_maps, teacher_stages, strict=True)
+            losses = [skam(s, t, generator=generator, detach_teacher=detach).loss for skam, s, t in triples]
+            terms["alignment"] = torch.stack(losses).mean()
+
+        # Eq. 14
+        orm_loss = sum(self._weight(terms, ramp).values(), terms["org"])
+        terms["spgrm"], tapped, total = spgrm_loss, tuple(student_stages), orm_loss + spgrm_loss
+        return StepOutput(orm_loss, spgrm_loss, total, terms, hdr, tonemapped, refined, priors, tapped)
 
     @torch.no_grad()
     def reconstruct(
@@ -253,43 +267,43 @@ class SemanticKnowledgeTransfer(nn.Module):
         orm: nn.Module | None = None,
         metadata: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the network's picture and the teacher's, both linear, without any loss or gradient.
+        """Return the network's picture and the teacher's, both linear, without losses and gradients.
 
         Args:
             bracket: input exposures.
-            orm: what to run in the network's place, such as a moving average of it.
-            metadata: of RAW data, as ``forward`` takes it.
+            orm: a network to run instead, such as a moving average of the trained one.
+            metadata: of RAW data, as in ``forward``.
         """
         hdr = check_output(self.forward_orm(self.orm if orm is None else orm, bracket))
         tonemapped = self._tonemap(hdr, metadata)
-        refined = full(self.spgrm(tonemapped, self._ask_bank(tonemapped).features))
+        refined = at_least_float32(self.spgrm(tonemapped, self._query_bank(tonemapped).features))
         return hdr, self.transfer.inverse(refined, **(metadata or {}))
 
     def compare_gradients(
         self, output: StepOutput, ramp: float = 1.0, scale: float = 1.0
     ) -> dict[str, dict[str, TermGradient]]:
-        """Return how strongly each weighted term pulls, and whether it pulls where L_org does.
+        """Return the norm of each weighted term's gradient, and its angle to the gradient of L_org.
 
-        Call it before ``backward``; it costs one backward pass per term. A healthy run has the transfer terms below
-        ``org``, and none against it for long.
+        Call it before ``backward``; it costs one backward pass per term. In a healthy run the norms of the transfer
+        terms are below that of ``org``, and none points against it for long.
 
         Args:
             output: of the step.
-            ramp: that of the step.
+            ramp: of the step.
             scale: of a gradient scaler, which keeps small gradients of fp16 from becoming 0.
 
         Returns:
             place -> term -> :class:`TermGradient`. Places are "parameters" (the network's), "picture" (its linear
-            output) and "stage 1" to "stage 3" (the tapped ones); those without a gradient are missing. A network with
-            reentrant activation checkpointing needs ``checkpoint(..., use_reentrant=False)`` for it.
+            output) and "stage 1" to "stage 3" (its tapped stages); places without a gradient are missing. A network
+            with reentrant activation checkpointing needs ``checkpoint(..., use_reentrant=False)`` for it.
         """
-        check_ramp(ramp)
-        weighted = {name: ramp * weight * output.terms[name] for name, weight in self._active_weights(output.terms)}
+        check_fraction("ramp", ramp)
+        weighted = {"org": output.terms["org"], **self._weight(output.terms, ramp)}
         if self.joint:
             weighted["spgrm"] = output.terms["spgrm"]
         places: dict[str, list[Tensor]] = {"parameters": list(self.orm.parameters()), "picture": [output.hdr]}
         places |= {f"stage {number}": [stage] for number, stage in enumerate(output.stages, 1)}
-        return compare_gradients({"org": output.terms["org"], **weighted}, places, scale)
+        return compare_gradients(weighted, places, scale)
 
     @torch.no_grad()
     def region_distance(
@@ -298,101 +312,80 @@ class SemanticKnowledgeTransfer(nn.Module):
         target: Float[Tensor, "b c h w"],
         metadata: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, " b"]:
-        """Return how far the colours of linear pictures are off, averaged over the target's regions.
+        """Return the color error of linear pictures, averaged over the target's regions.
 
         See :func:`region_distance`.
         """
-        truth = self._tonemap(target, metadata)
-        priors = self._ask_bank(truth)
-        return region_distance(self._tonemap(hdr, metadata), truth, priors).sum(1) / priors.valid.sum(1).clamp_min(1)
+        tonemapped_target = self._tonemap(target, metadata)
+        priors = self._query_bank(tonemapped_target)
+        distances = region_distance(self._tonemap(hdr, metadata), tonemapped_target, priors)
+        return distances.sum(1) / priors.valid.sum(1).clamp_min(1)
 
-    def _ask_bank(self, picture: Tensor) -> SemanticPriors:
+    def _tonemap(self, hdr: Tensor, metadata: Mapping[str, Tensor] | None = None) -> Tensor:
+        # In half precision the mu-law's slope of 587 at 0 would leave no detail in dark pixels.
+        with torch.autocast(hdr.device.type, enabled=False):
+            return self.transfer(at_least_float32(hdr), **(metadata or {}))
+
+    def _query_bank(self, picture: Tensor) -> SemanticPriors:
         return check_priors(self.bank(picture), cast(KnowledgeBank, self.bank.network).channels)
 
     def _describe(self, picture: Tensor, labels: Tensor | None, num_regions: int | None) -> SemanticPriors:
-        if (labels is None) != (num_regions is None):
-            raise ValueError(
-                "labels and num_regions go together, got "
-                + ("num_regions alone" if labels is None else "labels alone; their largest is not looked up")
-            )
+        """Return the bank's features of a picture with its regions, or with the caller's if there are labels."""
+        if labels is None and num_regions is not None:
+            raise ValueError("labels is required with num_regions")
+        if labels is not None and num_regions is None:
+            raise ValueError("num_regions is required with labels")
         with torch.no_grad():
-            priors = self._ask_bank(picture.detach())
+            priors = self._query_bank(picture.detach())
         if labels is None or num_regions is None:
             return priors
-        own = priors_from_labels(priors.features, labels, num_regions)
+        priors = priors_from_labels(priors.features, labels, num_regions)
         size = (len(picture), *picture.shape[-2:])
         if tuple(labels.shape) != size or labels.device != picture.device:
             raise ValueError(
                 f"labels must be (B, H, W) = {size} on {picture.device}, as the tone-mapped picture, "
                 f"got {tuple(labels.shape)} on {labels.device}"
             )
-        return own
+        return priors
 
-    def _given(self, tonemapped: Tensor, ramp: float) -> Tensor:
-        """What the teacher refines: the picture, with as much of its gradient as the transfer terms have."""
-        if self.joint and ramp == 1:
-            return tonemapped
-        constant = tonemapped.detach()
-        return constant + ramp * (tonemapped - constant) if self.joint and ramp > 0 else constant
+    def _compare_at_sensor(
+        self, refined: Tensor, target: Tensor, metadata: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the teacher's picture rendered from its values under the color filters, and eq. 13 of these values.
 
-    def _transfer_terms(self, student: Tensor, refined: Tensor, priors: SemanticPriors) -> dict[str, Tensor]:
-        teacher = refined.detach() if self.detach_teacher else refined
-        terms = {}
-        if self.weights.content_weight > 0:
-            terms["content"] = content_loss(
-                student, teacher, perceptual=self.perceptual, perceptual_weight=self.weights.perceptual_weight
-            )
-        if self.weights.color_weight > 0:
-            regions: dict[str, Any] = {"masks": priors.masks}
-            if priors.labels is not None:
-                regions = {"labels": priors.labels, "num_regions": priors.valid.shape[1]}
-            terms["color"] = self.color_loss(student, teacher, valid=priors.valid, **regions)
-        return terms
+        Two thirds of its RGB values lie between the filters: no loss trains them, so the network must not learn
+        from them.
+        """
+        with torch.autocast(refined.device.type, enabled=False):
+            packed = self.transfer.inverse(refined, **(metadata or {}))
+            loss = mu_l1_loss(packed, at_least_float32(target), mu=self.transfer.mu, peak=self.transfer.peak)
+            return self.transfer(packed, **(metadata or {})), loss
 
-    def _alignment(
-        self,
-        student: list[Tensor],
-        teacher: list[Tensor],
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-    ) -> Tensor:
-        detach, triples = self.detach_teacher or self.detach_features, zip(self.skams, student, teacher, strict=True)
-        return torch.stack([m(s, t, generator=generator, detach_teacher=detach).loss for m, s, t in triples]).mean()
-
-    def _active_weights(self, terms: dict[str, Tensor]) -> list[tuple[str, float]]:
+    def _weight(self, terms: Mapping[str, Tensor], ramp: float) -> dict[str, Tensor]:
+        """Return the transfer terms of eq. 14, multiplied by their weights and ``ramp``."""
         weights = {
             "content": self.weights.content_weight,
             "color": self.weights.color_weight,
             "alignment": self.weights.alignment_weight,
         }
-        return [(name, weight) for name, weight in weights.items() if name in terms]
+        return {name: ramp * weight * terms[name] for name, weight in weights.items() if name in terms}
 
-    def _check_weights(self) -> None:
+    def _check_perceptual(self) -> None:
         if self.weights.perceptual_weight > 0 and self.weights.content_weight > 0 and self.perceptual is None:
             raise ValueError(
                 f"weights.perceptual_weight is {self.weights.perceptual_weight:g} but perceptual is None: pass "
                 "perceptual=PerceptualLoss(VGG19Features(weights=FILE)), or set the weight to 0"
             )
 
-    def _tonemap(self, hdr: Tensor, metadata: Mapping[str, Tensor] | None = None) -> Tensor:
-        # The mu-law's slope of 587 at 0 leaves half precision nothing to say about dark pixels.
-        with torch.autocast(hdr.device.type, enabled=False):
-            return self.transfer(full(hdr), **(metadata or {}))
 
-    def _try_network(self, sample: Tensor | None) -> tuple[list[int], Tensor, int]:
-        """Run the network once, in eval mode and without gradient: stages' widths, output, and the picture's scale."""
-        parameter = next(self.orm.parameters(), torch.empty(0))
-        if sample is None:
-            shape = (1, 5, 4, 64, 64) if self.transfer.domain == "raw" else (1, 3, 6, 64, 64)
-            sample = torch.zeros(shape)
-        sample = sample[:1].to(parameter.device, parameter.dtype)
+def _freeze_weights(loss: Any) -> Any:
+    """Keep the weights of a loss, such as a VGG inside L_org, from being trained and saved."""
+    return Frozen(loss) if isinstance(loss, nn.Module) and loss.state_dict() else loss
 
-        def run(bracket: Tensor) -> tuple[object, list[Tensor]]:
-            with torch.no_grad(), eval_mode(self.orm), self.taps.capture(self.orm) as stages:
-                hdr = try_network(self.forward_orm, self.orm, bracket)
-            return hdr, stages
 
-        output, student = run(sample)
-        hdr, size = check_output(output), (sample.shape[-2], sample.shape[-1])
-        self.channels_last = find_channels_last(run, sample, student, self.taps.layers)
-        maps = [as_feature_map(stage, size, last) for stage, last in zip(student, self.channels_last, strict=True)]
-        return [stage.shape[1] for stage in maps], hdr, max(round(self._tonemap(hdr).shape[-1] / size[-1]), 1)
+def _scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """Return ``x`` with its gradient multiplied by ``factor`` in [0, 1]."""
+    if factor == 1:
+        return x
+    constant = x.detach()
+    return constant + factor * (x - constant) if factor > 0 else constant

@@ -579,9 +579,9 @@ def test_nothing_is_written_over(loop: ModuleType, tmp_path: Path) -> None:
         (["--data", "hdr-folder", "--root", "missing"], "missing"),
         (["--data", "kalantari", "--root", "missing"], "missing"),
         (["--data", "bracketire-plus", "--root", "missing"], "missing"),
-        (["--layers", "RDB1", "RDB2"], "taps must name 3"),
-        (["--layers", "RDB1", "RDB2", "RDB9"], "RDB9"),
-        (["--orm", "strangers:Stranger"], "Stranger does not say its stages in fusion_taps: .* --taps"),
+        (["--taps", "RDB1", "RDB2"], "taps must name 3"),
+        (["--taps", "RDB1", "RDB2", "RDB9"], "RDB9"),
+        (["--orm", "strangers:Stranger"], "Stranger has no attribute fusion_taps: pass taps="),
     ],
 )
 def test_mistakes_are_explained(loop: ModuleType, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from skt_components.banks import NoKnowledge
+from skt_components.banks import EmptyBank
 from skt_components.framework import BareNetwork, LossWeights, ReconstructionLoss, SemanticKnowledgeTransfer
 from skt_components.losses import MuL1Loss, PerceptualLoss, mu_l1_loss, mu_rms_loss
 from skt_components.models import AHDRNet
@@ -105,7 +105,7 @@ def test_the_baseline_trains_as_the_framework_without_transfer_terms():
     orm, data = make_orm(), make_data()
     bare = BareNetwork(orm, forward_orm=lambda network, bracket: network(bracket))
 
-    framework = SemanticKnowledgeTransfer(orm, NoKnowledge(), weights=LossWeights(0.0, 0.0, 0.0, 0.0), joint=False)
+    framework = SemanticKnowledgeTransfer(orm, EmptyBank(), weights=LossWeights(0.0, 0.0, 0.0, 0.0), joint=False)
     got, wanted = (torch.autograd.grad(module(*data).total, [*orm.parameters()]) for module in (bare, framework))
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 

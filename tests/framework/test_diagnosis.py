@@ -1,4 +1,4 @@
-"""Gradients side by side, and colours of regions."""
+"""Gradients side by side, and colors of regions."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_a_scale_keeps_small_gradients_of_half_precision():
     assert kept == pytest.approx(2 * 3e-9, rel=0.1)
 
 
-def test_the_distance_of_shifted_colours_is_the_shift_and_stays_in_its_region():
+def test_the_distance_of_shifted_colors_is_the_shift_and_stays_in_its_region():
     labels = torch.zeros(2, 16, 16, dtype=torch.long)
     labels[:, :8] = 1
     priors = priors_from_labels([], labels, 3)
@@ -58,7 +58,7 @@ def test_the_distance_of_shifted_colours_is_the_shift_and_stays_in_its_region():
     assert found[1].tolist() == pytest.approx([0, 0.25, 0], abs=1 / 256)
 
 
-def test_where_the_colours_are_in_a_region_does_not_matter():
+def test_where_the_colors_are_in_a_region_does_not_matter():
     target = torch.rand(1, 3, 8, 8)
     picture = target.flatten(2)[..., torch.randperm(64)].view(1, 3, 8, 8)
     whole = priors_from_labels([], torch.zeros(1, 8, 8, dtype=torch.long), 1)
