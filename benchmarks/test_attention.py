@@ -48,7 +48,7 @@ def plain_window_attention(module: WindowAttention, x: Tensor, mask: Tensor) -> 
 
 
 def plain_channel_attention(query: Tensor, key: Tensor, value: Tensor, temperature: Tensor, heads: int) -> Tensor:
-    """The usual writing: normalised copies of query and key."""
+    """The usual writing: normalized copies of query and key."""
     q, k, v = (part.unflatten(1, (heads, -1)).flatten(3) for part in (query, key, value))
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
     return ((q @ k.transpose(-2, -1) / temperature).softmax(-1) @ v).view(value.shape)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from skt_components.ops.checks import check_same_shape, check_tensor
+from skt_components.ops.checks import check_non_negative, check_same_shape, check_tensor
 
 
 def content_loss(
@@ -17,16 +17,13 @@ def content_loss(
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
     perceptual_weight: float = 1e-2,
 ) -> Float[Tensor, ""]:
-    """``mean|student - teacher| + perceptual_weight * perceptual(student, teacher)`` (eq. 5, norms as means).
+    """Compute ``mean|student - teacher| + perceptual_weight * perceptual(student, teacher)`` (eq. 5, norms as means).
 
     Args:
         student: tone-mapped picture T(H_in) of the reconstruction network.
         teacher: refined picture of the SPGRM, same shape.
-        perceptual: the feature term, such as a :class:`PerceptualLoss`; left out when None.
+        perceptual: the feature term, such as a :class:`PerceptualLoss`; no such term when None.
         perceptual_weight: lambda of eq. 5, >= 0.
-
-    Returns:
-        The loss, a scalar.
 
     Raises:
         TypeError: a picture is not a floating-point tensor.
@@ -40,8 +37,7 @@ def content_loss(
     check_tensor("student", student)
     check_tensor("teacher", teacher)
     check_same_shape("student", student, "teacher", teacher)
-    if perceptual_weight < 0:
-        raise ValueError(f"perceptual_weight must be >= 0, got {perceptual_weight!r}")
+    check_non_negative("perceptual_weight", perceptual_weight)
     pixels = (student - teacher).abs().mean()
     if perceptual is None or perceptual_weight == 0:
         return pixels
@@ -49,7 +45,7 @@ def content_loss(
 
 
 class ContentLoss(nn.Module):
-    """Pixel and perceptual distance of two tone-mapped pictures (eq. 5); options of :func:`content_loss`.
+    """Compute :func:`content_loss` (eq. 5) with fixed options.
 
     Example:
         >>> import torch
@@ -59,8 +55,7 @@ class ContentLoss(nn.Module):
 
     def __init__(self, perceptual: nn.Module | None = None, perceptual_weight: float = 1e-2) -> None:
         super().__init__()
-        if perceptual_weight < 0:
-            raise ValueError(f"perceptual_weight must be >= 0, got {perceptual_weight!r}")
+        check_non_negative("perceptual_weight", perceptual_weight)
         self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def semantic_histogram_loss(
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Float[Tensor, ""] | Float[Tensor, "b"]:
-    """Squared distance of the soft histograms of two pictures, region by region (eq. 10).
+    """Compute the squared distance of the soft histograms of two pictures, region by region (eq. 10).
 
     Per picture ``1/R sum_r 1/C sum_c sum_i (H^S - H^T)^2``. The pixels outside a region, which eq. 10 sets to
     zero, add the same count to both histograms and cancel; they are therefore never computed.
@@ -138,17 +138,13 @@ def histogram_loss(
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Float[Tensor, ""] | Float[Tensor, "b"]:
-    """Squared distance of the soft histograms of two pictures, ``1/C sum_c sum_i (H^S - H^T)^2`` (eq. 9).
+    """Compute the squared distance of the soft histograms of two pictures, ``1/C sum_c sum_i (H^S - H^T)^2`` (eq. 9).
 
     Args:
         student: picture to train, nominally in ``value_range``.
         teacher: picture to compare with, same shape, or a target from :meth:`HistogramLoss.precompute`.
-        num_bins: bins N of eq. 6.
-        value_range: outer edges of the bins.
-        bandwidth: kernel width in the unit of the pictures (sigma of eq. 7).
+        num_bins, value_range, bandwidth, reduction, backend: as in :func:`semantic_histogram_loss`.
         normalization: "pixels" or "area" divides histograms by the pixel count, "none" keeps counts.
-        reduction: over the batch: "mean", "sum" or "none".
-        backend: "torch"; "numba", for the CPU; "triton", for CUDA; or "auto", the fastest installed.
 
     Returns:
         The loss, float32 (float64 for float64 pictures); shape ``(B,)`` with ``reduction="none"``.
@@ -220,7 +216,7 @@ class _HistogramModule(nn.Module):
 
 
 class HistogramLoss(_HistogramModule):
-    """Squared distance of the soft histograms of two pictures (eq. 9); options of :func:`histogram_loss`.
+    """Compute :func:`histogram_loss` (eq. 9) with fixed options.
 
     Example:
         >>> import torch
@@ -261,7 +257,7 @@ class HistogramLoss(_HistogramModule):
 
 
 class SemanticHistogramLoss(_HistogramModule):
-    """Semantic-guided color loss (eq. 10); options of :func:`semantic_histogram_loss`.
+    """Compute :func:`semantic_histogram_loss`, the semantic-guided color loss (eq. 10), with fixed options.
 
     Called as ``loss(student, teacher, masks)`` or ``loss(student, teacher, labels=labels)``.
 

@@ -19,20 +19,17 @@ def perceptual_loss(
     *,
     layer_weights: Sequence[float] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean absolute difference of feature maps, ``sum_l w_l mean|phi_l(student) - phi_l(teacher)|`` (in eq. 5).
+    """Compute the distance of feature maps, ``sum_l w_l mean|phi_l(student) - phi_l(teacher)|`` (in eq. 5).
 
     Args:
-        student: picture that learns, RGB, nominally [0, 1].
-        teacher: picture it is compared with, same shape.
+        student: picture to train, ``(B, 3, H, W)`` RGB, nominally [0, 1].
+        teacher: picture to compare with, same shape.
         extractor: maps a picture to feature maps, differentiable in the picture: ``VGG19Features`` for the
-            paper's phi_ij, a knowledge bank (its ``extract_features`` is used), or a function of yours.
+            paper's phi_ij, a knowledge bank (its ``extract_features`` is used), or any function.
         layer_weights: one weight per feature map; equal weights that sum to 1 when None.
 
-    Returns:
-        The loss, a scalar.
-
     Raises:
-        TypeError: a picture is not a floating-point tensor, or the extractor gives no sequence of tensors.
+        TypeError: a picture is not a floating-point tensor, or the extractor returns no sequence of tensors.
         ValueError: shapes differ, ``layer_weights`` has another length than the features, or there are none.
 
     Example:
@@ -58,12 +55,12 @@ def perceptual_loss(
 
 
 class PerceptualLoss(nn.Module):
-    """Mean absolute difference of a frozen network's features; options of :func:`perceptual_loss`.
+    """Compute :func:`perceptual_loss` with a fixed extractor.
 
     Args:
         extractor: a module or function as in :func:`perceptual_loss`. A module is frozen, in place, and stays in
-            eval mode; those of this library (``VGG19Features``, the knowledge banks) add nothing to ``state_dict``.
-        layer_weights: one weight per feature map; equal weights that sum to 1 when None.
+            eval mode; ``VGG19Features`` and the knowledge banks add nothing to ``state_dict``.
+        layer_weights: as in :func:`perceptual_loss`.
 
     Example:
         >>> import torch
@@ -80,7 +77,7 @@ class PerceptualLoss(nn.Module):
         self.layer_weights = None if layer_weights is None else tuple(layer_weights)
 
     def train(self, mode: bool = True) -> PerceptualLoss:
-        """Keep the extractor in eval mode, whatever ``mode`` is."""
+        """Keep the extractor in eval mode in every ``mode``."""
         super().train(mode)
         if isinstance(self.extractor, nn.Module):
             self.extractor.eval()

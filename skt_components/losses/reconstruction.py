@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from skt_components.ops.checks import check_positive, check_same_shape, check_tensor
+from skt_components.ops.checks import check_non_negative, check_positive, check_same_shape, check_tensor
 from skt_components.ops.transfer import mu_law
 
 
 def mu_l1_loss(
     prediction: Float[Tensor, "*shape"], target: Float[Tensor, "*shape"], *, mu: float = 5000.0, peak: float = 1.0
 ) -> Float[Tensor, ""]:
-    """Mean absolute difference after mu-law, the usual L_org of HDR reconstruction networks.
+    """Compute the mean absolute difference after mu-law, the usual L_org of HDR reconstruction networks.
 
     Args:
         prediction: linear HDR.
         target: linear HDR, same shape.
         mu: amount of compression.
         peak: the linear value that maps to 1 (1 for sRGB data, 16 for BracketIRE).
-
-    Returns:
-        The loss, a scalar.
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
@@ -41,23 +36,11 @@ def mu_l1_loss(
 def mu_rms_loss(
     prediction: Float[Tensor, "b *shape"], target: Float[Tensor, "b *shape"], *, mu: float = 5000.0, peak: float = 1.0
 ) -> Float[Tensor, ""]:
-    """Root mean square difference after mu-law of each picture, averaged over the batch.
+    """Compute the root mean square difference after mu-law of each picture, averaged over the batch.
 
-    Its logarithm is PSNR-mu: ``-20 log10`` of one picture's loss. Values pull in proportion to how far they are off,
-    all of a picture's together as strongly as in :func:`mu_l1_loss`; beside that loss it makes large errors count.
-
-    Args:
-        prediction: linear HDR, the first axis is the batch.
-        target: linear HDR, same shape.
-        mu: amount of compression.
-        peak: the linear value that maps to 1 (1 for sRGB data, 16 for BracketIRE).
-
-    Returns:
-        The loss, a scalar; its gradient is 0 where a picture equals its target.
-
-    Raises:
-        TypeError: an argument is not a floating-point tensor.
-        ValueError: shapes differ, there is no batch axis, or ``mu`` or ``peak`` is not above zero.
+    PSNR-mu is ``-20 log10`` of one picture's loss. The gradient is proportional to each error, with a total over a
+    picture as large as in :func:`mu_l1_loss`, so this loss adds weight to large errors. It is 0 where a picture equals
+    its target. Arguments and errors as in :func:`mu_l1_loss`; the first axis is the batch.
 
     Example:
         >>> import torch
@@ -80,12 +63,7 @@ def _difference(prediction: Tensor, target: Tensor, mu: float, peak: float) -> T
 
 
 class MuL1Loss(nn.Module):
-    """Mean absolute difference after mu-law; options of :func:`mu_l1_loss`.
-
-    Args:
-        mu: amount of compression.
-        peak: the linear value that maps to 1.
-        rms_weight: of :func:`mu_rms_loss`, which is added.
+    """Compute :func:`mu_l1_loss` with fixed options, plus ``rms_weight`` times :func:`mu_rms_loss`.
 
     Example:
         >>> MuL1Loss(peak=16.0)
@@ -96,8 +74,7 @@ class MuL1Loss(nn.Module):
         super().__init__()
         check_positive("mu", mu)
         check_positive("peak", peak)
-        if not 0 <= rms_weight < math.inf:
-            raise ValueError(f"rms_weight must be a finite number >= 0, got {rms_weight!r}")
+        check_non_negative("rms_weight", rms_weight)
         self.mu, self.peak, self.rms_weight = mu, peak, rms_weight
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:

@@ -8,9 +8,11 @@ import numbers
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from skt_components.ops.checks import (
     can_read_values,
+    check_broadcast,
     check_count,
     check_same_dtype,
     check_same_shape,
@@ -30,9 +32,9 @@ def transposed_attention(
 ) -> Float[Tensor, "b c h w"]:
     """Attend over channels: the ``V . Softmax(K . Q / temperature)`` of eq. 4.
 
-    Every output channel is a convex combination of the value's channels, weighted by how alike, over all pixels,
-    the query channel and the key channels are. The attention matrix is (C/heads)^2 whatever the picture's size,
-    and the cost is linear in the number of pixels.
+    Every output channel is a convex combination of the value's channels, weighted by the similarity, over all pixels,
+    of the query channel and the key channels. The attention matrix is (C/heads)^2 for every picture size, and the
+    cost is linear in the number of pixels.
 
     Args:
         query: from the semantic prior.
@@ -40,18 +42,18 @@ def transposed_attention(
         value: from the image features.
         temperature: divisor of the logits (eq. 4's gamma), a number or a floating-point tensor that broadcasts to
             ``(num_heads, 1, 1)``; neither 0 nor NaN.
-        num_heads: groups of channels that attend among themselves; divides C.
-        normalize: L2-normalise each query and key channel over the pixels first, as Restormer does, so that the
-            logits are cosines whatever the size. False is eq. 4 literally.
+        num_heads: groups of channels that attend to each other; divides C.
+        normalize: L2-normalize each query and key channel over the pixels first, as Restormer does, so that the
+            logits are cosines for every size. False is eq. 4 literally.
 
     Returns:
-        Attended features, same shape and dtype as ``value``.
+        Features of the shape and dtype of ``value``.
 
     Raises:
         TypeError: query, key or value is not a floating-point tensor, query and key have two dtypes without autocast,
             or ``temperature`` is neither a number nor a floating-point tensor.
-        ValueError: their shapes differ, ``num_heads`` is no whole number that divides C, or ``temperature`` has
-            another shape, or is 0 or NaN. A tensor's values are looked at on the CPU only, and not in a compiled graph.
+        ValueError: shapes differ, ``num_heads`` does not divide C, or ``temperature`` has another shape, or is 0 or NaN
+            (tensors are verified on the CPU only, outside compiled graphs).
 
     Example:
         >>> import torch
@@ -77,15 +79,16 @@ def transposed_attention(
     device = value.device.type
     if normalize and (value.dtype.itemsize < 4 or (device != "meta" and torch.is_autocast_enabled(device))):
         # Float16 overflows in the sum over the pixels unless its terms are small.
-        q, k = (x / _channel_norms(x).clamp_min(max(1e-12, torch.finfo(x.dtype).tiny)).unsqueeze(-1) for x in (q, k))
+        tiny = [max(1e-12, torch.finfo(x.dtype).tiny) for x in (q, k)]
+        q, k = (x / vector_norm(x, dim=-1, keepdim=True).clamp_min(t) for x, t in zip((q, k), tiny, strict=True))
         logits = q @ k.transpose(-2, -1)
     else:
         logits = q @ k.transpose(-2, -1)
         if normalize:
-            # Dividing the small (C/heads)^2 matrix by the norms spares two normalised copies of the feature maps.
-            norms = _channel_norms(q).unsqueeze(-1) * _channel_norms(k).unsqueeze(-2)
+            # Dividing the small (C/heads)^2 matrix by the norms avoids two normalized copies of the feature maps.
+            norms = vector_norm(q, dim=-1).unsqueeze(-1) * vector_norm(k, dim=-1).unsqueeze(-2)
             logits = logits / norms.clamp_min(1e-12)
-    # Softmax in float32 at least: half-precision logits would blur the weights.
+    # At least float32: half-precision logits would round the weights.
     weights = torch.softmax(logits.to(float_dtype(logits)) / temperature, dim=-1)
     return (weights.to(v.dtype) @ v).reshape(batch, channels, height, width)
 
@@ -93,12 +96,7 @@ def transposed_attention(
 def _check_temperature(temperature: Tensor | float, num_heads: int) -> None:
     if isinstance(temperature, Tensor):
         check_tensor("temperature", temperature)
-        sizes = zip(reversed(temperature.shape), (1, 1, num_heads), strict=False)
-        if temperature.ndim > 3 or any(size not in (1, wanted) for size, wanted in sizes):
-            raise ValueError(
-                f"temperature must broadcast to (num_heads, 1, 1) = {(num_heads, 1, 1)}, "
-                f"got shape {tuple(temperature.shape)}"
-            )
+        check_broadcast("temperature", temperature, (num_heads, 1, 1), "(num_heads, 1, 1) = ")
         bad = can_read_values(temperature) and bool(((temperature == 0) | temperature.isnan()).any())
     elif isinstance(temperature, bool) or not isinstance(temperature, numbers.Real):
         raise TypeError(f"temperature must be a number or a floating-point tensor, got {type(temperature).__name__}")
@@ -106,7 +104,3 @@ def _check_temperature(temperature: Tensor | float, num_heads: int) -> None:
         bad = temperature == 0 or math.isnan(temperature)
     if bad:
         raise ValueError(f"temperature must be neither 0 nor NaN, got {temperature!r}")
-
-
-def _channel_norms(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=-1)

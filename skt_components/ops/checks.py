@@ -18,14 +18,9 @@ MaybeTensor = TypeVar("MaybeTensor", Tensor, "Tensor | None")
 def check_tensor(
     name: str, value: object, *, ndim: int | None = None, layout: str = "", channels: int | None = None
 ) -> None:
-    """Raise TypeError/ValueError unless ``value`` is a floating tensor of ``ndim`` axes.
+    """Raise TypeError or ValueError unless ``value`` is a floating-point tensor of ``ndim`` axes and ``channels``.
 
-    Args:
-        name: the argument's name as the caller knows it.
-        value: what the caller passed.
-        ndim: how many axes it must have; any number when None.
-        layout: the expected axes for the message, such as ``"(B, C, H, W)"``.
-        channels: the size that axis -3 must have.
+    ``layout`` describes the expected axes in the message, such as ``"(B, C, H, W)"``; channels are axis -3.
     """
     if not isinstance(value, Tensor):
         wanted = " ".join(["torch.Tensor", *layout.split()])
@@ -44,6 +39,13 @@ def check_same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
         raise ValueError(f"{name_a} and {name_b} must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     if a.device != b.device:
         raise ValueError(f"{name_a} and {name_b} must be on one device, got {a.device} and {b.device}")
+
+
+def check_broadcast(name: str, value: Tensor, shape: tuple[int, ...], meaning: str = "") -> None:
+    """Raise ValueError unless ``value`` broadcasts to ``shape``, which ``meaning`` explains in the message."""
+    sizes = zip(reversed(value.shape), reversed(shape), strict=False)
+    if value.ndim > len(shape) or any(size not in (1, wanted) for size, wanted in sizes):
+        raise ValueError(f"{name} must broadcast to {meaning}{tuple(shape)}, got shape {tuple(value.shape)}")
 
 
 def check_same_dtype(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:

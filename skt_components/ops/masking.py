@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from skt_components.ops.checks import check_fraction, check_same_shape, check_tensor
+from skt_components.ops.checks import check_broadcast, check_fraction, check_same_shape, check_tensor
 
 
 def complementary_masks(
@@ -22,19 +22,19 @@ def complementary_masks(
     """Draw an element-wise random mask and its complement, ``I`` and ``1 - I`` of eq. 11.
 
     Args:
-        shape: shape of the masks, such as ``(B, C, H, W)``; every element is drawn alone.
+        shape: shape of the masks, such as ``(B, C, H, W)``; elements are independent.
         mask_ratio: probability of a 1 in the first mask, in [0, 1].
-        generator: source of randomness; the default one of ``device`` when None. A generator on another device
-            draws there and the result is copied. A sequence has one for each sample, so that a sample's mask does not
-            depend on the batch that it is in.
-        device: where the masks are wanted; the generator's device when None.
+        generator: random generator; the default one of ``device`` when None. A generator on another device draws there
+            and the result is copied. A sequence has one generator for each sample, so that a sample's mask does not
+            depend on the rest of the batch.
+        device: device of the masks; the generator's device when None.
         dtype: floating-point dtype of the masks.
 
     Returns:
         ``(mask, complement)``: binary, and their sum is 1 everywhere.
 
     Raises:
-        ValueError: ``mask_ratio`` is outside [0, 1], or there are more or fewer generators than samples.
+        ValueError: ``mask_ratio`` is outside [0, 1], or the number of generators is not the number of samples.
 
     Example:
         >>> import torch
@@ -54,7 +54,7 @@ def complementary_masks(
         return mask, 1 - mask
     source = generator.device if generator is not None else torch.device(device or "cpu")
     target = torch.device(device) if device is not None else source
-    # generator=None, spelled out, keeps torch.compile from tracing dynamic shapes.
+    # Without a generator argument torch.compile does not trace dynamic shapes.
     if generator is None:
         draw = torch.rand(tuple(shape), device=source)
     else:
@@ -66,15 +66,12 @@ def complementary_masks(
 def mix_features(
     student: Float[Tensor, "b c h w"], teacher: Float[Tensor, "b c h w"], mask: Float[Tensor, "b c h w"]
 ) -> Float[Tensor, "b c h w"]:
-    """Take the teacher where ``mask`` is 1 and the student where it is 0 (the argument of eq. 11's decoder).
+    """Return ``student * (1 - mask) + teacher * mask``, the argument of eq. 11's decoder.
 
     Args:
         student: latent features of the student.
         teacher: latent features of the teacher, same shape.
         mask: binary, same shape (or broadcastable to it).
-
-    Returns:
-        ``student * (1 - mask) + teacher * mask``.
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
@@ -90,7 +87,5 @@ def mix_features(
     check_tensor("teacher", teacher)
     check_tensor("mask", mask)
     check_same_shape("student", student, "teacher", teacher)
-    sizes = zip(reversed(mask.shape), reversed(student.shape), strict=False)
-    if mask.ndim > student.ndim or any(m not in (1, s) for m, s in sizes):
-        raise ValueError(f"mask must broadcast to {tuple(student.shape)}, got shape {tuple(mask.shape)}")
+    check_broadcast("mask", mask, student.shape)
     return student * (1 - mask) + teacher * mask

@@ -1,4 +1,8 @@
-"""Bayer RAW: packing, mosaicing, differentiable demosaicing, white balance, colour matrix; all of it rendered."""
+"""Bayer RAW: packing, mosaicing, differentiable demosaicing, white balance, color matrix, and rendering with all three.
+
+Every function raises TypeError for a picture or matrix that is not a floating-point tensor, and ValueError for a wrong
+shape, an odd or too small size, and an unknown pattern or method. Values have any scale and are never clipped.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +15,20 @@ from torch import Tensor
 from skt_components.ops.checks import check_choice, check_per_picture, check_tensor
 
 CFA_PATTERNS = ("RGGB", "BGGR", "GRBG", "GBRG")
-# How far each method reaches, and so how wide the mirrored border is.
-_RADIUS = {"bilinear": 1, "malvar": 2}
+_RADIUS = {"bilinear": 1, "malvar": 2}  # reach of each method, the width of the mirrored border
 
 
 def pack_raw(bayer: Float[Tensor, "b 1 h w"], cfa_pattern: str = "RGGB") -> Float[Tensor, "b 4 h//2 w//2"]:
     """Gather a Bayer picture into four half-size planes, always in the order R, Gr, Gb, B.
 
-    Gr is the green that shares its row with red, Gb the one that shares it with blue, whatever the pattern.
+    Gr is the green in the rows of red, Gb the green in the rows of blue, for every pattern.
 
     Args:
-        bayer: ``(B, 1, H, W)``, H and W even, any scale.
-        cfa_pattern: colours of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
+        bayer: ``(B, 1, H, W)``, H and W even.
+        cfa_pattern: colors of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
 
     Returns:
         ``(B, 4, H/2, W/2)`` planes R, Gr, Gb, B.
-
-    Raises:
-        TypeError: ``bayer`` is no floating-point tensor.
-        ValueError: wrong shape, odd size or unknown pattern.
 
     Example:
         >>> import torch
@@ -44,18 +43,11 @@ def pack_raw(bayer: Float[Tensor, "b 1 h w"], cfa_pattern: str = "RGGB") -> Floa
 
 
 def unpack_raw(packed: Float[Tensor, "b 4 h w"], cfa_pattern: str = "RGGB") -> Float[Tensor, "b 1 2*h 2*w"]:
-    """Lay packed planes R, Gr, Gb, B out as a Bayer picture; the exact inverse of :func:`pack_raw`.
+    """Arrange packed planes as a Bayer picture ``(B, 1, H, W)``; the exact inverse of :func:`pack_raw`.
 
     Args:
         packed: ``(B, 4, H/2, W/2)`` planes R, Gr, Gb, B.
-        cfa_pattern: colours of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
-
-    Returns:
-        ``(B, 1, H, W)`` Bayer picture.
-
-    Raises:
-        TypeError: ``packed`` is no floating-point tensor.
-        ValueError: wrong shape or unknown pattern.
+        cfa_pattern: colors of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
 
     Example:
         >>> import torch
@@ -69,18 +61,11 @@ def unpack_raw(packed: Float[Tensor, "b 4 h w"], cfa_pattern: str = "RGGB") -> F
 
 
 def mosaic(rgb: Float[Tensor, "b 3 h w"], cfa_pattern: str = "RGGB") -> Float[Tensor, "b 1 h w"]:
-    """Sample an RGB picture through a Bayer colour filter array.
+    """Sample an RGB picture through a Bayer color filter array, samples unchanged, to ``(B, 1, H, W)``.
 
     Args:
-        rgb: ``(B, 3, H, W)`` linear RGB, any scale.
-        cfa_pattern: colours of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
-
-    Returns:
-        ``(B, 1, H, W)`` Bayer picture holding the samples unchanged.
-
-    Raises:
-        TypeError: ``rgb`` is no floating-point tensor.
-        ValueError: wrong shape or unknown pattern.
+        rgb: ``(B, 3, H, W)`` linear RGB.
+        cfa_pattern: colors of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
 
     Example:
         >>> import torch
@@ -90,34 +75,22 @@ def mosaic(rgb: Float[Tensor, "b 3 h w"], cfa_pattern: str = "RGGB") -> Float[Te
     check_tensor("rgb", rgb, ndim=4, layout="(B, 3, H, W)", channels=3)
     red_row, red_column = _red_lines(rgb, cfa_pattern)
     red, green, blue = rgb.split(1, dim=1)
-    return torch.where(
-        red_row,
-        torch.where(red_column, red, green),
-        torch.where(red_column, green, blue),
-    )
+    return torch.where(red_row, torch.where(red_column, red, green), torch.where(red_column, green, blue))
 
 
 def demosaic(
     bayer: Float[Tensor, "b 1 h w"], cfa_pattern: str = "RGGB", method: str = "bilinear"
 ) -> Float[Tensor, "b 3 h w"]:
-    """Interpolate a Bayer picture to RGB, differentiably and without moving a sample.
+    """Interpolate a Bayer picture to RGB ``(B, 3, H, W)``, differentiably; known samples stay bit-unchanged.
 
-    Known samples come back bit-unchanged. The border is mirrored about the outermost row and column (which
-    are not repeated), so a mirrored sample has the colour its place asks for. Nothing is clipped: ``malvar``
-    can overshoot next to edges.
+    The border is mirrored about the outermost row and column (which are not repeated), so that a mirrored sample has
+    the color of its position. ``malvar`` can overshoot next to edges.
 
     Args:
-        bayer: ``(B, 1, H, W)``, any scale, odd sizes included; at least 2x2, or 3x3 for ``malvar``.
-        cfa_pattern: colours of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
-        method: ``"bilinear"`` (mean of the nearest same-coloured samples) or ``"malvar"`` (gradient-corrected
+        bayer: ``(B, 1, H, W)``, also of odd size; at least 2x2, or 3x3 for ``malvar``.
+        cfa_pattern: colors of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
+        method: ``"bilinear"`` (mean of the nearest samples of the same color) or ``"malvar"`` (gradient-corrected
             linear interpolation, 5x5).
-
-    Returns:
-        ``(B, 3, H, W)`` RGB in the dtype of ``bayer``.
-
-    Raises:
-        TypeError: ``bayer`` is no floating-point tensor.
-        ValueError: wrong shape, too small a picture, unknown pattern or method.
 
     Example:
         >>> import torch
@@ -138,38 +111,24 @@ def demosaic(
     interpolate = _bilinear if method == "bilinear" else _malvar
     cross, along_row, along_column, diagonal = interpolate(bayer)
 
-    # At a green site the colour of this row lies left and right, the other colour above and below.
-    red = torch.where(
-        red_row,
-        torch.where(red_column, bayer, along_row),
-        torch.where(red_column, along_column, diagonal),
-    )
-    blue = torch.where(
-        red_row,
-        torch.where(red_column, diagonal, along_column),
-        torch.where(red_column, along_row, bayer),
-    )
+    # At a green pixel the color of its row is left and right, the other color above and below.
+    in_red_row, in_blue_row = torch.where(red_column, bayer, along_row), torch.where(red_column, along_column, diagonal)
+    red = torch.where(red_row, in_red_row, in_blue_row)
+    in_red_row, in_blue_row = torch.where(red_column, diagonal, along_column), torch.where(red_column, along_row, bayer)
+    blue = torch.where(red_row, in_red_row, in_blue_row)
     green = torch.where(red_row == red_column, cross, bayer)
     return torch.cat([red, green, blue], dim=1)
 
 
 def white_balance(
-    picture: Float[Tensor, "b c h w"],
-    gains: Float[Tensor, "3"] | Float[Tensor, "b 3"] | Sequence[float],
+    picture: Float[Tensor, "b c h w"], gains: Float[Tensor, "3"] | Float[Tensor, "b 3"] | Sequence[float]
 ) -> Float[Tensor, "b c h w"]:
-    """Multiply the colours of an RGB or packed RAW picture by their gains.
+    """Multiply the colors of an RGB or packed RAW picture by their gains.
 
     Args:
-        picture: ``(B, 3, H, W)`` linear RGB, or ``(B, 4, H, W)`` packed R, Gr, Gb, B; not clipped.
-        gains: R, G, B factors: three numbers, ``(3,)``, or ``(B, 3)`` for one set per picture. Both greens of
-            a packed picture take the G factor.
-
-    Returns:
-        The balanced picture, same shape and dtype.
-
-    Raises:
-        TypeError: ``picture`` is no floating-point tensor.
-        ValueError: wrong shapes.
+        picture: ``(B, 3, H, W)`` linear RGB, or ``(B, 4, H, W)`` packed R, Gr, Gb, B.
+        gains: R, G, B factors: three numbers, ``(3,)``, or ``(B, 3)`` for one set per picture. The G factor applies
+            to both greens of a packed picture.
 
     Example:
         >>> import torch
@@ -188,21 +147,13 @@ def white_balance(
 
 
 def apply_color_matrix(
-    rgb: Float[Tensor, "b 3 h w"],
-    matrix: Float[Tensor, "3 3"] | Float[Tensor, "b 3 3"],
+    rgb: Float[Tensor, "b 3 h w"], matrix: Float[Tensor, "3 3"] | Float[Tensor, "b 3 3"]
 ) -> Float[Tensor, "b 3 h w"]:
-    """Transform colours by a 3x3 matrix: ``out_i = sum_j matrix[i, j] * rgb_j``.
+    """Transform colors by a 3x3 matrix: ``out_i = sum_j matrix[i, j] * rgb_j``.
 
     Args:
-        rgb: ``(B, 3, H, W)`` linear RGB, any scale; not clipped.
+        rgb: ``(B, 3, H, W)`` linear RGB; the result has its dtype and device.
         matrix: ``(3, 3)``, or ``(B, 3, 3)`` for one per picture.
-
-    Returns:
-        ``(B, 3, H, W)`` in the dtype and on the device of ``rgb``.
-
-    Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: wrong shapes.
 
     Example:
         >>> import torch
@@ -213,7 +164,7 @@ def apply_color_matrix(
     check_tensor("rgb", rgb, ndim=4, layout="(B, 3, H, W)", channels=3)
     check_tensor("matrix", matrix)
     check_per_picture("matrix", matrix, (3, 3), rgb.shape[0])
-    # Written out, not as a matrix product: products lose digits under autocast and TF32.
+    # Not a matrix product, which loses digits under autocast and TF32.
     red, green, blue = matrix.to(rgb)[..., None, None].unbind(dim=-3)
     return red * rgb[:, 0:1] + green * rgb[:, 1:2] + blue * rgb[:, 2:3]
 
@@ -229,25 +180,17 @@ def render_raw(
     cfa_pattern: str = "RGGB",
     method: str = "bilinear",
 ) -> Float[Tensor, "b 3 2*h 2*w"]:
-    """Develop packed RAW into linear RGB: white balance, demosaicing, colour matrix.
+    """Render packed RAW as linear RGB ``(B, 3, 2h, 2w)``: white balance, demosaicing, color matrix; differentiable.
 
-    Differentiable, and nothing is clipped: light parts can exceed the sensor's white, saturated colours of the
-    sensor can leave the target's gamut below zero.
+    Bright parts can exceed the sensor's white, and its saturated colors can be negative in the target's gamut.
 
     Args:
-        packed: ``(B, 4, h, w)`` planes R, Gr, Gb, B, linear, any scale.
-        white_balance: R, G, B factors, ``(3,)`` or ``(B, 3)``; None leaves the sensor's balance.
-        color_matrix: ``(3, 3)`` or ``(B, 3, 3)``, from the sensor's balanced RGB to the RGB that is wanted; None
-            leaves the sensor's colours.
-        cfa_pattern: colours of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
+        packed: ``(B, 4, h, w)`` linear planes R, Gr, Gb, B.
+        white_balance: R, G, B factors, ``(3,)`` or ``(B, 3)``; None keeps the sensor's balance.
+        color_matrix: ``(3, 3)`` or ``(B, 3, 3)``, from the sensor's balanced RGB to the target's RGB; None keeps the
+            sensor's colors.
+        cfa_pattern: colors of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
         method: demosaicing method, "bilinear" or "malvar".
-
-    Returns:
-        ``(B, 3, 2h, 2w)`` linear RGB on the scale of ``packed``.
-
-    Raises:
-        TypeError: ``packed`` or ``color_matrix`` is no floating-point tensor.
-        ValueError: wrong shapes, too small a picture, unknown pattern or method.
 
     Example:
         >>> import torch
@@ -255,7 +198,7 @@ def render_raw(
         [2.0, 1.0, 1.5]
     """
     check_tensor("packed", packed, ndim=4, layout="(B, 4, h, w)", channels=4)
-    if color_matrix is not None:  # here and below by this function's names, before others see them by their own
+    if color_matrix is not None:  # checked here so that errors have this function's argument names
         check_tensor("color_matrix", color_matrix)
         check_per_picture("color_matrix", color_matrix, (3, 3), packed.shape[0])
     if white_balance is not None:
@@ -267,7 +210,7 @@ def render_raw(
 
 
 def _plane_positions(cfa_pattern: str) -> list[int]:
-    """Return where R, Gr, Gb and B stand in the 2x2 block, counted row by row from 0."""
+    """Return the positions of R, Gr, Gb and B in the 2x2 block, counted row by row from 0."""
     check_choice("cfa_pattern", cfa_pattern, CFA_PATTERNS)
     red, blue = cfa_pattern.index("R"), cfa_pattern.index("B")
     return [red, red ^ 1, blue ^ 1, blue]  # flipping the last bit changes the column, not the row
@@ -282,28 +225,28 @@ def _red_lines(picture: Tensor, cfa_pattern: str) -> tuple[Bool[Tensor, "h 1"], 
     return rows[:, None], columns[None, :]
 
 
-# The interpolation kernels are sums of shifted pictures, not conv2d: the same arithmetic, but it keeps the
-# input's precision under autocast and where convolutions run in TF32, and the compiler fuses it.
+# The interpolation kernels are sums of shifted pictures, not conv2d: the same arithmetic, but in the input's precision
+# under autocast and TF32, and fused by the compiler.
 
 
 def _bilinear(bayer: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the means over the 4-neighbours, left and right, above and below, and the diagonals."""
-    _, horizontal, vertical, diagonals, _, _ = _neighbour_sums(bayer, radius=1)
+    """Return the means of the 4 neighbors, left and right, above and below, and the diagonals."""
+    _, horizontal, vertical, diagonals, _, _ = _neighbor_sums(bayer, radius=1)
     return (horizontal + vertical) / 4, horizontal / 2, vertical / 2, diagonals / 4
 
 
 def _malvar(bayer: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the bilinear estimates corrected by the Laplacian of the colour known at each site."""
-    centre, horizontal, vertical, diagonals, far_h, far_v = _neighbour_sums(bayer, radius=2)
-    cross = (4 * centre + 2 * (horizontal + vertical) - far_h - far_v) / 8
-    along_row = (5 * centre + 4 * horizontal - diagonals - far_h + far_v / 2) / 8
-    along_column = (5 * centre + 4 * vertical - diagonals - far_v + far_h / 2) / 8
-    diagonal = (6 * centre + 2 * diagonals - 1.5 * (far_h + far_v)) / 8
+    """Return the bilinear estimates corrected by the Laplacian of the color known at each pixel."""
+    center, horizontal, vertical, diagonals, far_h, far_v = _neighbor_sums(bayer, radius=2)
+    cross = (4 * center + 2 * (horizontal + vertical) - far_h - far_v) / 8
+    along_row = (5 * center + 4 * horizontal - diagonals - far_h + far_v / 2) / 8
+    along_column = (5 * center + 4 * vertical - diagonals - far_v + far_h / 2) / 8
+    diagonal = (6 * center + 2 * diagonals - 1.5 * (far_h + far_v)) / 8
     return cross, along_row, along_column, diagonal
 
 
-def _neighbour_sums(bayer: Tensor, radius: int) -> tuple[Tensor, ...]:
-    """Return the picture and the sums of its neighbours: h, v, diagonal at 1; h, v at ``radius``."""
+def _neighbor_sums(bayer: Tensor, radius: int) -> tuple[Tensor, ...]:
+    """Return the picture and the sums of its neighbors: h, v, diagonal at 1; h, v at ``radius``."""
     height, width = bayer.shape[-2:]
     padded = _mirror(_mirror(bayer, radius, dim=-1), radius, dim=-2)
 
@@ -321,8 +264,8 @@ def _neighbour_sums(bayer: Tensor, radius: int) -> tuple[Tensor, ...]:
 
 
 def _mirror(picture: Tensor, radius: int, dim: int) -> Tensor:
-    """Extend ``picture`` along ``dim`` by its own mirror image, the edge line not repeated."""
-    # By slices because F.pad(mode="reflect") has no deterministic gradient on CUDA.
+    """Extend ``picture`` along ``dim`` by its mirror image, without repeating the edge."""
+    # Not F.pad(mode="reflect"), whose gradient on CUDA is not deterministic.
     size = picture.shape[dim]
     before = picture.narrow(dim, 1, radius).flip(dim)
     after = picture.narrow(dim, size - 1 - radius, radius).flip(dim)

@@ -1,6 +1,6 @@
-"""The paper's equations 4 and 6 to 12, one literal function each: slow, dtype-preserving, the oracle of the tests.
+"""Equations 4 and 6 to 12 of the paper, one literal function each: slow, dtype-preserving, the oracle of the tests.
 
-Nothing in the package imports this file. Symbols follow the paper; sums are written as sums.
+The package does not import this file. Symbols follow the paper; sums are written as sums.
 """
 
 from __future__ import annotations
@@ -62,12 +62,7 @@ def eq9_histogram_loss(
 
 
 def eq10_color_loss(
-    student: Tensor,
-    teacher: Tensor,
-    masks: Tensor,
-    num_bins: int,
-    value_range: tuple[float, float],
-    sigma: float,
+    student: Tensor, teacher: Tensor, masks: Tensor, num_bins: int, value_range: tuple[float, float], sigma: float
 ) -> Tensor:
     """``1/N sum_i Hist(p_m^i (.) T(H_in), p_m^i (.) H_s)`` of one picture; ``masks`` is ``(N, H, W)``."""
     terms = [

@@ -1,4 +1,8 @@
-"""Range and domain transfer: mu-law, LDR linearisation, sRGB."""
+"""Range and domain transfer: mu-law, LDR linearization, sRGB.
+
+Results have the shape and dtype of the input. Every function raises TypeError for an input that is not a floating-point
+tensor, and ValueError for a ``mu`` or ``gamma`` that is not a finite number above zero.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +18,13 @@ from skt_components.ops.checks import check_positive, check_tensor
 def mu_law(x: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor, "..."]:
     """Compress linear radiance: ``T(x) = log(1 + mu x) / log(1 + mu)`` (the T of eq. 1).
 
-    Below zero, where the formula soon has no value, T continues as an odd function, ``T(-x) = -T(x)``: it stays
-    finite, strictly increasing and invertible, and a network with a linear output is pulled back from negative
-    values instead of meeting the zero gradient of a clamp. The slope at 0 is ``mu / log(1 + mu)`` from both sides.
+    Below zero, where the formula is not defined everywhere, T continues as an odd function, ``T(-x) = -T(x)``: it is
+    finite, strictly increasing and invertible, and negative outputs of a linear network have a gradient, unlike with a
+    clamp. The slope at 0 is ``mu / log(1 + mu)`` from both sides; T(0) = 0 and T(1) = 1.
 
     Args:
         x: linear radiance relative to its peak, nominally [0, 1]; any shape.
         mu: amount of compression, > 0.
-
-    Returns:
-        The tone-mapped picture, same shape and dtype; 0 at 0 and 1 at 1.
-
-    Raises:
-        TypeError: ``x`` is not a floating-point tensor.
-        ValueError: ``mu`` is not a finite number above zero.
 
     Example:
         >>> import torch
@@ -42,18 +39,11 @@ def mu_law(x: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor, "..."]:
 
 
 def mu_law_inverse(y: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor, "..."]:
-    """Undo :func:`mu_law`, its odd continuation below zero included.
+    """Invert :func:`mu_law`, including its odd continuation, to linear radiance relative to its peak.
 
     Args:
         y: tone-mapped values; any shape.
         mu: amount of compression, > 0.
-
-    Returns:
-        Linear radiance relative to its peak, same shape and dtype.
-
-    Raises:
-        TypeError: ``y`` is not a floating-point tensor.
-        ValueError: ``mu`` is not a finite number above zero.
 
     Example:
         >>> import torch
@@ -75,19 +65,12 @@ def _magnitude(x: Tensor, positive: Tensor) -> Tensor:
 def linearize_ldr(
     ldr: Float[Tensor, "*batch n c h w"], exposure_times: Float[Tensor, "*batch n"], gamma: float = 2.2
 ) -> Float[Tensor, "*batch n c h w"]:
-    """Bring LDR exposures to one radiance scale: ``ldr ** gamma / exposure_time``.
+    """Convert LDR exposures to one linear radiance scale: ``ldr ** gamma / exposure_time``.
 
     Args:
         ldr: gamma-encoded exposures in [0, 1]; values below 0 count as 0.
-        exposure_times: positive, relative (1 for the exposure whose scale the target has).
+        exposure_times: positive, relative (1 for the exposure on the target's scale), of shape ``ldr.shape[:-3]``.
         gamma: exponent of the camera response, > 0; 2.2 in the Kalantari and Tel protocols.
-
-    Returns:
-        Linear radiance, same shape as ``ldr``.
-
-    Raises:
-        TypeError: an argument is not a floating-point tensor.
-        ValueError: ``exposure_times`` is not ``ldr.shape[:-3]``, or ``gamma`` is not above zero.
 
     Example:
         >>> import torch
@@ -111,34 +94,22 @@ def srgb_encode(linear: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     Args:
         linear: linear light, nominally [0, 1]; the linear segment continues below 0, the power law above 1.
 
-    Returns:
-        Display values, same shape and dtype.
-
-    Raises:
-        TypeError: ``linear`` is not a floating-point tensor.
-
     Example:
         >>> import torch
         >>> srgb_encode(torch.tensor([0.5]))
         tensor([0.7354])
     """
     check_tensor("linear", linear)
-    # The clamp keeps the power law's infinite slope at 0 out of the gradient of the branch not taken.
+    # Without the clamp the power law's infinite slope at 0 would make the gradient of the linear branch NaN.
     curved = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
     return torch.where(linear <= 0.0031308, 12.92 * linear, curved)
 
 
 def srgb_decode(encoded: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Undo :func:`srgb_encode`.
+    """Invert :func:`srgb_encode`, to linear light.
 
     Args:
         encoded: display values, nominally [0, 1].
-
-    Returns:
-        Linear light, same shape and dtype.
-
-    Raises:
-        TypeError: ``encoded`` is not a floating-point tensor.
 
     Example:
         >>> import torch

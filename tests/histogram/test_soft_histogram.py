@@ -218,7 +218,7 @@ def test_the_number_of_regions_is_read_off_the_labels():
 @pytest.mark.parametrize("num_bins", [256, 300])
 def test_extreme_bandwidths_and_those_where_the_method_changes_match(bandwidth, num_bins):
     values = picture(1, 2, 9, 13, dtype=torch.float64)
-    if bandwidth < 1e-4:  # hits some centres, or there would be nothing to see
+    if bandwidth < 1e-4:  # hits some centers, or there would be nothing to see
         values = ((values * num_bins).round() + 0.5) / num_bins + 0.3 * bandwidth * torch.randn_like(values)
     compare(values, None, TOLERANCES[torch.float64], bandwidth=bandwidth, num_bins=num_bins)
 
@@ -410,7 +410,7 @@ def test_shuffling_pixels_changes_nothing(seed, bandwidth):
 @settings(max_examples=30, deadline=None)
 @given(seeds, st.floats(0.004, 0.04))
 def test_every_pixel_away_from_the_ends_counts_alike(seed, bandwidth):
-    # The area under the kernel is sqrt(pi) bandwidth; from 0.9 bins on, sampling at the centres misses < 1 %.
+    # The area under the kernel is sqrt(pi) bandwidth; from 0.9 bins on, sampling at the centers misses < 1 %.
     values = 0.25 + 0.5 * torch.rand(1, 1, 5, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     mass = soft_histogram(values, bandwidth=bandwidth).sum().item()
     assert mass == pytest.approx(35 * math.sqrt(math.pi) * bandwidth * 256, rel=0.01)

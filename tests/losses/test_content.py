@@ -141,7 +141,7 @@ def test_rejects():
     with pytest.raises(ValueError, match="student and teacher must have the same shape"):
         content_loss(x, x[:, :1])
     for loss in (lambda: content_loss(x, x, perceptual_weight=-1.0), lambda: ContentLoss(perceptual_weight=-1.0)):
-        with pytest.raises(ValueError, match=r"perceptual_weight must be >= 0, got -1\.0"):
+        with pytest.raises(ValueError, match=r"perceptual_weight must be a finite number >= 0, got -1\.0"):
             loss()
 
 

@@ -19,7 +19,7 @@ both_forms = pytest.mark.parametrize("normalize", [True, False])
 def features(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
     """Query, key and value, and an upstream gradient."""
     generator = torch.Generator().manual_seed(seed)
-    # Small enough that unnormalised logits, sums over the pixels, leave the softmax unsaturated.
+    # Small enough that unnormalized logits, sums over the pixels, leave the softmax unsaturated.
     return [0.4 * torch.randn(shape, dtype=dtype, generator=generator) for _ in range(4)]
 
 
@@ -49,7 +49,7 @@ def test_values_and_every_gradient_match_eq4(num_heads, normalize, size, dtype, 
     got = values_and_gradients(fast, [*inputs, temperature], upstream)
     wanted = values_and_gradients(literal, [x.double() for x in (*inputs, temperature)], upstream.double())
     assert got[0].dtype == dtype
-    one_pixel = size == (1, 1)  # normalised to a sign, whose gradient is zero
+    one_pixel = size == (1, 1)  # normalized to a sign, whose gradient is zero
     assert one_pixel or all(x.abs().max() > 1e-4 for x in wanted)
     for a, b in zip(got, wanted, strict=True):
         assert (a - b).norm() <= tolerance * (upstream.norm() if one_pixel else b.norm())
@@ -104,7 +104,7 @@ def test_gradcheck(num_heads, normalize):
 
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 4]), st.floats(0.05, 20), st.floats(1e-3, 1e3))
-def test_normalised_attention_ignores_the_scale_of_query_and_key(seed, num_heads, temperature, scale):
+def test_normalized_attention_ignores_the_scale_of_query_and_key(seed, num_heads, temperature, scale):
     q, k, v, _ = features(1, 4, 3, 5, seed=seed)
     options = {"num_heads": num_heads, "temperature": temperature}
     wanted = transposed_attention(q, k, v, **options)

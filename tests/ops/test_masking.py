@@ -79,7 +79,7 @@ def test_the_ratio_is_the_share_of_ones(ratio):
             assert share.std() > 0
 
 
-def test_neighbours_are_independent():
+def test_neighbors_are_independent():
     mask, _ = complementary_masks((1, 8, 128, 128), generator=seeded())
     for axis in (1, 2, 3):
         a, b = mask.narrow(axis, 1, mask.shape[axis] - 1), mask.narrow(axis, 0, mask.shape[axis] - 1)

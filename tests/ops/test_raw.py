@@ -46,7 +46,7 @@ def site_masks(height: int, width: int, pattern: str) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_demosaic_matches_colour_demosaicing_in_the_interior(pattern, method, size, dtype):
     # The border differs on purpose: the oracle's mirror repeats the edge line, which puts a sample where the
-    # array has another colour. Two pixels in, no kernel reaches the border any more.
+    # array has another color. Two pixels in, no kernel reaches the border any more.
     bayer = torch.rand(2, 1, *size, dtype=dtype) * 16
     rgb = demosaic(bayer, pattern, method)
     assert rgb.dtype == dtype
@@ -54,6 +54,16 @@ def test_demosaic_matches_colour_demosaicing_in_the_interior(pattern, method, si
         wanted = torch.from_numpy(ORACLES[method](picture[0].double().numpy(), pattern)).permute(2, 0, 1)
         difference = (got - wanted)[:, 2:-2, 2:-2].abs().max().item()
         assert difference <= 1e-6 * 16 if dtype == torch.float32 else difference <= 1e-12
+
+
+@every_pattern
+def test_bilinear_demosaic_matches_kornia_in_the_interior(pattern):
+    from kornia.color import CFA, raw_to_rgb  # named as OpenCV does, by the second row's second and third colors
+
+    bayer = torch.rand(2, 1, 8, 10)
+    cfa = {"RGGB": CFA.BG, "BGGR": CFA.RG, "GRBG": CFA.GB, "GBRG": CFA.GR}[pattern]
+    difference = (demosaic(bayer, pattern) - raw_to_rgb(bayer, cfa))[:, :, 2:-2, 2:-2]
+    assert difference.abs().max() <= 5e-7
 
 
 @every_pattern
@@ -122,7 +132,7 @@ def test_demosaic_gradcheck(pattern, method):
     assert gradient.abs().min() > 0
 
 
-def test_colour_operations_gradcheck():
+def test_color_operations_gradcheck():
     rgb = torch.rand(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     gains = torch.rand(2, 3, dtype=torch.float64, requires_grad=True)
     matrix = torch.rand(3, 3, dtype=torch.float64, requires_grad=True)
@@ -171,9 +181,9 @@ def test_demosaic_returns_known_samples_bit_unchanged(height, width, pattern, me
 
 @every_pattern
 @pytest.mark.parametrize(("method", "size"), [("bilinear", (2, 2)), ("bilinear", (2, 5)), ("malvar", (3, 3))])
-def test_demosaic_of_the_smallest_pictures_keeps_flat_colours(pattern, method, size):
+def test_demosaic_of_the_smallest_pictures_keeps_flat_colors(pattern, method, size):
     rgb = torch.tensor([0.5, 2.0, 8.0]).view(1, 3, 1, 1).expand(1, 3, *size)
-    if method == "malvar":  # the gradient correction mixes colours, so only grey stays flat
+    if method == "malvar":  # the gradient correction mixes colors, so only gray stays flat
         rgb = torch.full((1, 3, *size), 0.5)
     torch.testing.assert_close(demosaic(mosaic(rgb, pattern), pattern, method), rgb)
 
@@ -181,7 +191,7 @@ def test_demosaic_of_the_smallest_pictures_keeps_flat_colours(pattern, method, s
 @every_pattern
 @every_method
 def test_demosaic_does_not_shift_a_ramp(pattern, method):
-    # A grey ramp is reproduced exactly in the interior; half a pixel of shift would show as half a step.
+    # A gray ramp is reproduced exactly in the interior; half a pixel of shift would show as half a step.
     ramp = (torch.arange(10.0).view(-1, 1) * 3 + torch.arange(12.0)).expand(1, 3, 10, 12)
     rgb = demosaic(mosaic(ramp, pattern), pattern, method)
     torch.testing.assert_close(rgb[..., 2:-2, 2:-2], ramp[..., 2:-2, 2:-2])
@@ -191,7 +201,7 @@ PERIOD = 16
 
 
 def wave(shift: float, dim: int) -> Tensor:
-    """A grey wave of 16 pixels' period along one axis of an 80x80 picture, moved by ``shift`` pixels."""
+    """A gray wave of 16 pixels' period along one axis of an 80x80 picture, moved by ``shift`` pixels."""
     x = torch.arange(80.0, dtype=torch.float64) - shift
     line = 0.5 + 0.4 * torch.cos(2 * math.pi * x / PERIOD)
     return (line[:, None] if dim == -2 else line).expand(1, 3, 80, 80)

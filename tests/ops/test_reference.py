@@ -27,7 +27,7 @@ def test_eq4_of_one_pixel_by_hand():
     assert out.flatten().tolist() == pytest.approx([0.25 * 4 + 0.75 * 8, 0.5 * 4 + 0.5 * 8])
 
 
-def test_eq4_normalised_sees_cosines_only():
+def test_eq4_normalized_sees_cosines_only():
     # Query channels point along and against the first key channel, and at a right angle to the second.
     query, key = grid([[[[3.0, 0.0]], [[-5.0, 0.0]]]]), grid([[[[7.0, 0.0]], [[0.0, 2.0]]]])
     value = grid([[[[1.0, 0.0]], [[0.0, 1.0]]]])
@@ -35,7 +35,7 @@ def test_eq4_normalised_sees_cosines_only():
     assert out.flatten().tolist() == pytest.approx([E / (E + 1), 1 / (E + 1), 1 / (1 + E), E / (1 + E)])
 
 
-def test_eq4_heads_are_groups_of_neighbouring_channels_with_their_own_gamma():
+def test_eq4_heads_are_groups_of_neighboring_channels_with_their_own_gamma():
     x = torch.randn(1, 4, 2, 3, dtype=torch.float64)
     gammas = grid([0.5, 2.0]).view(2, 1, 1)
     out = reference.eq4_prior_fusion(x, x, x, gammas, 2, normalize=False)

@@ -47,6 +47,14 @@ def test_the_slope_of_mu_law_is_the_formula(dtype):
     assert slope(mu_law, values).tolist() == pytest.approx(wanted, rel=1e-5)
 
 
+def test_srgb_matches_kornia():
+    from kornia.color import linear_rgb_to_rgb, rgb_to_linear_rgb
+
+    values = torch.linspace(0, 1, 3000, dtype=torch.float64).view(1, 3, 10, 100)
+    torch.testing.assert_close(srgb_encode(values), linear_rgb_to_rgb(values), rtol=0, atol=1e-12)
+    torch.testing.assert_close(srgb_decode(values), rgb_to_linear_rgb(values), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("code", "linear"),  # 8-bit sRGB codes and their linear light, as printed in tables of IEC 61966-2-1
     [
