@@ -1,37 +1,47 @@
-"""Evaluation: protocols, tiles, tables, pictures and reports of a run; pictures of a bank's priors."""
+"""Evaluation: protocols, tiles, statistics, results, tables, figures and the HTML report."""
 
-from skt_components.evaluation.html_report import ReportScene, render_scene, save_report, scene_anchor
-from skt_components.evaluation.priors import PriorsRow, save_priors
-from skt_components.evaluation.protocols import Protocol
-from skt_components.evaluation.report import (
+from skt_components.evaluation.figures import (
+    PriorsRow,
     SampleRow,
-    format_table,
     rewind_metrics,
     save_curves,
+    save_priors,
     save_samples,
 )
-from skt_components.evaluation.results import (
-    EvaluationResults,
-    Summary,
-    bootstrap_mean,
-    find_suspicious,
+from skt_components.evaluation.html_report import (
+    ReportScene,
+    SceneSections,
+    render_scene,
+    save_report,
+    scene_anchor,
 )
-from skt_components.evaluation.statistics import PairedSummary, paired_summary
+from skt_components.evaluation.networks import EvaluatedNetwork, load_networks
+from skt_components.evaluation.protocols import PROTOCOLS, Protocol
+from skt_components.evaluation.results import EvaluationResults, picture_source
+from skt_components.evaluation.statistics import PairedSummary, Summary, bootstrap_mean, paired_summary
+from skt_components.evaluation.suspicious import find_suspicious
+from skt_components.evaluation.tables import format_summary, format_table
 from skt_components.evaluation.tiling import official_tiles, tiled_inference
 
 __all__ = [
+    "PROTOCOLS",
+    "EvaluatedNetwork",
     "EvaluationResults",
     "PairedSummary",
     "PriorsRow",
     "Protocol",
     "ReportScene",
     "SampleRow",
+    "SceneSections",
     "Summary",
     "bootstrap_mean",
     "find_suspicious",
+    "format_summary",
     "format_table",
+    "load_networks",
     "official_tiles",
     "paired_summary",
+    "picture_source",
     "render_scene",
     "rewind_metrics",
     "save_curves",

@@ -1,12 +1,11 @@
-"""What a report in HTML draws: pictures as data URLs, colour scales, the worst places, histograms."""
+"""Pictures for an HTML report: data URLs, color scales, the worst places, histograms."""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,32 +20,33 @@ REGIONS = ["4e79a7", "f28e2b", "59a14f", "b07aa1"]
 
 
 def shrink(picture: Tensor, width: int) -> Tensor:
-    """Return ``(C, H, W)`` at most ``width`` wide, each pixel the mean of what it covers."""
-    height, full = picture.shape[-2:]
-    if full <= width:
+    """Return ``(C, H, W)`` at most ``width`` wide, by averaging areas."""
+    height, old_width = picture.shape[-2:]
+    if old_width <= width:
         return picture
-    return F.interpolate(picture[None], (max(round(height * width / full), 1), width), mode="area")[0]
+    return F.interpolate(picture[None], (max(round(height * width / old_width), 1), width), mode="area")[0]
 
 
 def jpeg_url(picture: Tensor) -> str:
-    """Return ``(3, h, w)`` in [0, 1] as a data URL, for the eye."""
-    bytes_ = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    return _url(bytes_, "jpeg", quality=88, subsampling=0)
+    """Return ``(3, h, w)`` in [0, 1] as the data URL of a JPEG."""
+    pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return _data_url(pixels, "jpeg", quality=88, subsampling=0)
 
 
 def radiance_url(picture: Tensor) -> str:
-    """Return linear ``(3, h, w)`` as a PNG of twice the height: above the mantissas, below the common exponents.
+    """Return linear ``(3, h, w)`` as the data URL of a PNG: mantissas in its upper half, exponents in its lower half.
 
-    A pixel is ``mantissa / 256 * 2 ** (exponent - 128)``. Not as alpha, which browsers multiply colours by.
+    A pixel is ``mantissa / 256 * 2 ** (exponent - 128)``. The exponents are not stored as alpha, because browsers
+    multiply colors by it.
     """
     pixels = picture.clamp(0, 1e30).double().permute(1, 2, 0).numpy()
     exponents = np.frexp(pixels.max(-1, keepdims=True))[1].clip(-127, 127)
     mantissas = np.rint(np.ldexp(pixels, 8 - exponents)).clip(0, 255)
     stacked = np.concatenate([mantissas, np.broadcast_to(exponents + 128, pixels.shape)])
-    return _url(stacked.astype(np.uint8), "png", optimize=True)
+    return _data_url(stacked.astype(np.uint8), "png", optimize=True)
 
 
-def _url(pixels: np.ndarray, kind: str, **options: int) -> str:
+def _data_url(pixels: np.ndarray, kind: str, **options: int) -> str:
     try:
         from PIL import Image
     except ImportError as error:
@@ -57,7 +57,7 @@ def _url(pixels: np.ndarray, kind: str, **options: int) -> str:
 
 
 def paint(values: Tensor, colors: Sequence[str]) -> Tensor:
-    """Return ``(h, w)`` in [0, 1] as ``(3, h, w)`` on a scale between evenly spaced colours."""
+    """Return ``(h, w)`` in [0, 1] as ``(3, h, w)`` on a scale between evenly spaced colors."""
     anchors = torch.tensor([list(bytes.fromhex(color)) for color in colors], dtype=values.dtype) / 255
     place = values.nan_to_num().clamp(0, 1) * (len(colors) - 1)
     below = place.floor().long().clamp(max=len(colors) - 2)
@@ -66,7 +66,7 @@ def paint(values: Tensor, colors: Sequence[str]) -> Tensor:
 
 
 def worst_places(error: Tensor, side: int, count: int) -> list[tuple[int, int]]:
-    """Return top and left of the squares with the largest mean error that do not overlap, the worst first."""
+    """Return (top, left) of squares that do not overlap and have the largest mean errors, the worst first."""
     step = max(side // 4, 1)
     means = F.avg_pool2d(error[None, None], side, step)[0, 0].clone()
     reach = -(-side // step) - 1
@@ -74,28 +74,21 @@ def worst_places(error: Tensor, side: int, count: int) -> list[tuple[int, int]]:
     for _ in range(count):
         row, column = divmod(int(means.argmax()), means.shape[1])
         if not math.isfinite(means[row, column]):
-            break  # all the rest overlaps
+            break  # all other squares overlap
         places.append((row * step, column * step))
         means[max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1] = -math.inf
     return places
 
 
-def histogram_svg(target: Tensor, results: Mapping[str, Tensor], label: str) -> str:
-    """Return histograms of values in [0, 1] as SVG: the target's filled, the results' as lines; square-root scale."""
-    target_heights, *heights = (_heights(values) for values in (target, *results.values()))
-    top = max(float(h.max()) for h in (target_heights, *heights)) or 1.0
-    lines = [_points(h / top) for h in heights]
-    body = f'<polygon class="target" points="0,100 {_points(target_heights / top)} 200,100"/>'
-    body += "".join(f'<polyline class="model{i + 1}" points="{points}"/>' for i, points in enumerate(lines))
-    label = html.escape(label, quote=True)
-    return f'<svg viewBox="0 0 200 100" preserveAspectRatio="none" role="img" aria-label="{label}">{body}</svg>'
+def histogram_points(pictures: Sequence[Tensor]) -> list[str]:
+    """Return a histogram of each tensor of values in [0, 1] as points of an SVG line, 200 wide and 100 high.
 
-
-def _heights(values: Tensor) -> np.ndarray:
-    counts = np.histogram(values.clamp(0, 1).numpy(), BINS, (0, 1))[0]
-    return np.sqrt(counts / max(counts.sum(), 1))
-
-
-def _points(heights: np.ndarray) -> str:
+    Heights are square roots of shares, on one scale for all tensors.
+    """
+    counts = [np.histogram(values.clamp(0, 1).numpy(), BINS, (0, 1))[0] for values in pictures]
+    heights = [np.sqrt(count / max(count.sum(), 1)) for count in counts]
+    top = max(float(height.max()) for height in heights) or 1.0
     places = (np.arange(BINS) + 0.5) * 200 / BINS
-    return " ".join(f"{x:.1f},{100 - 97 * y:.1f}" for x, y in zip(places, heights, strict=True))
+    return [
+        " ".join(f"{x:.1f},{100 - 97 * y:.1f}" for x, y in zip(places, height / top, strict=True)) for height in heights
+    ]

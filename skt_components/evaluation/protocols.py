@@ -1,4 +1,4 @@
-"""How published tables were made: one frozen description per data set, which also computes its numbers."""
+"""Protocols of published tables: everything between a network and its scores, for each data set."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from skt_components.evaluation.tiling import Network, official_tiles, tiled_inference
+from skt_components.metrics.hdrvdp2 import HDRVDP2Output, hdr_vdp2
 from skt_components.metrics.lpips import lpips
 from skt_components.metrics.psnr import crop_sides, psnr, quantize
 from skt_components.metrics.pu21 import display_luminance, psnr_pu21, ssim_pu21
@@ -32,33 +33,34 @@ _CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What has to be the same for two tables to compare; every difference is a field.
+    """Fix all settings between a network and the scores in a table, so that two tables compare.
 
-    Take one of the named ones, and :func:`dataclasses.replace` for another: ``replace(Protocol.tel(), tile=None)`` is
-    Tel's with whole pictures.
+    Start from a named protocol and change it with :func:`dataclasses.replace`: ``replace(Protocol.tel(), tile=None)``
+    is Tel's protocol with whole pictures.
 
     Attributes:
-        name: of the protocol.
+        name: title of the protocol.
         domain: "srgb": pictures are linear RGB; "raw": packed RAW R, Gr, Gb, B, rendered to RGB first.
-        metrics: which numbers: "PSNR-mu", "PSNR-l", "SSIM-mu", "SSIM-l", "LPIPS" (of the tone-mapped pictures),
-            "PU21-PSNR", "PU21-SSIM", "HDR-VDP-2" (of the linear ones).
+        metrics: names of the metrics: "PSNR-mu", "PSNR-l", "SSIM-mu", "SSIM-l", "LPIPS" (of tone-mapped pictures),
+            "PU21-PSNR", "PU21-SSIM", "HDR-VDP-2" (of linear pictures).
         peak: linear value of white.
         mu: compression of the mu-law.
-        channel_order: of the pictures that are scored, "rgb" or "bgr".
-        rounding: what the evaluated files keep: "none"; "rgbe": the 8 bits of a Radiance file, cut off; "uint16":
-            the 16 bits of a PNG of the tone-mapped picture, cut off.
+        channel_order: order of the channels when they are scored, "rgb" or "bgr".
+        rounding: precision of the evaluated files: "none"; "rgbe": the 8 bits of a Radiance file, truncated; "uint16":
+            the 16 bits of a PNG of the tone-mapped picture, truncated.
         ssim_clip: clip to [0, 1] for SSIM.
         ssim_sample_covariance: see :func:`~skt_components.metrics.ssim`.
         ssim_border: see :func:`~skt_components.metrics.ssim`.
-        border: pixels of the bracket that the network does not see, on each side (packed ones of RAW).
-        crop: pixels of RGB on each side that are not compared.
-        tile: side of the tiles, padded with ones, that the network sees one by one; None: the whole picture.
+        border: pixels (packed pixels for RAW) on each side of the bracket that the network does not get.
+        crop: RGB pixels on each side that are not compared.
+        tile: side of the tiles, padded with ones, on which the network runs; None: the whole picture.
         demosaicing: method for RAW, "bilinear" or "malvar".
-        vdp_pixels_per_degree: of HDR-VDP-2; 23.787 is a 30-inch display of 1500x1000 pixels at 0.55 m.
-        vdp_encoding: of HDR-VDP-2. "sRGB-display" for linear values is physically wrong, and what was published.
+        vdp_pixels_per_degree: for HDR-VDP-2; 23.787 is a 30-inch display of 1500x1000 pixels at 0.55 m.
+        vdp_encoding: for HDR-VDP-2. "sRGB-display" is physically wrong for linear values, but the published tables
+            use it.
         pu21_display: peak luminance (cd/m2), contrast and ambient light (lux) of the display that shows the
             tone-mapped picture, rounded to 8 bits, for PU21.
-        remark: what else a reader of a table has to know.
+        remark: a note for readers of a table.
 
     Raises:
         ValueError: an option is unknown or out of range.
@@ -99,37 +101,37 @@ class Protocol:
 
     @classmethod
     def kalantari(cls) -> Protocol:
-        """Kalantari17 as HDR-Transformer and SCTNet evaluate it: float pictures, SSIM clipped, tiles of 256."""
+        """Return HDR-Transformer's and SCTNet's protocol on Kalantari17: float pictures, SSIM clipped, tiles of 256."""
         return cls("Kalantari17 (HDR-Transformer, SCTNet)", ssim_clip=True, tile=256)
 
     @classmethod
     def tel(cls) -> Protocol:
-        """Tel23 as SCTNet evaluates it: as Kalantari17."""
+        """Return the protocol of SCTNet on Tel23, which is the one on Kalantari17."""
         return cls("Tel23 (SCTNet)", ssim_clip=True, tile=256)
 
     @classmethod
     def matlab(cls) -> Protocol:
-        """SAFNet's MATLAB scripts: predictions from Radiance files, SSIM of RGB as a volume, whole pictures."""
+        """Return the protocol of SAFNet's MATLAB scripts: Radiance files, SSIM of RGB as a volume, whole pictures."""
         remark = "SSIM after MATLAB's documentation, never compared with MATLAB"
         return cls("MATLAB (SAFNet)", rounding="rgbe", ssim_border="volume", remark=remark)
 
     @classmethod
     def bracketire(cls) -> Protocol:
-        """BracketIRE as its published scripts evaluate it, but for the learned demosaicing; see ``remark``."""
+        """Return the protocol of BracketIRE's scripts, except for their learned demosaicing; see ``remark``."""
         return cls("BracketIRE", border=5, crop=10, **_BRACKETIRE)
 
     @classmethod
     def bracketire_plus(cls) -> Protocol:
-        """BracketIRE+, four times as large as its bracket, evaluated as BracketIRE."""
+        """Return the protocol of BracketIRE for BracketIRE+, whose targets are four times as large as the brackets."""
         return cls("BracketIRE+", border=2, crop=16, **_BRACKETIRE)
 
     @classmethod
     def ntire2024(cls) -> Protocol:
-        """The NTIRE 2024 challenge on BracketIRE and BracketIRE+: PSNR only, nothing cropped."""
+        """Return the protocol of the NTIRE 2024 challenge on BracketIRE and BracketIRE+: PSNR only, nothing cropped."""
         return cls("NTIRE 2024 bracketing", **{**_BRACKETIRE, "metrics": ("PSNR-mu",)})
 
     def describe(self) -> str:
-        """Return all that matters in one line, for the foot of a table."""
+        """Return all settings in one line, for the note below a table."""
         form = ["sample covariance" if self.ssim_sample_covariance else "population covariance"]
         form += [f"border {self.ssim_border}"] + ["clipped"] * self.ssim_clip
         kept = {"none": "not rounded", "rgbe": "RGBE, truncated", "uint16": "16 bits, truncated"}[self.rounding]
@@ -151,15 +153,15 @@ class Protocol:
         return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
 
     def infer(self, network: Network, bracket: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b o _h _w"]:
-        """Run the network as the protocol says: without the bracket's border, tile by tile or whole.
+        """Run the network as the protocol prescribes: without the bracket's border, on tiles or the whole picture.
 
         Args:
-            network: bracket in, linear HDR out; on any device.
-            bracket: ``(B, N, C, H, W)``, whole; see ``border``.
+            network: maps a bracket to linear HDR; on any device.
+            bracket: ``(B, N, C, H, W)``, with its border.
 
         Raises:
-            TypeError: ``bracket`` is no floating-point tensor.
-            ValueError: ``bracket`` is not ``(B, N, C, H, W)`` or has nothing but border.
+            TypeError: ``bracket`` is not a floating-point tensor.
+            ValueError: ``bracket`` is not ``(B, N, C, H, W)`` or has no pixels inside its border.
         """
         check_tensor("bracket", bracket, ndim=5, layout="(B, N, C, H, W)")
         seen = crop_sides(bracket.flatten(0, 1), self.border).unflatten(0, bracket.shape[:2])
@@ -177,40 +179,62 @@ class Protocol:
         cropped: bool = False,
         lpips_weights: str | os.PathLike[str] | None = None,
     ) -> dict[str, Tensor]:
-        """Return the protocol's numbers, ``(B,)`` float64 each, on the device of the pictures.
+        """Compute the protocol's metrics, ``(B,)`` float64 each, on the device of the pictures.
 
         Args:
-            prediction: ``(B, 3, H, W)`` linear RGB or ``(B, 4, h, w)`` packed RAW, on the scale of ``peak``.
-            target: same size, or larger by what the protocol crops: a network that did not see the border is compared
-                with the middle of the whole target.
-            metadata: of RAW data: ``white_balance`` and ``color_matrix``, as in the samples of
-                :class:`~skt_components.data.BracketIRE`.
-            cropped: both pictures lack the border already, as the test samples of BracketIRE do by default.
+            prediction: see :meth:`compared`.
+            target: see :meth:`compared`.
+            metadata: see :meth:`compared`.
+            cropped: see :meth:`compared`.
             lpips_weights: for "LPIPS", see :func:`~skt_components.metrics.lpips`.
 
         Raises:
-            TypeError: a picture is no floating-point tensor.
-            ValueError: shapes do not fit.
+            TypeError: a picture is not a floating-point tensor.
+            ValueError: the shapes do not fit together.
             ImportError: "LPIPS" is among the metrics and its package is not installed.
         """
-        shown = [self.render(picture, metadata) for picture in (prediction, target)]
-        interior = crop_sides(shown[1], self.crop)
-        if not cropped and shown[0].shape != interior.shape:
-            check_same_shape("rendered prediction", shown[0], "rendered target", shown[1])
-            shown[0] = crop_sides(shown[0], self.crop)
-        pair = _Pair(self, shown[0], shown[1] if cropped else interior, lpips_weights)
+        pair = _Pair(self, *self.compared(prediction, target, metadata, cropped=cropped), lpips_weights)
         return {name: METRICS[name](pair) for name in self.metrics}
 
+    def compared(
+        self,
+        prediction: Float[Tensor, "b c h w"],
+        target: Float[Tensor, "b c _h _w"],
+        metadata: Metadata | None = None,
+        *,
+        cropped: bool = False,
+    ) -> tuple[Float[Tensor, "b 3 _i _j"], Float[Tensor, "b 3 _i _j"]]:
+        """Return prediction and target as they are compared: linear RGB with white at 1, in float64, cropped.
+
+        Args:
+            prediction: ``(B, 3, H, W)`` linear RGB or ``(B, 4, h, w)`` packed RAW, on the scale of ``peak``.
+            target: same size, or larger by the protocol's crop: the prediction of a network that ran without the
+                border is compared with the middle of the whole target.
+            metadata: ``white_balance`` and ``color_matrix`` of RAW data, as in the samples of
+                :class:`~skt_components.data.BracketIRE`.
+            cropped: both pictures lack the border already, as the test samples of BracketIRE do by default.
+
+        Raises:
+            TypeError: a picture is not a floating-point tensor.
+            ValueError: the shapes do not fit together.
+        """
+        shown, whole = (self.render(picture, metadata) for picture in (prediction, target))
+        interior = crop_sides(whole, self.crop)
+        if not cropped and shown.shape != interior.shape:
+            check_same_shape("rendered prediction", shown, "rendered target", whole)
+            shown = crop_sides(shown, self.crop)
+        return shown, whole if cropped else interior
+
     def render(self, picture: Float[Tensor, "b c h w"], metadata: Metadata | None = None) -> Float[Tensor, "b 3 _h _w"]:
-        """Return linear RGB with white at 1, in float64, as it is compared (before tone mapping and cropping).
+        """Return linear RGB with white at 1, in float64, before cropping.
 
         Args:
             picture: ``(B, 3, H, W)`` linear RGB or ``(B, 4, h, w)`` packed RAW, on the scale of ``peak``.
-            metadata: of RAW data, see :meth:`score`.
+            metadata: of RAW data, see :meth:`compared`.
 
         Raises:
-            TypeError: ``picture`` is no floating-point tensor.
-            ValueError: wrong shape, or metadata that the domain does not have.
+            TypeError: ``picture`` is not a floating-point tensor.
+            ValueError: the shape is wrong, or the domain has no such metadata.
         """
         check_tensor("picture", picture, ndim=4, layout="(B, C, H, W)", channels=4 if self.domain == "raw" else 3)
         metadata = metadata or {}
@@ -218,30 +242,31 @@ class Protocol:
         if unknown := sorted(metadata.keys() - known):
             raise ValueError(f"metadata of {self.domain} pictures must be {sorted(known) or 'empty'}, got {unknown}")
         if self.domain == "raw":
-            return self._develop(picture.double() / self.peak, **metadata)
+            return self._render_raw(picture.double() / self.peak, metadata)
         linear = (round_rgbe(picture) if self.rounding == "rgbe" else picture).double() / self.peak
         return linear.flip(1) if self.channel_order == "bgr" else linear
 
     def tonemap(self, linear: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Return the mu-law of what :meth:`render` gave, with the precision of the protocol's files."""
+        """Return a rendered picture after the mu-law, with the precision of the protocol's files."""
         return quantize(mu_law(linear, mu=self.mu), 16 if self.rounding == "uint16" else None)
 
-    def _develop(
-        self, packed: Tensor, white_balance: Tensor | None = None, color_matrix: Tensor | None = None
-    ) -> Float[Tensor, "b 3 _h _w"]:
-        """Return BracketIRE's rendering: clipped at every step, demosaiced under a gamma."""
+    def hdr_vdp2(self, prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> HDRVDP2Output:
+        """Return HDR-VDP-2 of what :meth:`compared` returned, with its visibility maps."""
+        encoding, degree = self.vdp_encoding, self.vdp_pixels_per_degree
+        return hdr_vdp2(prediction, target, color_encoding=encoding, pixels_per_degree=degree)
+
+    def _render_raw(self, packed: Tensor, metadata: Metadata) -> Float[Tensor, "b 3 _h _w"]:
+        """Render RAW as BracketIRE's scripts do: clipped at every step, demosaiced after a gamma curve."""
         packed = packed.clamp(min=0)
-        if white_balance is not None:
-            packed = _balance(packed, white_balance)
+        if (gains := metadata.get("white_balance")) is not None:
+            packed = white_balance(packed, gains)
         display = unpack_raw(packed.clamp(max=1)) ** (1 / 2.2)
         rgb = demosaic(display, method=self.demosaicing).clamp(0, 1) ** 2.2
-        if color_matrix is not None:
-            rgb = apply_color_matrix(rgb, color_matrix.double())
+        if (matrix := metadata.get("color_matrix")) is not None:
+            rgb = apply_color_matrix(rgb, matrix.double())
         rgb = rgb.clamp(0, 1)
         return rgb.flip(1) if self.channel_order == "bgr" else rgb
 
-
-_balance = white_balance  # _develop has an argument of that name
 
 _BRACKETIRE: dict[str, Any] = {
     "domain": "raw",
@@ -254,7 +279,7 @@ _BRACKETIRE: dict[str, Any] = {
 
 
 class _Pair:
-    """Two pictures under one protocol, tone-mapped once."""
+    """Prediction and target as a protocol compares them, tone-mapped once for all metrics."""
 
     def __init__(self, protocol: Protocol, prediction: Tensor, target: Tensor, lpips_weights: Any) -> None:
         self.protocol, self.lpips_weights = protocol, lpips_weights
@@ -262,23 +287,17 @@ class _Pair:
         self.mapped = (protocol.tonemap(prediction), protocol.tonemap(target))
 
     def ssim(self, pictures: tuple[Tensor, Tensor]) -> Tensor:
-        form = self.protocol
-        options = {"sample_covariance": form.ssim_sample_covariance, "border": form.ssim_border}
-        return ssim(*pictures, peak=1.0, clip=form.ssim_clip, **options)  # type: ignore[arg-type]
+        protocol = self.protocol
+        options = {"sample_covariance": protocol.ssim_sample_covariance, "border": protocol.ssim_border}
+        return ssim(*pictures, peak=1.0, clip=protocol.ssim_clip, **options)  # type: ignore[arg-type]
 
     def lpips(self) -> Tensor:
         return lpips(*self.mapped, weights=self.lpips_weights)
 
     def displayed(self) -> list[Tensor]:
         peak, contrast, ambient = self.protocol.pu21_display
-        bytes_ = [quantize(picture, 8, rounded=True) for picture in self.mapped]
-        return [display_luminance(x, peak=peak, contrast=contrast, ambient=ambient) for x in bytes_]
-
-    def hdr_vdp2(self) -> Tensor:
-        from skt_components.metrics.hdrvdp2 import hdr_vdp2
-
-        encoding, ppd = self.protocol.vdp_encoding, self.protocol.vdp_pixels_per_degree
-        return hdr_vdp2(*self.linear, color_encoding=encoding, pixels_per_degree=ppd).Q
+        rounded = [quantize(picture, 8, rounded=True) for picture in self.mapped]
+        return [display_luminance(x, peak=peak, contrast=contrast, ambient=ambient) for x in rounded]
 
 
 METRICS: dict[str, Callable[[_Pair], Tensor]] = {
@@ -289,15 +308,27 @@ METRICS: dict[str, Callable[[_Pair], Tensor]] = {
     "LPIPS": _Pair.lpips,
     "PU21-PSNR": lambda pair: psnr_pu21(*pair.displayed()),
     "PU21-SSIM": lambda pair: ssim_pu21(*pair.displayed()),
-    "HDR-VDP-2": _Pair.hdr_vdp2,
+    "HDR-VDP-2": lambda pair: pair.protocol.hdr_vdp2(*pair.linear).Q,
 }
 
 
+PROTOCOLS: dict[str, Protocol] = {
+    "kalantari": Protocol.kalantari(),
+    "tel": Protocol.tel(),
+    "matlab": Protocol.matlab(),
+    "bracketire": Protocol.bracketire(),
+    "bracketire-plus": Protocol.bracketire_plus(),
+    "ntire2024": Protocol.ntire2024(),
+    "simulated": Protocol("Simulated brackets", ssim_clip=True),
+}
+"""Protocols by name; a published data set has its name, "simulated" is for simulated brackets."""
+
+
 def round_rgbe(picture: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Return what a Radiance file keeps of a picture: 8 bits below the pixel's largest channel, the rest cut off.
+    """Truncate a picture to the precision of a Radiance file: 8 bits below the exponent of a pixel's largest channel.
 
     Args:
-        picture: ``(B, 3, H, W)`` linear RGB; negative values, which the format does not have, become 0.
+        picture: ``(B, 3, H, W)`` linear RGB; negative values, which the format cannot hold, become 0.
 
     Example:
         >>> import torch

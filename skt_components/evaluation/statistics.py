@@ -1,4 +1,4 @@
-"""What one method gains over another on the same pictures, over several seeds, with an interval that means it."""
+"""Means over pictures with bootstrap intervals: of one method, and of the gain over another across seeds."""
 
 from __future__ import annotations
 
@@ -15,18 +15,56 @@ from torch import Tensor
 from skt_components.ops.checks import check_count
 
 
+class Summary(NamedTuple):
+    """A mean over pictures and its confidence interval; the ends are nan if there is no interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap_mean(
+    values: Sequence[float], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Summary:
+    """Compute a mean and its percentile bootstrap interval.
+
+    The interval estimates how much the mean would change with other pictures of the same kind, not the precision of one
+    value. It is widened for few pictures as in :func:`paired_summary`.
+
+    Args:
+        values: one per picture; infinite values make the mean infinite or nan.
+        confidence: share of the resampled means inside the interval, in (0, 1).
+        resamples: number of bootstrap samples.
+        seed: of the draws; the same values give the same interval.
+
+    Returns:
+        Mean and interval; its ends are nan for one picture, or if a value is infinite or nan.
+
+    Raises:
+        ValueError: there are no values, or an option is out of range.
+
+    Example:
+        >>> bootstrap_mean([30.0, 30.0, 30.0])
+        Summary(mean=30.0, low=30.0, high=30.0)
+    """
+    if not len(values):
+        raise ValueError("values must hold at least one value, got none")
+    array = np.asarray(values, np.float64)
+    return Summary(float(array.mean()), *_interval(array[None], confidence, resamples, seed))
+
+
 class PairedSummary(NamedTuple):
-    """What :func:`paired_summary` found; ``str`` of it is one line for people.
+    """Result of :func:`paired_summary`; ``str`` of it is one line of text.
 
     Attributes:
-        gain: mean over seeds and pictures of ours - theirs.
+        gain: mean of ours - theirs over seeds and pictures.
         low: lower end of the interval.
-        high: upper end.
+        high: upper end of the interval.
         confidence: of the interval.
-        seed_gains: mean over the pictures, seed by seed.
-        pictures: how many there are.
-        wins: how many seeds have a gain above 0.
-        standard_error: of the gain, from the differences between the seeds alone; None for one seed.
+        seed_gains: mean gain over the pictures for each seed.
+        pictures: number of pictures.
+        wins: number of seeds with a gain above 0.
+        standard_error: of the gain, computed from the differences between seeds only; None for one seed.
         metric: unit and name.
     """
 
@@ -44,9 +82,8 @@ class PairedSummary(NamedTuple):
         seeds = len(self.seed_gains)
         over = f"{seeds} seed{'s' if seeds > 1 else ''} and {self.pictures} pictures"
         interval = f"{100 * self.confidence:g} % interval [{self.low:+.3f}, {self.high:+.3f}]"
-        rest = (
-            ", seeds " + " ".join(f"{gain:+.2f}" for gain in self.seed_gains) if seeds > 1 else " over pictures alone"
-        )
+        by_seed = ", seeds " + " ".join(f"{gain:+.2f}" for gain in self.seed_gains)
+        rest = by_seed if seeds > 1 else " over pictures alone"
         return f"paired gain over {over}: {self.gain:+.3f} {self.metric}, {interval}{rest}"
 
 
@@ -60,37 +97,37 @@ def paired_summary(
     seed: int = 0,
     metric: str = "dB PSNR-mu",
 ) -> PairedSummary:
-    r"""Return the mean gain of paired values, and how far it could be off with other seeds and other pictures.
+    r"""Compute the mean gain of paired values, and its interval under other seeds and other pictures.
 
-    Every seed is validated on the same pictures: seeds and pictures are crossed, not nested. So each resample draws
-    seeds, and then *one* set of pictures for all of them. Pictures drawn for each seed anew would average away that
-    some pictures gain more than others, which they do for every seed, and the interval would be too narrow.
+    All seeds are validated on the same pictures: seeds and pictures are crossed factors, not nested. So each resample
+    draws seeds, and then *one* set of pictures for all of them. With pictures drawn separately for each seed, the
+    variation between pictures would average out over the seeds, and the interval would be too narrow.
 
-    A plain bootstrap of three seeds never leaves the smallest and the largest of them, and calls 95 % what holds the
-    true gain three times in four. Therefore a resample's deviations between seeds, and those between pictures, are
-    widened by :math:`\sqrt{n / (n - 1)}\; t_{n-1} / z`, Student's quantile over the normal one: 1.4 * 6.5 for two
-    seeds, 1.2 * 2.2 for three, hardly anything for a hundred pictures. Two seeds say little, and it shows.
+    A plain bootstrap of three seeds never leaves the range of the three values, and a nominal 95 % interval covers the
+    true gain in three of four cases. Therefore the deviations between seeds, and those between pictures, are widened
+    by :math:`\sqrt{n / (n - 1)}\; t_{n-1} / z`, Student's quantile over the normal one: 1.4 * 6.5 for two seeds,
+    1.2 * 2.2 for three, close to 1 for a hundred pictures.
 
-    Views of one scene gain alike. Where ``groups`` says which pictures belong together, a resample draws scenes and
-    not pictures; intervals that take such pictures for independent ones are far too narrow.
+    Views of one scene have similar gains. With ``groups``, a resample draws scenes instead of pictures; an interval
+    that treats such pictures as independent is far too narrow.
 
-    One seed cannot say what another would have given: its interval is over pictures alone, and ``str`` says so.
+    With one seed, the interval is over pictures only, and ``str`` says so.
 
     Args:
         ours: for each seed ``(P,)``, one value per picture.
-        theirs: those of the other method, for the same seeds and pictures in the same order.
-        groups: for each picture what it is a view of; None: of something of its own.
-        confidence: how often the interval holds the true gain, in (0, 1).
-        resamples: how many.
+        theirs: values of the other method, for the same seeds and pictures in the same order.
+        groups: for each picture, the scene that it is a view of; None: all pictures are independent.
+        confidence: probability that the interval holds the true gain, in (0, 1).
+        resamples: number of bootstrap samples.
         seed: of the draws; the same values give the same interval.
         metric: unit and name of the values, for ``str``.
 
     Returns:
-        Gain, interval and what they come from. Values that are infinite on both sides gain 0; another infinite one
-        makes the gain infinite or nan, and the interval nan.
+        Gain, interval and the values behind them. Pairs of equal infinite values count as a gain of 0; any other
+        infinite value makes the gain infinite or nan, and the interval nan.
 
     Raises:
-        TypeError: an item is no tensor.
+        TypeError: an item is not a tensor.
         ValueError: the numbers of seeds or of pictures differ, there are no seeds or fewer than two pictures, or an
             option is out of range; ``groups`` has another length, or fewer than two groups.
 
@@ -101,16 +138,14 @@ def paired_summary(
         paired gain over 2 seeds and 2 pictures: +0.500 dB PSNR-mu, 95 % interval [+0.500, +0.500], seeds +0.50 +0.50
 
     Reference:
-        A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1(2), 2007: factors that are crossed.
-        T. Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69(4), 2015: the
+        A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1(2), 2007: crossed factors.
+        T. Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69(4), 2015:
         widening for small samples.
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be in (0, 1), got {confidence!r}")
     gains = _gains(ours, theirs)
     seeds = tuple(float(gain) for gain in gains.mean(1))
     drawn = gains if groups is None else _by_group(gains, list(groups))
-    low, high = _interval(drawn, confidence, check_count("resamples", resamples, 1), np.random.default_rng(seed))
+    low, high = _interval(drawn, confidence, resamples, seed)
     error = float(np.std(seeds, ddof=1)) / len(seeds) ** 0.5 if len(seeds) > 1 else None
     wins = sum(gain > 0 for gain in seeds)
     return PairedSummary(float(gains.mean()), low, high, confidence, seeds, gains.shape[1], wins, error, metric)
@@ -123,17 +158,14 @@ def _gains(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> np.ndarray:
     rows = []
     for index, pair in enumerate(zip(ours, theirs, strict=True)):
         for name, values in zip(("ours", "theirs"), pair, strict=True):
+            item = f"{name}[{index}]"
             if not isinstance(values, Tensor):
-                raise TypeError(
-                    f"{name}[{index}] must be a tensor of one value per picture, got {type(values).__name__}"
-                )
+                raise TypeError(f"{item} must be a tensor of one value per picture, got {type(values).__name__}")
             if values.ndim != 1 or len(values) < 2:
                 wanted = "(P,), one value for each of at least two pictures"
-                raise ValueError(f"{name}[{index}] must be {wanted}, got {tuple(values.shape)}")
+                raise ValueError(f"{item} must be {wanted}, got {tuple(values.shape)}")
             if len(values) != len(ours[0]):
-                raise ValueError(
-                    f"{name}[{index}] must have the {len(ours[0])} pictures that ours[0] has, got {len(values)}"
-                )
+                raise ValueError(f"{item} must have the {len(ours[0])} pictures that ours[0] has, got {len(values)}")
         a, b = (values.detach().double().cpu().numpy() for values in pair)
         with np.errstate(invalid="ignore"):  # infinite on both sides
             rows.append(np.where(a == b, 0.0, a - b))
@@ -141,7 +173,7 @@ def _gains(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> np.ndarray:
 
 
 def _by_group(gains: np.ndarray, groups: list[Hashable]) -> np.ndarray:
-    """Return ``(seeds, groups)``: the sums over groups, scaled so that their mean is that of the pictures."""
+    """Return ``(seeds, groups)``: sums over groups, scaled so that they have the mean of the pictures."""
     names = list(dict.fromkeys(groups))
     if len(groups) != gains.shape[1] or len(names) < 2:
         raise ValueError(
@@ -151,10 +183,12 @@ def _by_group(gains: np.ndarray, groups: list[Hashable]) -> np.ndarray:
     return mean + (gains - mean) @ member * (len(names) / len(groups))
 
 
-def _interval(
-    gains: np.ndarray, confidence: float, resamples: int, generator: np.random.Generator
-) -> tuple[float, float]:
-    if not np.isfinite(gains).all():
+def _interval(gains: np.ndarray, confidence: float, resamples: int, seed: int) -> tuple[float, float]:
+    """Return the bootstrap interval of the mean of ``(seeds, pictures)``, or nan where there is none."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1), got {confidence!r}")
+    resamples, generator = check_count("resamples", resamples, 1), np.random.default_rng(seed)
+    if gains.size < 2 or not np.isfinite(gains).all():
         return math.nan, math.nan
     count, pictures = gains.shape
     mean = gains.mean()
@@ -162,25 +196,25 @@ def _interval(
     rest = gains - mean - of_seed[:, None] - of_picture
     by_seed, by_picture = _widening(count, confidence), _widening(pictures, confidence)
     drawn = []
-    for start in range(0, resamples, 500):  # in pieces: thousands of pictures need no gigabyte
+    for start in range(0, resamples, 500):  # limits memory for thousands of pictures
         number = min(500, resamples - start)
         s = _drawn_shares(number, count, generator)
-        p = _drawn_shares(number, pictures, generator)  # the same pictures for all of a resample's seeds
+        p = _drawn_shares(number, pictures, generator)  # one draw of pictures for all seeds
         drawn.append(by_seed * (s @ of_seed) + by_picture * (p @ of_picture) + ((s @ rest) * p).sum(1))
     low, high = np.quantile(np.concatenate(drawn), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(mean + low), float(mean + high)
 
 
 def _drawn_shares(number: int, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Return how large a share each of ``count`` things has in ``count`` draws with replacement, ``number`` times."""
+    """Return ``(number, count)``: each item's share of ``count`` draws with replacement, for ``number`` resamples."""
     drawn = generator.integers(count, size=(number, count)) + count * np.arange(number)[:, None]
     return np.bincount(drawn.ravel(), minlength=number * count).reshape(number, count) / count
 
 
 def _widening(count: int, confidence: float) -> float:
-    """Return by how much the deviations of ``count`` resampled values are too small for an interval."""
+    """Return the factor that widens the deviations of ``count`` resampled values to Student's interval."""
     if count < 2:
-        return 0.0  # one value deviates from nothing
+        return 0.0  # one value has no deviation
     upper = (1 + confidence) / 2
     return math.sqrt(count / (count - 1)) * _student_quantile(upper, count - 1) / NormalDist().inv_cdf(upper)
 

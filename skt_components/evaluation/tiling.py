@@ -1,4 +1,4 @@
-"""Networks on pictures of any size: tile by tile, blended, or as the official evaluations cut them."""
+"""Run networks on pictures of any size: on blended overlapping tiles, or on the tiles of the official evaluations."""
 
 from __future__ import annotations
 
@@ -29,35 +29,36 @@ def tiled_inference(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "b o sh sw"]:
-    """Run a network on overlapping tiles and put their outputs together.
+    """Run a network on overlapping tiles and blend their outputs.
 
-    The result is that of the whole picture, up to rounding, for a network that sees no further than 3/8 of the
-    overlap (1/2 with ``blend="none"``), whose layers do not depend on where a tile starts but for
-    ``size_multiple``. AHDRNet sees 43 pixels far. Networks with attention over windows or statistics of the whole
-    picture give slightly different outputs; blending hides the seams.
+    The result equals the output for the whole picture, up to rounding, if the network's receptive field reaches at most
+    3/8 of the overlap (1/2 with ``blend="none"``), and its layers depend on the position of a tile only through
+    ``size_multiple``. AHDRNet's reaches 43 pixels. Networks with window attention or statistics of the whole picture
+    give slightly different outputs; blending hides the seams.
 
-    Only tiles are on the network's device; bracket and output stay on the bracket's, so a large picture needs no more
-    memory there than itself. Gradients are off; the network's mode (train, eval) stays as it is.
+    Only the tiles are on the network's device; bracket and output stay on the bracket's device, so a large picture
+    needs no other memory there. Gradients are off; the network's mode (train, eval) stays as it is.
 
     Args:
-        network: bracket ``(b, N, C, h, w)`` in, picture ``(b, O, s h, s w)`` out, s whole (1, or 4 for BracketIRE+).
+        network: maps a bracket ``(b, N, C, h, w)`` to a picture ``(b, O, s h, s w)`` with an integer s (1, or 4 for
+            BracketIRE+).
         bracket: ``(B, N, C, H, W)``, on any device.
-        tile: height and width of the tiles, multiples of ``size_multiple``; they shrink to a smaller picture.
-        overlap: pixels that neighbours share at least; at most a tile less ``size_multiple``.
-        blend: "linear": fade over the middle quarter of the overlap; "none": change at its middle.
-        batch: tiles at once.
-        size_multiple: what the sides of the network's input have to be multiples of. Tiles then start there too, and
-            the picture's last row and column are repeated where one reaches further.
-        device: where the network runs; None: where its parameters are, or else the bracket.
-        progress: show a bar on a terminal where tqdm is installed.
+        tile: height and width of the tiles, multiples of ``size_multiple``; smaller for a smaller picture.
+        overlap: pixels that adjacent tiles share at least; at most a tile less ``size_multiple``.
+        blend: "linear": fade over the middle quarter of the overlap; "none": switch at its middle.
+        batch: number of tiles per forward pass.
+        size_multiple: number that the sides of the network's input must be multiples of. Tiles start at multiples too,
+            and the picture's last row and column are repeated if a tile reaches further.
+        device: where the network runs; None: the device of its parameters, or of the bracket if it has none.
+        progress: show a bar on a terminal if tqdm is installed.
 
     Returns:
         ``(B, O, s H, s W)`` on the device of the bracket, in the dtype of the network's output.
 
     Raises:
-        TypeError: ``bracket`` is no floating-point tensor.
-        ValueError: ``bracket`` is not ``(B, N, C, H, W)``, an option is out of range, or the network's output is no
-            whole multiple of its input.
+        TypeError: ``bracket`` is not a floating-point tensor.
+        ValueError: ``bracket`` is not ``(B, N, C, H, W)``, an option is out of range, or the size of the network's
+            output is not an integer multiple of its input's.
 
     Example:
         >>> bracket = torch.rand(1, 3, 6, 40, 50)
@@ -90,26 +91,19 @@ def official_tiles(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "b o sh sw"]:
-    """Run a network on tiles side by side, the last ones filled with ones: how HDR-Transformer and SCTNet evaluate.
+    """Run a network on adjacent tiles, the last ones padded with ones, as HDR-Transformer and SCTNet are evaluated.
 
-    Their pictures have seams, and edges of ones at the right and the bottom, that influence the published numbers.
-    They also run tiles of nothing but ones, where a side is a multiple of the tile; nothing of those remains, so they
-    are left out here.
+    The outputs have seams, and are influenced by the padding at the right and the bottom, as the published scores are.
+    The official code also runs tiles that consist of padding only, if a side is a multiple of the tile; they do not
+    change the result and are omitted here.
 
     Args:
-        network: as in :func:`tiled_inference`.
+        network: see :func:`tiled_inference`, also for the other arguments, the result and the errors.
         bracket: ``(B, N, C, H, W)``, on any device.
         tile: side of the square tiles.
-        batch: tiles at once.
-        device: where the network runs; None: where its parameters are, or else the bracket.
-        progress: show a bar on a terminal where tqdm is installed.
-
-    Returns:
-        ``(B, O, s H, s W)`` on the device of the bracket, in the dtype of the network's output.
-
-    Raises:
-        TypeError: ``bracket`` is no floating-point tensor.
-        ValueError: as :func:`tiled_inference`.
+        batch: number of tiles per forward pass.
+        device: where the network runs.
+        progress: show a bar.
 
     Example:
         >>> official_tiles(lambda tiles: tiles[:, 0], torch.rand(1, 3, 6, 10, 20), tile=8).shape
@@ -122,7 +116,7 @@ def official_tiles(
 
 
 class _Axis(NamedTuple):
-    """Tiles along one side of the picture: its length, theirs, where they start, how far they fade into each other."""
+    """Tiles along one axis of the picture: its length, the tiles' length and starts, and the width of their blend."""
 
     length: int
     tile: int
@@ -131,19 +125,19 @@ class _Axis(NamedTuple):
 
     @classmethod
     def overlapping(cls, length: int, tile: int, overlap: int, multiple: int, fade: float) -> _Axis:
-        """Cover the length, up to the next multiple, by tiles that start at multiples; the last ends there."""
+        """Cover the length, rounded up to a multiple, with tiles that start at multiples; the last one ends there."""
         padded = -(-length // multiple) * multiple
         tile = min(tile, padded)
-        stride = max((tile - overlap) // multiple, 1) * multiple  # 0 only where one tile is enough
+        stride = max((tile - overlap) // multiple, 1) * multiple  # at least 1: one tile may be enough
         return cls(length, tile, [*range(0, padded - tile, stride), padded - tile], fade)
 
     def weights(self, index: int, scale: int) -> Tensor:
-        """Return a tile's share of each of its output pixels; the shares of all tiles add up to 1 everywhere."""
+        """Return a tile's weight for each of its output pixels; the weights of all tiles add up to 1 everywhere."""
         places = (torch.arange(scale * self.tile) + 0.5) / scale + self.starts[index]
-        return self._passed(index, places) - self._passed(index + 1, places)
+        return self._weight_from(index, places) - self._weight_from(index + 1, places)
 
-    def _passed(self, index: int, places: Tensor) -> Tensor:
-        """Return how far the places lie behind the seam before tile ``index``, from 0 to 1."""
+    def _weight_from(self, index: int, places: Tensor) -> Tensor:
+        """Return the total weight, from 0 to 1, of tile ``index`` and those after it at the places."""
         if index in (0, len(self.starts)):
             return torch.full_like(places, float(index == 0))
         seam = (self.starts[index - 1] + self.tile + self.starts[index]) / 2
@@ -160,7 +154,7 @@ def _run(
     device: torch.device | str | None,
     progress: bool,
 ) -> Tensor:
-    """Run the tiles of all pictures, and add each output, times its weights, to the result."""
+    """Run the tiles of all pictures, and sum their weighted outputs."""
     batch = check_count("batch", batch, 1)
     if not bracket.numel():
         raise ValueError(f"bracket must hold at least one pixel, got shape {tuple(bracket.shape)}")
@@ -183,13 +177,13 @@ def _run(
             weights = rows.weights(i, scale)[:, None] * columns.weights(j, scale)
             top, left = scale * rows.starts[i], scale * columns.starts[j]
             place = result[b, :, top : top + output.shape[-2], left : left + output.shape[-1]]
-            height, width = place.shape[-2:]  # less than the tile where it reached beyond the picture
+            height, width = place.shape[-2:]  # smaller than a tile that reaches beyond the picture
             place += (output * weights.to(output))[:, :height, :width]
     return result
 
 
 def _cut(picture: Tensor, top: int, left: int, height: int, width: int, fill: float | None) -> Tensor:
-    """Return a tile ``(N, C, height, width)``; beyond the picture ``fill``, or its last row and column."""
+    """Return a tile ``(N, C, height, width)``, padded with ``fill`` or with the picture's last row and column."""
     piece = picture[..., top : top + height, left : left + width]
     missing = (0, width - piece.shape[-1], 0, height - piece.shape[-2])
     if not any(missing):
@@ -198,11 +192,11 @@ def _cut(picture: Tensor, top: int, left: int, height: int, width: int, fill: fl
 
 
 def _scale(outputs: Tensor, height: int, width: int) -> int:
-    """Return how many times as large as its input the network's output is."""
+    """Return the ratio of the sides of the network's output and its input."""
     scale = outputs.shape[-2] // height if outputs.ndim == 4 else 0
     if scale < 1 or outputs.shape[-2:] != (scale * height, scale * width):
         raise ValueError(
-            f"network must turn tiles of {height}x{width} into (B, C, s {height}, s {width}) with a whole s, "
+            f"network must map tiles of {height}x{width} to (B, C, s {height}, s {width}) with an integer s, "
             f"got {tuple(outputs.shape)}"
         )
     return scale

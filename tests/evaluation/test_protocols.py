@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import types
 
 import cv2
@@ -14,6 +13,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from skt_components.data import read_image, write_image
+from skt_components.evaluation import protocols
 from skt_components.evaluation.protocols import METRICS, Protocol, round_rgbe
 from skt_components.metrics.lpips import lpips
 from skt_components.ops.raw import apply_color_matrix, demosaic, mosaic, pack_raw
@@ -214,7 +214,7 @@ def test_hdr_vdp2_gets_the_published_settings(monkeypatch):
         calls.append((test, reference, options))
         return types.SimpleNamespace(Q=torch.tensor([70.0, 60.0]))
 
-    monkeypatch.setitem(sys.modules, "skt_components.metrics.hdrvdp2", types.SimpleNamespace(hdr_vdp2=hdr_vdp2))
+    monkeypatch.setattr(protocols, "hdr_vdp2", hdr_vdp2)
     prediction, target = rgb_pictures()
     protocol = dataclasses.replace(Protocol.tel(), metrics=("HDR-VDP-2",))
     assert protocol.score(prediction, target)["HDR-VDP-2"].tolist() == [70.0, 60.0]

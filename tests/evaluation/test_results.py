@@ -1,19 +1,16 @@
-"""Numbers per picture: the bootstrap, the files, going on after a stop, and what looks odd."""
+"""Scores by picture: the files, continuing after a stop, and the identity of pictures."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import itertools
 import json
 import math
 
-import numpy as np
 import pytest
-import scipy.stats
-import torch
 
-from skt_components.evaluation.results import EvaluationResults, bootstrap_mean, find_suspicious
+from skt_components.evaluation.results import EvaluationResults
+from skt_components.evaluation.statistics import bootstrap_mean
 from skt_components.files.digest import file_digest
 from skt_components.files.versions import library_versions
 
@@ -22,67 +19,6 @@ DESCRIPTION = {"models": {"ours": {"sha256": "00"}}, "protocol": {"peak": 1.0, "
 
 def scores(*psnr: float) -> dict[str, dict[str, float]]:
     return {name: {"PSNR-mu": value} for name, value in zip(("ours", "theirs"), psnr, strict=False)}
-
-
-def natural_picture() -> torch.Tensor:
-    """A warm picture with structure of its own in each channel."""
-    y, x = torch.meshgrid(torch.linspace(0, 1, 40), torch.linspace(0, 1, 50), indexing="ij")
-    return torch.stack([0.6 * x + 0.3, 0.4 * y + 0.1, 0.1 * (x - y).abs()])
-
-
-# the bootstrap
-
-
-@pytest.mark.parametrize("confidence", [0.95, 0.5])
-def test_interval_is_that_of_all_resamples_widened_for_few(confidence):
-    values = [30.0, 35.5, 41.0, 38.2, 33.3]
-    off = np.array(list(itertools.product(values, repeat=5))).mean(1) - np.mean(values)  # all 3125, equally likely
-    found = bootstrap_mean(values, resamples=20_000, confidence=confidence)
-    upper = (1 + confidence) / 2
-    wider = math.sqrt(5 / 4) * scipy.stats.t.ppf(upper, 4) / scipy.stats.norm.ppf(upper)
-    assert found.mean == pytest.approx(np.mean(values), abs=1e-12)
-    assert found.low - found.mean == pytest.approx(wider * np.quantile(off, 1 - upper), abs=0.2)
-    assert found.high - found.mean == pytest.approx(wider * np.quantile(off, upper), abs=0.2)
-
-
-def test_hardly_anything_is_widened_for_many():
-    values = np.random.default_rng(0).normal(40, 2, 400)
-    half = 1.96 * values.std() / 20
-    found = bootstrap_mean(values, resamples=20_000)
-    assert [found.low, found.high] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.05 * half)
-
-
-def test_one_picture_has_no_interval():
-    found = bootstrap_mean([40.0])
-    assert found.mean == 40.0
-    assert math.isnan(found.low)
-    assert math.isnan(found.high)
-
-
-def test_interval_depends_on_the_seed_alone():
-    values = np.random.default_rng(1).normal(40, 2, 15)
-    assert bootstrap_mean(values, seed=3) == bootstrap_mean(values, seed=3)
-    assert bootstrap_mean(values, seed=3) != bootstrap_mean(values, seed=4)
-
-
-def test_an_infinite_value_has_no_interval():
-    found = bootstrap_mean([40.0, math.inf, 42.0])
-    assert found.mean == math.inf
-    assert math.isnan(found.low)
-    assert math.isnan(found.high)
-
-
-@pytest.mark.parametrize(
-    ("values", "options", "message"),
-    [
-        ([], {}, "values must hold at least one"),
-        ([1.0], {"confidence": 1.0}, r"confidence must be in \(0, 1\), got 1.0"),
-        ([1.0], {"resamples": 0}, "resamples"),
-    ],
-)
-def test_bootstrap_rejects_bad_input(values, options, message):
-    with pytest.raises(ValueError, match=message):
-        bootstrap_mean(values, **options)
 
 
 # files
@@ -226,95 +162,3 @@ def test_a_broken_file_is_named(tmp_path, content):
 def test_digest_is_sha256(tmp_path):
     (tmp_path / "file").write_bytes(b"x" * (2**20 + 5))
     assert file_digest(tmp_path / "file") == hashlib.sha256(b"x" * (2**20 + 5)).hexdigest()
-
-
-# what looks odd
-
-
-def test_nothing_is_odd_about_a_noisy_prediction():
-    target = natural_picture()
-    assert find_suspicious((target + 0.02 * torch.randn_like(target)).clamp(min=0), target) == []
-
-
-@pytest.mark.parametrize("order", ["BGR", "GRB", "RBG"])
-@pytest.mark.parametrize("gain", [1.0, 0.5])
-def test_swapped_channels_are_named(order, gain):
-    # Undone by itself: these three orders are swaps.
-    target = natural_picture()
-    swapped = gain * target[["RGB".index(channel) for channel in order]]
-    (found,) = find_suspicious(swapped, target)
-    assert f"with its channels as {order}" in found
-
-
-def test_the_order_that_is_named_mends_a_rotation():
-    target = natural_picture()
-    rotated = target[[1, 2, 0]]
-    (found,) = find_suspicious(rotated, target)
-    name = found.split("channels as ")[1][:3]
-    assert torch.equal(rotated[["RGB".index(channel) for channel in name]], target)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_prediction_that_is_not_finite_is_not_compared(value):
-    prediction = natural_picture()
-    prediction[0, 3, 4] = value
-    assert find_suspicious(prediction, natural_picture()) == ["the prediction holds infinite or NaN values"]
-
-
-def test_a_grey_picture_has_no_order():
-    grey = natural_picture().mean(0).expand(3, -1, -1)
-    assert find_suspicious(0.8 * grey, grey) == []
-
-
-@pytest.mark.parametrize(
-    ("scale", "peak", "message"),
-    [
-        (16.0, 1.0, "reaches 14.4, above the peak of 1"),
-        (1 / 255, 1.0, "reaches only"),
-        (1.0, 255.0, "the peak is 255"),
-    ],
-)
-def test_wrong_peaks_of_the_target_are_named(scale, peak, message):
-    picture = scale * natural_picture()
-    (found,) = find_suspicious(picture, picture, peak=peak)
-    assert message in found
-
-
-@pytest.mark.parametrize("factor", [16.0, 1 / 16])
-def test_a_prediction_of_another_brightness_is_named(factor):
-    (found,) = find_suspicious(factor * natural_picture(), natural_picture())
-    assert f"{factor:.3g} times as bright" in found
-
-
-def test_lights_above_the_peak_are_odd_in_bounded_data_only():
-    target = natural_picture()
-    target[:, 3:5, 3:5] = 40.0
-    assert len(find_suspicious(target, target)) == 1
-    assert find_suspicious(target, target, bounded=False) == []
-
-
-def test_a_dark_target_is_odd_unless_in_low_light():
-    target = 0.01 * natural_picture()
-    (found,) = find_suspicious(target, target)
-    assert "reaches only" in found
-    assert find_suspicious(target, target, low_light=True) == []
-
-
-def test_a_network_whose_colours_are_bad_in_every_order_is_not_accused_of_a_wrong_one():
-    target = natural_picture()
-    strange = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(3))
-    strange = torch.nn.functional.interpolate(strange[None], size=target.shape[-2:], mode="bilinear")[0]
-    assert not any("channel order" in line for line in find_suspicious(strange, target))
-
-
-@pytest.mark.parametrize(
-    ("prediction", "target", "error", "message"),
-    [
-        (torch.rand(3, 4, 4), torch.rand(3, 4, 5), ValueError, "target"),
-        (torch.rand(1, 4, 4), torch.rand(1, 4, 4), ValueError, "prediction"),
-        (torch.ones(3, 4, 4, dtype=torch.uint8), torch.rand(3, 4, 4), TypeError, "prediction"),
-    ],
-)
-def test_find_suspicious_rejects_bad_input(prediction, target, error, message):
-    with pytest.raises(error, match=message):
-        find_suspicious(prediction, target)

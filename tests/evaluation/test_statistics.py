@@ -1,11 +1,14 @@
-"""The paired gain over seeds and pictures: its interval holds the true gain as often as it says."""
+"""Intervals of means and of paired gains: their coverage of the true value is as stated."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from statistics import NormalDist
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor
 
@@ -200,3 +203,58 @@ def test_rejects_what_is_no_list_of_rows_and_bad_options():
             paired_summary(rows, rows, confidence=confidence)
     with pytest.raises(ValueError, match="resamples must be a whole number >= 1, got 0"):
         paired_summary(rows, rows, resamples=0)
+
+
+# bootstrap_mean
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.5])
+def test_interval_is_that_of_all_resamples_widened_for_few(confidence):
+    values = [30.0, 35.5, 41.0, 38.2, 33.3]
+    off = np.array(list(itertools.product(values, repeat=5))).mean(1) - np.mean(values)  # all 3125, equally likely
+    found = bootstrap_mean(values, resamples=20_000, confidence=confidence)
+    upper = (1 + confidence) / 2
+    wider = math.sqrt(5 / 4) * scipy.stats.t.ppf(upper, 4) / scipy.stats.norm.ppf(upper)
+    assert found.mean == pytest.approx(np.mean(values), abs=1e-12)
+    assert found.low - found.mean == pytest.approx(wider * np.quantile(off, 1 - upper), abs=0.2)
+    assert found.high - found.mean == pytest.approx(wider * np.quantile(off, upper), abs=0.2)
+
+
+def test_hardly_anything_is_widened_for_many():
+    values = np.random.default_rng(0).normal(40, 2, 400)
+    half = 1.96 * values.std() / 20
+    found = bootstrap_mean(values, resamples=20_000)
+    assert [found.low, found.high] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.05 * half)
+
+
+def test_one_picture_has_no_interval():
+    found = bootstrap_mean([40.0])
+    assert found.mean == 40.0
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+def test_interval_depends_on_the_seed_alone():
+    values = np.random.default_rng(1).normal(40, 2, 15)
+    assert bootstrap_mean(values, seed=3) == bootstrap_mean(values, seed=3)
+    assert bootstrap_mean(values, seed=3) != bootstrap_mean(values, seed=4)
+
+
+def test_an_infinite_value_has_no_interval():
+    found = bootstrap_mean([40.0, math.inf, 42.0])
+    assert found.mean == math.inf
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        ([], {}, "values must hold at least one"),
+        ([1.0], {"confidence": 1.0}, r"confidence must be in \(0, 1\), got 1.0"),
+        ([1.0], {"resamples": 0}, "resamples"),
+    ],
+)
+def test_bootstrap_rejects_bad_input(values, options, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_mean(values, **options)

@@ -170,5 +170,5 @@ def test_rejects_bad_brackets_and_networks(run):
     with pytest.raises(ValueError, match="bracket must hold at least one pixel"):
         run(Blur(1), torch.rand(0, 3, 4, 20, 20))
     for wrong in (lambda tiles: tiles[:, 0, :, 1:], lambda tiles: tiles, lambda tiles: tiles[:, 0, :, ::2, ::2]):
-        with pytest.raises(ValueError, match=r"network must turn tiles of .* with a whole s, got"):
+        with pytest.raises(ValueError, match=r"network must map tiles of .* with an integer s, got"):
             run(wrong, torch.rand(1, 3, 4, 20, 20))

@@ -1,4 +1,4 @@
-"""What a run shows: tables, curves, pictures and the paired gain."""
+"""Training curves, sample pictures and pictures of priors."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from skt_components.banks import priors_from_labels, priors_from_masks
 from skt_components.data import HDRSample
-from skt_components.evaluation import SampleRow, format_table, save_curves, save_samples
+from skt_components.evaluation import PriorsRow, SampleRow, save_curves, save_priors, save_samples
+from skt_components.evaluation.figures import principal_colors, region_colors
 
 
 def read_picture(path) -> torch.Tensor:
@@ -46,43 +46,6 @@ def training_lines(run="framework", steps=(0, 10, 20)) -> list[dict]:
         lines.append({"run": run, "step": step, "terms": terms, "gradients": gradients({"org": 0.1, "color": 0.0})})
         lines.append({"run": run, "step": step, "validation": {"ORM": {"PSNR-mu": 30.0 + step}}})
     return lines
-
-
-# format_table
-
-
-def test_the_layout_of_a_table():
-    table = format_table({"ORM": {"PSNR-mu": 40.1234, "SSIM": 0.9}, "teacher": {"SSIM": 0.98765, "LPIPS": 12.0}})
-    assert table.splitlines() == [
-        "         PSNR-mu   SSIM   LPIPS",
-        "ORM       40.123  0.900       -",
-        "teacher        -  0.988  12.000",
-    ]
-
-
-def test_digits_and_numbers_that_are_none():
-    assert format_table({"a": {"x": 1.26}}, digits=1).splitlines()[1] == "a  1.3"
-    assert format_table({"a": {"x": math.nan, "y": math.inf}}).splitlines()[1].split() == ["a", "nan", "inf"]
-    assert format_table({}) == ""
-    assert format_table({"a": {}}).splitlines()[1] == "a"
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.dictionaries(
-        st.text("abcdef", min_size=1, max_size=9),
-        st.dictionaries(st.sampled_from(["PSNR-mu", "SSIM", "x"]), st.floats(-1e6, 1e6), max_size=3),
-        min_size=1,
-        max_size=4,
-    )
-)
-def test_columns_line_up_and_every_number_is_there(rows):
-    lines = format_table(rows).splitlines()
-    columns = list(dict.fromkeys(c for row in rows.values() for c in row))
-    assert len(lines) == len(rows) + 1
-    for line, (title, row) in zip(lines[1:], rows.items(), strict=True):
-        assert line.split() == [title, *(f"{row[c]:.3f}" if c in row else "-" for c in columns)]
-        assert len(line) == len(lines[0]) or not columns
 
 
 # save_curves
@@ -163,7 +126,7 @@ def test_notices_are_ticks_in_every_panel(monkeypatch, tmp_path):
     plt.close(figures[0])
 
 
-def test_a_term_has_one_colour_and_a_run_one_style(monkeypatch, tmp_path):
+def test_a_term_has_one_color_and_a_run_one_style(monkeypatch, tmp_path):
     import matplotlib.pyplot as plt
 
     figures = []
@@ -202,20 +165,20 @@ TIMES = torch.tensor([1.0, 4.0, 16.0, 64.0, 256.0])
 GAINS, MATRIX = torch.tensor([2.0, 1.0, 1.6]), torch.tensor([[1.5, -0.4, -0.1], [-0.2, 1.4, -0.2], [0.0, -0.5, 1.5]])
 
 
-def raw_sample(grey: float, metadata: bool = True, size: int = 4, scale: int = 1) -> HDRSample:
-    """A sample of a flat grey scene, of which the longer exposures clip; ``grey`` is 1 at the peak."""
-    sensor = grey / GAINS  # the matrix leaves grey grey
+def raw_sample(gray: float, metadata: bool = True, size: int = 4, scale: int = 1) -> HDRSample:
+    """A sample of a flat gray scene, of which the longer exposures clip; ``gray`` is 1 at the peak."""
+    sensor = gray / GAINS  # the matrix leaves gray gray
     frames = [(sensor * t).clamp(max=1) / t * 16 for t in TIMES]
     packed = torch.stack(frames)[:, [0, 1, 1, 2], None, None]
     target = (16 * sensor)[[0, 1, 1, 2], None, None].expand(4, size * scale, size * scale)
     shown = {"white_balance": GAINS, "color_matrix": MATRIX} if metadata else {}
-    return HDRSample(packed.expand(5, 4, size, size), TIMES, target, "grey", "raw", shown)
+    return HDRSample(packed.expand(5, 4, size, size), TIMES, target, "gray", "raw", shown)
 
 
 def test_raw_exposures_are_shown_as_the_sensor_saw_them_and_clipped_light_is_white():
     row = SampleRow.from_sample(raw_sample(0.02), {})
     assert row.ldrs.shape == (5, 3, 8, 8)
-    # sRGB of 0.02, 0.08 and 0.32; the fourth and the fifth exposure are saturated in every colour.
+    # sRGB of 0.02, 0.08 and 0.32; the fourth and the fifth exposure are saturated in every color.
     for ldr, linear in zip(row.ldrs[:3], (0.02, 0.08, 0.32), strict=True):
         expected = 1.055 * linear ** (1 / 2.4) - 0.055
         torch.testing.assert_close(ldr, torch.full_like(ldr, expected), atol=1e-5, rtol=1e-4)
@@ -223,7 +186,7 @@ def test_raw_exposures_are_shown_as_the_sensor_saw_them_and_clipped_light_is_whi
 
 
 @pytest.mark.parametrize("scale", [1, 4])
-def test_raw_results_and_target_are_shown_in_the_colours_of_the_metadata(scale):
+def test_raw_results_and_target_are_shown_in_the_colors_of_the_metadata(scale):
     sample = raw_sample(0.1, scale=scale)
     row = SampleRow.from_sample(sample, {"double": 2 * sample.target})
     for picture, linear in ((row.target, 0.1), (row.results["double"], 0.2)):
@@ -302,3 +265,73 @@ def test_a_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r'matplotlib is needed for pictures: pip install "skt-components\[train\]"'):
         save_samples(tmp_path / "samples.png", [make_row()])
+
+
+# save_priors
+
+
+def make_priors_row(name: str = "a", height: int = 32, width: int = 48, overlap: bool = False) -> PriorsRow:
+    features = [torch.rand(1, 40, height // s, width // s) for s in (16, 8, 4, 2)]
+    labels = (torch.arange(width)[None, None] // 20).expand(1, height, width)
+    priors = priors_from_labels(features, labels, 4)
+    if overlap:
+        masks = priors.masks.clone()
+        masks[:, 1] = True
+        priors = priors_from_masks(features, masks)
+    return PriorsRow(name, torch.rand(3, height, width), priors)
+
+
+def test_draws_a_row_per_picture(tmp_path) -> None:
+    image = pytest.importorskip("matplotlib.image")
+    save_priors(tmp_path / "one.png", [make_priors_row()])
+    save_priors(
+        tmp_path / "three.png", [make_priors_row(), make_priors_row("b", 48, 32), make_priors_row("c", overlap=True)]
+    )
+    one, three = (image.imread(tmp_path / f"{name}.png") for name in ("one", "three"))
+    assert three.shape[1] == one.shape[1]
+    assert three.shape[0] > 2.5 * one.shape[0]
+    assert one[..., :3].std() > 0.1
+
+
+def test_a_component_is_a_color_and_repeats() -> None:
+    direction = torch.nn.functional.normalize(torch.rand(3, 24), dim=1)
+    parts = torch.stack(torch.meshgrid(torch.linspace(-1, 1, 8), torch.linspace(-1, 1, 10), indexing="ij"))
+    feature = (direction[0][:, None, None] * parts[0] * 9) + (direction[1][:, None, None] * parts[1])
+    shown = principal_colors(feature)
+    assert shown.shape == (3, 8, 10)
+    assert shown.min() >= 0
+    assert shown.max() <= 1
+    correlation = torch.corrcoef(torch.stack([shown[0].flatten(), parts[0].flatten()]))[0, 1]
+    assert correlation.abs() > 0.95  # the strongest direction is red
+    assert torch.equal(shown, principal_colors(feature.clone()))
+    torch.testing.assert_close(shown[:2], principal_colors(feature * 5 + 3)[:2], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_few_channels_and_constant_maps(channels: int) -> None:
+    assert principal_colors(torch.rand(channels, 4, 5)).shape == (3, 4, 5)
+    assert torch.isfinite(principal_colors(torch.full((channels, 4, 5), 7.0))).all()
+
+
+def test_regions_have_colors_and_no_region_stays_gray() -> None:
+    picture = torch.full((3, 4, 6), 0.5)
+    masks = torch.zeros(2, 4, 6, dtype=torch.bool)
+    masks[0, :, :4], masks[1, 1:3, 1:3] = True, True
+    drawn = region_colors(picture, masks)
+
+    def color(y: int, x: int) -> torch.Tensor:
+        return drawn[:, y, x]
+
+    assert torch.equal(color(0, 5), torch.full((3,), 0.5))
+    assert not torch.allclose(color(0, 0), color(0, 5))
+    assert not torch.allclose(color(1, 1), color(0, 0))  # the smaller one lies on top
+    assert torch.equal(region_colors(picture, masks[[1, 0]])[:, 3, 0], region_colors(picture, masks[[1, 0]])[:, 0, 0])
+
+
+def test_rejects_bad_input(tmp_path) -> None:
+    with pytest.raises(ValueError, match="rows must hold at least one picture"):
+        save_priors(tmp_path / "a.png", [])
+    two = make_priors_row()
+    priors = priors_from_labels([], torch.zeros(2, 32, 48, dtype=torch.long), 1)
+    with pytest.raises(ValueError, match="priors of 'a' must be of one picture, got 2"):
+        save_priors(tmp_path / "a.png", [two._replace(priors=priors)])

@@ -1,0 +1,312 @@
+"""Figures drawn with matplotlib: sample pictures, training curves, and the priors of knowledge banks."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from skt_components.banks.priors import SemanticPriors
+from skt_components.data.preview import load_pyplot, show_exposures, show_radiance
+from skt_components.data.sample import HDRSample
+from skt_components.files.atomic import write_text
+from skt_components.files.json_lines import read_json_lines
+
+
+def _rgb(picture: Tensor) -> Any:
+    """Return ``(3, H, W)`` as matplotlib takes it."""
+    return picture.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+
+
+# sample pictures
+
+
+class SampleRow(NamedTuple):
+    """One row of :func:`save_samples`; pictures are ``(3, H, W)`` display values in [0, 1]."""
+
+    name: str
+    ldrs: Float[Tensor, "n 3 _h _w"]
+    results: Mapping[str, Tensor]
+    target: Float[Tensor, "3 h w"]
+    labels: Int[Tensor, "h w"] | None = None
+
+    @classmethod
+    def from_sample(
+        cls,
+        sample: HDRSample,
+        results: Mapping[str, Float[Tensor, "c h w"]],
+        labels: Int[Tensor, "_h _w"] | None = None,
+    ) -> SampleRow:
+        """Convert a sample and results to display values, by :func:`show_exposures` and :func:`show_radiance`.
+
+        Args:
+            sample: one sample, without a batch axis.
+            results: name -> linear picture in the target's shape and scale.
+            labels: region map of the tone-mapped picture.
+
+        Example:
+            >>> import torch
+            >>> from skt_components.simulation import SyntheticScenes
+            >>> sample = SyntheticScenes(1, 32)[0]
+            >>> SampleRow.from_sample(sample, {"ours": sample.target}).ldrs.shape
+            torch.Size([3, 3, 32, 32])
+        """
+        pictures = {name: show_radiance(hdr, sample) for name, hdr in results.items()}
+        return cls(sample.name, show_exposures(sample), pictures, show_radiance(sample.target, sample), labels)
+
+
+def save_samples(path: str | os.PathLike[str], rows: Sequence[SampleRow]) -> None:
+    """Draw one row per scene: the exposures, the regions, each result, the target, and each result's error map.
+
+    Args:
+        path: picture to write.
+        rows: scenes, all with the same number of exposures and the same results.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: ``rows`` is empty, or its scenes have different exposures, regions or results.
+    """
+    if not rows:
+        raise ValueError("rows must hold at least one scene")
+    drawn = [_sample_panels(row) for row in rows]
+    for row, panels in zip(rows, drawn, strict=True):
+        found, wanted = [panel[0] for panel in panels], [panel[0] for panel in drawn[0]]
+        if found != wanted:
+            raise ValueError(f"rows must have the same pictures: {row.name!r} has {found}, the first has {wanted}")
+    plt = load_pyplot()
+    height, width = len(drawn), len(drawn[0])
+    figure, axes = plt.subplots(
+        height, width, figsize=(2.2 * width, 2.35 * height), squeeze=False, layout="constrained"
+    )
+    for row, line, panels in zip(rows, axes, drawn, strict=True):
+        for axis, (title, picture, options) in zip(line, panels, strict=True):
+            axis.imshow(picture, interpolation="nearest", **options)
+            axis.set_title(title, fontsize=8)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line[0].set_ylabel(row.name, fontsize=7)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _sample_panels(row: SampleRow) -> list[tuple[str, object, dict]]:
+    panels: list[tuple[str, object, dict]] = [(f"LDR {i + 1}", _rgb(ldr), {}) for i, ldr in enumerate(row.ldrs)]
+    if row.labels is not None:
+        panels.append(("regions", row.labels.cpu().numpy(), {"cmap": "tab20"}))
+    panels += [(name, _rgb(picture), {}) for name, picture in row.results.items()]
+    panels.append(("target", _rgb(row.target), {}))
+    for name, picture in row.results.items():
+        error = (picture.detach().float() - row.target).abs().mean(0)
+        title = f"|{name} - target|, white = 0.1"
+        panels.append((title, error.cpu().numpy(), {"cmap": "inferno", "vmin": 0, "vmax": 0.1}))
+    return panels
+
+
+# training curves
+
+
+def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Draw a run's ``metrics.jsonl``: loss terms, shares of the gradient, validation PSNR-mu, learning rate and speed.
+
+    A color stands for a term, a line style for a run. The share is the norm of a weighted term's gradient divided by
+    the norm of the gradient of L_org in the same step: below 1, L_org dominates. Black ticks at the bottom are notices.
+
+    Args:
+        metrics: JSON lines, each with its "step" and optionally the name of its "run". A line with "terms" and
+            "gradients" (place -> term -> norm and cosine) is a training step; if a step has "lr" or
+            "samples_per_second", a fourth panel shows them. A line with "validation" (name -> metric -> value) is a
+            validation, a line with "notice" reports an unusual event.
+        path: picture to write.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        FileNotFoundError: ``metrics`` does not exist.
+    """
+    plt = load_pyplot()
+    lines = read_json_lines(metrics)
+    steps = [line for line in lines if "terms" in line]
+    speeds = any("lr" in step or "samples_per_second" in step for step in steps)
+    rows, columns, size = (2, 2, (13, 8)) if speeds else (1, 3, (15, 4))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    terms, shares, validation, *others = axes.flat
+    _draw_terms(terms, steps, lambda step: step["terms"], "loss terms (unweighted)")
+    _draw_terms(shares, steps, _gradient_shares, "gradient of each weighted term, as a share of L_org's")
+    _draw_validation(validation, [line for line in lines if "validation" in line])
+    for axis in others:
+        _draw_speeds(axis, steps)
+    notices = [line["step"] for line in lines if "notice" in line]
+    for axis in axes.flat:
+        if notices:
+            axis.vlines(notices, 0, 0.05, "black", transform=axis.get_xaxis_transform(), label="notice")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8, loc="lower left" if axis in others else "best")  # where the right axis has no line
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+_STYLES = ("-", "--", ":", "-.")  # one for each run
+
+
+def _gradient_shares(step: Mapping[str, Any]) -> dict[str, float]:
+    """Return the norm of each term's gradient divided by L_org's norm; empty if that is 0 or missing."""
+    norms = {name: found["norm"] for name, found in step.get("gradients", {}).get("parameters", {}).items()}
+    return {name: norm / norms["org"] for name, norm in norms.items()} if norms.get("org") else {}
+
+
+def _draw_terms(axis: Any, steps: list[dict], values: Callable[[dict], Mapping[str, float]], title: str) -> None:
+    runs = list(dict.fromkeys(step.get("run") for step in steps))
+    names = list(dict.fromkeys(name for step in steps for name in step["terms"]))  # a term has one color in all panels
+    curves: dict[tuple[Any, str], list[tuple[int, float]]] = {}
+    for step in steps:
+        for name, value in values(step).items():
+            curves.setdefault((step.get("run"), name), []).append((step["step"], value))
+    for (run, name), points in curves.items():
+        color = f"C{names.index(name) % 10}" if name in names else "gray"
+        label = f"{run} {name}" if len(runs) > 1 else name
+        axis.plot(*zip(*points, strict=True), _STYLES[runs.index(run) % 4], color=color, label=label)
+    found = [value for points in curves.values() for _, value in points if 0 < value < math.inf]
+    if found:
+        axis.set_yscale("log")
+        # A term that starts near zero would compress all others.
+        axis.set_ylim(bottom=max(0.7 * min(found), max(found) * 1e-6))
+    axis.set(title=title)
+
+
+def _draw_validation(axis: Any, lines: list[dict]) -> None:
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for name, values in line["validation"].items():
+            curves.setdefault(f"{line.get('run', '')} {name}".strip(), []).append((line["step"], values["PSNR-mu"]))
+    for name, points in curves.items():
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+    axis.set(title="validation PSNR-mu [dB]")
+
+
+def _draw_speeds(axis: Any, steps: list[dict]) -> None:
+    """Draw the learning rate on the left axis, samples per second on the right axis."""
+    runs = list(dict.fromkeys(step.get("run") for step in steps))
+    sides = ((axis, "lr", "learning rate", "C0"), (axis.twinx(), "samples_per_second", "samples per second", "C1"))
+    for side, key, title, color in sides:
+        for index, run in enumerate(runs):
+            points = [(step["step"], step[key]) for step in steps if step.get("run") == run and key in step]
+            label, style = f"{run} {title}" if len(runs) > 1 else title, _STYLES[index % 4]
+            if points:
+                side.plot(*zip(*points, strict=True), style, color=color, label=label)
+            if points and side is not axis:
+                axis.plot([], [], style, color=color, label=label)  # for the legend, which both axes share
+        side.set_ylabel(title, color=color)
+        side.set_ylim(bottom=0)
+    # The legend lies above the lines of the right axis, which show through a transparent panel.
+    axis.set(title="learning rate and speed", zorder=2)
+    axis.patch.set_visible(False)
+
+
+# priors of knowledge banks
+
+
+class PriorsRow(NamedTuple):
+    """One row of :func:`save_priors`: a picture ``(3, H, W)`` in [0, 1] and its priors, with a batch size of 1."""
+
+    name: str
+    picture: Float[Tensor, "3 h w"]
+    priors: SemanticPriors
+
+
+def save_priors(path: str | os.PathLike[str], rows: Sequence[PriorsRow]) -> None:
+    """Draw one row per bank or picture: the picture, each feature level, the regions on the picture.
+
+    A level is shown by its three principal components as red, green and blue: places with similar features have similar
+    colors; colors of different levels are unrelated. Each region has a color over the gray picture; the smaller of two
+    overlapping regions lies on top.
+
+    Args:
+        path: picture to write.
+        rows: pictures with their priors.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: ``rows`` is empty, or a row's priors are of more than one picture.
+    """
+    if not rows:
+        raise ValueError("rows must hold at least one picture")
+    for row in rows:
+        if len(row.priors.valid) != 1:
+            raise ValueError(f"priors of {row.name!r} must be of one picture, got {len(row.priors.valid)}")
+    plt = load_pyplot()
+    drawn = [_prior_panels(row) for row in rows]
+    width = max(map(len, drawn))
+    tall = [2.6 * row.picture.shape[-2] / row.picture.shape[-1] + 0.3 for row in rows]
+    options = {"squeeze": False, "layout": "constrained", "height_ratios": tall}
+    figure, axes = plt.subplots(len(rows), width, figsize=(2.6 * width, sum(tall)), **options)
+    for row, line, panels in zip(rows, axes, drawn, strict=True):
+        for axis in line:
+            axis.set_axis_off()
+        for axis, (title, picture) in zip(line, panels, strict=False):
+            axis.imshow(_rgb(picture), interpolation="nearest")
+            axis.set_title(title, fontsize=8)
+        line[0].set_title(row.name, fontsize=8, fontweight="bold", loc="left")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _prior_panels(row: PriorsRow) -> list[tuple[str, Tensor]]:
+    picture = row.picture.detach().float().cpu().clamp(0, 1)
+    panels = [("", picture)]
+    for feature in row.priors.features:
+        channels, height, width = feature.shape[1:]
+        panels.append((f"{channels} x {height} x {width}", principal_colors(feature[0])))
+    found = int(row.priors.valid.sum())
+    kind = ("overlapping " if row.priors.labels is None else "") + ("region" if found == 1 else "regions")
+    panels.append((f"{found} {kind}", region_colors(picture, row.priors.masks[0].cpu())))
+    return panels
+
+
+def principal_colors(feature: Float[Tensor, "c h w"]) -> Float[Tensor, "3 h w"]:
+    """Return the three principal components of a feature map, scaled from the 2nd and 98th percentiles to [0, 1]."""
+    points = feature.detach().cpu().double().flatten(1)
+    points = points - points.mean(dim=1, keepdim=True)
+    _, vectors = torch.linalg.eigh(points @ points.T)
+    components = vectors[:, -3:].flip(1).T
+    # An eigenvector's sign is arbitrary: make the largest entry positive, so that pictures are reproducible.
+    largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
+    shown = (components * largest.sign()) @ points
+    low, high = torch.quantile(shown, torch.tensor([0.02, 0.98], dtype=shown.dtype), dim=1, keepdim=True)
+    shown = ((shown - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+    shown = F.pad(shown, (0, 0, 0, 3 - len(shown)))  # for maps with fewer than three channels
+    return shown.view(3, *feature.shape[1:]).float()
+
+
+def region_colors(picture: Float[Tensor, "3 h w"], masks: Bool[Tensor, "r h w"]) -> Float[Tensor, "3 h w"]:
+    """Return the gray picture with a color for each region, the smaller region on top; the rest stays gray."""
+    gray = picture.mean(dim=0, keepdim=True)
+    drawn = gray.repeat(3, 1, 1)
+    for index in masks.flatten(1).sum(1).argsort(descending=True, stable=True).tolist():
+        hue = index * 0.618034 % 1  # the golden ratio keeps the hues of any number of regions apart
+        phase = torch.tensor([0.0, 1 / 3, 2 / 3]) + hue
+        color = 0.5 + 0.5 * torch.cos(2 * math.pi * phase)
+        drawn[:, masks[index]] = 0.45 * gray[:, masks[index]] + 0.55 * color[:, None]
+    return drawn
+
+
+def rewind_metrics(path: str | os.PathLike[str], run: str, step: int) -> None:
+    """Delete the lines that ``run`` logged from ``step`` on, before it continues there, if the file exists.
+
+    A validation at ``step`` itself was made before the step; it is kept.
+    """
+    if not os.path.exists(path):
+        return
+    kept = [
+        line
+        for line in read_json_lines(path)
+        if line.get("run") != run or line["step"] < step or ("validation" in line and line["step"] == step > 0)
+    ]
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -1,0 +1,166 @@
+"""Networks under evaluation: their weights, what identifies them, and how they run on a bracket."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from skt_components.evaluation.protocols import Protocol
+from skt_components.evaluation.tiling import tiled_inference
+from skt_components.files.digest import file_digest
+from skt_components.models import TMRNetPlus
+from skt_components.models.network import ReconstructionNetwork
+from skt_components.models.registry import (
+    NETWORKS,
+    ForwardORM,
+    bracket_options,
+    call_network,
+    load_model,
+    load_network,
+    load_official,
+    load_weights,
+)
+
+
+class EvaluatedNetwork(NamedTuple):
+    """A network under evaluation.
+
+    Attributes:
+        name: title of its results.
+        network: the network, in eval mode.
+        forward: ``forward(network, bracket) -> hdr``.
+        identity: plain values that distinguish its weights from others, for :class:`EvaluationResults`.
+        tile: side of the blended tiles on which it runs; None: it runs as the protocol prescribes.
+        device: where it runs.
+    """
+
+    name: str
+    network: nn.Module
+    forward: ForwardORM
+    identity: dict[str, Any]
+    tile: int | None
+    device: torch.device
+
+    def reconstruct(self, bracket: Float[Tensor, "b n c h w"], protocol: Protocol) -> Float[Tensor, "b o _h _w"]:
+        """Run the network as the protocol prescribes, or on blended tiles of which a quarter overlaps.
+
+        Args:
+            bracket: ``(B, N, C, H, W)``, the whole bracket, on any device.
+            protocol: how the network runs.
+
+        Raises:
+            ValueError: a predicted value is infinite or NaN.
+        """
+
+        def run(tiles: Tensor) -> Tensor:
+            return self.forward(self.network, tiles.to(self.device)).float()
+
+        infer: Callable[[Tensor], Tensor] = run
+        if self.tile is not None:
+            multiple, overlap = _size_multiple(self.network), self.tile // 4
+            options: dict[str, Any] = {"tile": self.tile, "overlap": overlap, "size_multiple": multiple}
+            infer = partial(tiled_inference, run, progress=False, **options)
+        prediction = protocol.infer(infer, bracket)
+        if count := prediction.numel() - int(prediction.isfinite().sum()):
+            raise ValueError(f"{self.name}: {count} of {prediction.numel()} predicted values are infinite or NaN")
+        return prediction
+
+
+def load_networks(
+    choices: Sequence[tuple[Path | None, str, bool]],
+    *,
+    domain: str = "srgb",
+    scale: int = 1,
+    tile: int | None = None,
+    device: torch.device | str = "cpu",
+) -> list[EvaluatedNetwork]:
+    """Make networks with their weights, from this library, its authors or other code.
+
+    Networks are named after their files, or after the callable without a file; equal names get numbers.
+
+    Args:
+        choices: for each network (``checkpoint``, ``orm``, ``official``): a file of weights, None for other code that
+            loads its own; a name in :data:`NETWORKS`, ``package.module:callable``, or "saved" for the network that the
+            file of :func:`save_weights` names; True for weights of the network's authors.
+        domain: of the data, "srgb" or "raw".
+        scale: how many times as large as their brackets the data's targets are, 1 or 4.
+        tile: side of blended tiles; None: run the networks as the protocol prescribes.
+        device: where the networks run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: ``orm`` is unknown, weights are missing or do not fit, a network is made for other brackets, or it
+            cannot take such tiles.
+    """
+    names = [orm.rpartition(":")[2] if checkpoint is None else checkpoint.stem for checkpoint, orm, _ in choices]
+    if len(set(names)) < len(names):
+        names = [f"{name}-{number}" for number, name in enumerate(names, 1)]
+    networks = []
+    for name, choice in zip(names, choices, strict=True):
+        network, forward, identity = _load(*choice, bracket_options(domain, scale=scale))
+        if ":" not in choice[1]:  # other code may call one of our networks in its own way
+            _check_brackets(name, network, domain, scale)
+        multiple = _size_multiple(network)
+        least = multiple if multiple < 4 else 2 * multiple  # a quarter overlaps
+        if tile is not None and (tile % multiple or tile < least):
+            raise ValueError(f"tile must be a multiple of {multiple} >= {least} for {name}, got {tile}")
+        network = network.eval().to(device)
+        networks.append(EvaluatedNetwork(name, network, forward, identity, tile, torch.device(device)))
+    return networks
+
+
+def _load(
+    checkpoint: Path | None, orm: str, official: bool, options: dict[str, Any]
+) -> tuple[nn.Module, ForwardORM, dict[str, Any]]:
+    """Return the network, the function that calls it, and plain values that identify its weights."""
+    if options.get("scale") == 1:
+        del options["scale"]  # TMRNet+ rejects 1; _check_brackets explains it better
+    if checkpoint is None and (orm in NETWORKS or orm == "saved"):
+        raise ValueError(f"checkpoint must be a file of weights for the network {orm!r}, got None")
+    identity = {"orm": orm, "official": official, "checkpoint": None if checkpoint is None else checkpoint.name}
+    identity["sha256"] = None if checkpoint is None else file_digest(checkpoint)
+    forward: ForwardORM = call_network
+    if official:
+        network = load_official(orm, checkpoint, **options)  # type: ignore[arg-type]
+    elif orm == "saved":
+        network = load_model(checkpoint)  # type: ignore[arg-type]
+    else:
+        network, forward = load_network(orm, **options)
+        if checkpoint is not None:
+            load_weights(checkpoint, network)
+    if checkpoint is None:  # its code has no digest
+        identity |= {"network": type(network).__name__, "sha256": _weights_digest(network)}
+    return network, forward, identity
+
+
+def _size_multiple(network: nn.Module) -> int:
+    return max(getattr(network, "size_multiple", 1), 1)
+
+
+def _check_brackets(name: str, network: nn.Module, domain: str, scale: int) -> None:
+    """Raise ValueError if one of our networks is made for other brackets than the data's."""
+    if isinstance(network, ReconstructionNetwork):
+        options = bracket_options(domain, scale=scale)
+        output_scale = 4 if isinstance(network, TMRNetPlus) else network.config.get("scale", 1)
+        found = (network.num_frames, network.in_channels, output_scale)
+        expected = (options["num_frames"], options["in_channels"], scale)
+        if found != expected:
+            made, data = ("{} exposures of {} channels, scale {}".format(*numbers) for numbers in (found, expected))
+            raise ValueError(f"the network of {name} is for {made}; the data are {data}")
+
+
+def _weights_digest(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's weights by name."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        if isinstance(tensor, Tensor):  # not the result of get_extra_state
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
