@@ -22,8 +22,8 @@ import skt_components as skt
 
 ROOT = Path(__file__).parents[1]
 BANKS: dict[str, Callable[[], nn.Module]] = {
-    "efficientnet-lite0, 16 colour regions": lambda: timm("tf_efficientnet_lite0"),
-    "hrnet_w48, 16 colour regions": lambda: timm("hrnet_w48"),
+    "efficientnet-lite0, 16 color regions": lambda: timm("tf_efficientnet_lite0"),
+    "hrnet_w48, 16 color regions": lambda: timm("hrnet_w48"),
     "FastSAM-s fast, 16 masks": lambda: skt.FastSAMFeatureExtractor("random", layers="fast"),
     "FastSAM-s fast, 16 masks in cells": lambda: skt.FastSAMFeatureExtractor(
         "random", layers="fast", full_resolution=False

@@ -25,7 +25,7 @@ def main() -> None:
     torch.manual_seed(0)
     random = {"random": ",\nRANDOM weights"}
     banks = {
-        "EfficientNet-Lite0,\ncolour regions": skt.TimmFeatureExtractor(regions=skt.ColorPositionKMeans(12)),
+        "EfficientNet-Lite0,\ncolor regions": skt.TimmFeatureExtractor(regions=skt.ColorPositionKMeans(12)),
         "EfficientNet-Lite0,\nfeature regions": skt.TimmFeatureExtractor(regions=skt.FeatureKMeans(12)),
         f"hrnet_w48{random.get(files.hrnet, '')}": skt.TimmFeatureExtractor(
             "hrnet_w48", weights=files.hrnet, regions=skt.FeatureKMeans(12)

@@ -37,7 +37,7 @@ class Options:
     layers: Literal["paper", "fast"] = "paper"
     """Layers of fastsam that give the features."""
     regions: Literal["own", "color", "features"] = "own"
-    """fastsam's own masks (other banks take colour), or k-means on colour or on features."""
+    """fastsam's own masks (other banks take color), or k-means on color or on features."""
     num_regions: int = 8
     """Regions per picture."""
     longest_side: int = 512

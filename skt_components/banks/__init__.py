@@ -4,7 +4,6 @@ from skt_components.banks.cache import CachedBank
 from skt_components.banks.empty_bank import EmptyBank
 from skt_components.banks.fastsam import FastSAMFeatureExtractor, FastSAMRegions
 from skt_components.banks.fastsam_weights import convert_checkpoint, find_fastsam_weights
-from skt_components.banks.feature_regions import FeatureKMeans
 from skt_components.banks.frozen import Frozen
 from skt_components.banks.label_maps import read_label_map
 from skt_components.banks.priors import (
@@ -14,7 +13,7 @@ from skt_components.banks.priors import (
     priors_from_labels,
     priors_from_masks,
 )
-from skt_components.banks.regions import ColorPositionKMeans, GridRegions
+from skt_components.banks.regions import ColorPositionKMeans, FeatureKMeans, GridRegions
 from skt_components.banks.registry import check_bank_weights, make_knowledge_bank
 from skt_components.banks.timm import TimmFeatureExtractor
 from skt_components.banks.vgg import VGG19Features

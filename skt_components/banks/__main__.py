@@ -13,14 +13,14 @@ from skt_components.banks.fastsam_weights import LICENSE_NOTE, convert_checkpoin
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status, 1 if the conversion failed.
+    """Run the command line and return the exit status, 1 if the conversion failed.
 
     Args:
-        arguments: without the program's name; None: those of the process.
+        arguments: the arguments without the program's name; default: ``sys.argv``.
     """
     parser = argparse.ArgumentParser(prog="python -m skt_components.banks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    convert = commands.add_parser("convert", help="pickled checkpoint to safetensors, running nothing in it")
+    convert = commands.add_parser("convert", help="pickled checkpoint to safetensors, without running code in it")
     convert.add_argument("src", metavar="SRC", help="checkpoint of FastSAM or another YOLOv8 segmentation network")
     convert.add_argument("dst", metavar="DST", help="the .safetensors file to write")
     convert.add_argument("--overwrite", action="store_true", help="replace DST if it exists")

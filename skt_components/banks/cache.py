@@ -1,4 +1,4 @@
-"""Priors on disk: a bank that describes each picture once, however often it is asked."""
+"""Keep the priors of a bank on disk, so that it describes each picture once."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from skt_components.banks.priors import KnowledgeBank, SemanticPriors, priors_fr
 from skt_components.files.atomic import atomic_write
 from skt_components.files.weights import import_safetensors
 
-_FORMAT = 1  # part of every key: raise it when the meaning of the files changes
+_FORMAT = 1  # part of every key: increase it when the content of the files changes
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class _Record(NamedTuple):
-    """One picture's priors on the CPU; ``masks`` is None where ``labels`` say the same."""
+    """Priors of one picture on the CPU; ``masks`` is None if ``labels`` are enough to make them."""
 
     features: list[Tensor]  # (C, h, w)
     labels: Tensor | None  # (H, W), the smallest integers that hold them
@@ -35,32 +35,31 @@ class _Record(NamedTuple):
 
 
 class CachedBank(nn.Module):
-    """Keep a bank's priors on disk, by the content of the picture; a bank itself, to be used in its place.
+    """Wrap a bank and keep its priors on disk, by the content of the picture.
 
-    For pictures that come back unchanged every epoch: the ground truth, or a fixed validation set, whole or in fixed
-    crops. It never pays for a network's output or for random crops, which do not repeat and only fill the disk. A
-    call hashes every picture, which waits for the device, and reads a file for each: 8 MB of features, those of
-    FastSAM-s for 256 x 256 pixels, took 17 ms on one CPU core with a warm disk. So it pays where the bank takes
-    longer, as on a CPU. Nothing is ever deleted: remove the folder to make room.
+    Use it for pictures that repeat in every epoch: the ground truth, or a fixed validation set, whole or in fixed
+    crops. Outputs of a network and random crops do not repeat and only fill the disk. A call hashes every picture,
+    which waits for the device, and reads a file for each: 8 MB of features, the size for FastSAM-s and 256 x 256
+    pixels, took 17 ms on one CPU core with a warm disk. So it saves time if the bank takes longer, as on a CPU.
+    Nothing is deleted: remove the folder to free space.
 
-    What comes back is what the bank gave when it first saw the picture, bit for bit, in one call with the other
-    pictures then missing and without autocast; the rounding of a bank may depend on how many those were. Several
-    processes may share the folder. The bank is held in ``Frozen``: out of state dicts, always in eval mode.
+    The priors are bit for bit those of the bank's first call for the picture, which is made without autocast and
+    together with the other missing pictures of the batch; the rounding of a bank may depend on their number. Several
+    processes may share the folder. The bank is held in :class:`Frozen`.
 
     Args:
         bank: the bank; the number of its regions must not change from call to call.
-        folder: made if it does not exist; priors go to ``<fingerprint[:16]>/<key[:2]>/<key>.safetensors``.
-        fingerprint: names the bank's weights and options, so that priors of another bank are never taken for
-            its; default: ``bank.fingerprint``. Letters, digits, ``_``, ``-`` and ``.``. The
-            bank's is read again when it is moved; one given here must tell dtypes apart by itself.
-        dtype: of the features on disk and given back. torch.float16 takes half the space and rounds them to 11
-            bits; torch.float32 is exact.
+        folder: created if missing; priors go to ``<fingerprint[:16]>/<key[:2]>/<key>.safetensors``.
+        fingerprint: identifies the bank's weights, options and dtype, in letters, digits, ``_``, ``-`` and ``.``;
+            default: ``bank.fingerprint``, which is read again when the bank is moved.
+        dtype: dtype of the returned features, on disk too. torch.float16 takes half the space and rounds them to
+            11 bits; torch.float32 is exact.
 
     Raises:
-        TypeError: if ``bank`` is no ``nn.Module`` with a bank's members, or ``dtype`` is none of the two.
-        ValueError: if there is no usable fingerprint.
-        ImportError: if safetensors is missing.
-        OSError: if the folder cannot be made, or a file not be written, as on a full disk.
+        TypeError: if ``bank`` is not an ``nn.Module`` with a bank's members, or ``dtype`` is another one.
+        ValueError: if there is no valid fingerprint.
+        ImportError: if safetensors is not installed.
+        OSError: if the folder cannot be created or a file cannot be written.
 
     Example:
         >>> import tempfile
@@ -92,36 +91,30 @@ class CachedBank(nn.Module):
         if dtype not in (torch.float32, torch.float16):
             raise TypeError(f"dtype must be torch.float32 or torch.float16, got {dtype}")
         import_safetensors("CachedBank")
-        self._given = fingerprint
+        self._own_fingerprint = fingerprint
         self.fingerprint, self.dtype = _check_fingerprint(fingerprint, bank), dtype
         self.channels, self.reduction = tuple(bank.channels), tuple(bank.reduction)
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise type(error)(error.errno, f"no folder for priors: {error.strerror}", str(folder)) from error
+            raise type(error)(error.errno, f"cannot create folder: {error.strerror}", str(folder)) from error
         self.bank = Frozen(bank)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CachedBank:
         super()._apply(fn, recurse)
-        self.fingerprint = _check_fingerprint(self._given, self.bank.network)  # a bank in half precision is another
+        self.fingerprint = _check_fingerprint(self._own_fingerprint, self.bank.network)  # half precision changes it
         return self
 
     @torch.no_grad()
     def forward(self, tonemapped: Float[Tensor, "b 3 h w"]) -> SemanticPriors:
-        """Describe tone-mapped RGB pictures in [0, 1]; the bank is called only for those not on disk.
-
-        Args:
-            tonemapped: the pictures, on any device.
-
-        Returns:
-            The priors, on the pictures' device.
+        """Describe tone-mapped RGB pictures in [0, 1]; the bank runs only for pictures that are not on disk.
 
         Raises:
-            ValueError: if ``tonemapped`` has not four axes, or float16 does not hold a feature.
+            ValueError: if ``tonemapped`` does not have four axes, or a feature is too large for float16.
             OSError: if a file cannot be written.
         """
-        if torch.compiler.is_compiling():  # files are not for a graph; the decorator would load the compiler at import
+        if torch.compiler.is_compiling():  # the decorator would load the compiler at import
             return torch.compiler.disable(self.forward)(tonemapped)
         if not isinstance(tonemapped, Tensor) or tonemapped.ndim != 4:
             got = tuple(tonemapped.shape) if isinstance(tonemapped, Tensor) else type(tonemapped).__name__
@@ -155,7 +148,7 @@ class CachedBank(nn.Module):
         features = [feature.to("cpu", self.dtype) for feature in priors.features]
         for exact, kept in zip(priors.features, features, strict=True):
             if self.dtype == torch.float16 and kept.isinf().any() and exact.isfinite().all():
-                raise ValueError(f"features reach {exact.abs().max():g}, beyond float16: use dtype=torch.float32")
+                raise ValueError(f"features must fit float16, got {exact.abs().max():g}: use dtype=torch.float32")
         labels, masks, valid = priors.labels, priors.masks, priors.valid.cpu()
         if labels is not None:
             masks = None if torch.equal(priors_from_labels([], labels, masks.shape[1]).masks, masks) else masks
@@ -177,23 +170,23 @@ class CachedBank(nn.Module):
             return _unpack(file.read_bytes())
         except FileNotFoundError:
             return None
-        except Exception as error:  # whatever is wrong with the file, the bank can make it again
-            warnings.warn(f"{file} is damaged and its priors are computed again ({error})", stacklevel=3)
+        except Exception as error:  # a damaged file can raise anything, and the bank can compute it again
+            warnings.warn(f"{file} is damaged, its priors are computed again ({error})", stacklevel=3)
             return None
 
     def _write(self, key: str, record: _Record) -> None:
         file = self._file(key)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(file, sync=False) as temporary:  # the checksum finds what a power cut leaves
+            with atomic_write(file, sync=False) as temporary:  # the checksum detects files cut by a power failure
                 temporary.write_bytes(_pack(record))
         except OSError as error:
-            reason = f"cannot keep priors on disk: {error.strerror or error}"
+            reason = f"cannot write priors: {error.strerror or error}"
             raise OSError(error.errno, reason, str(self.folder)) from error
 
 
 def _pack(record: _Record) -> bytes:
-    """Return the content of a file; masks become bits, and a checksum is added."""
+    """Return the content of a file, with masks as bits and a checksum."""
     tensors = {f"feature_{i}": feature for i, feature in enumerate(record.features)} | {"valid": record.valid}
     if record.labels is not None:
         tensors["labels"] = record.labels
@@ -253,7 +246,7 @@ def _check_fingerprint(given: str | None, bank: nn.Module) -> str:
     found = given if given is not None else getattr(bank, "fingerprint", None)
     if not isinstance(found, str) or not re.fullmatch(r"[\w-][\w.-]*", found, re.ASCII):
         raise ValueError(
-            "fingerprint must name the bank's weights and options in letters, digits, '_', '-' and '.', got "
+            "fingerprint must identify the bank's weights and options in letters, digits, '_', '-' and '.', got "
             f"{found!r} from the argument or {type(bank).__name__}.fingerprint"
         )
     return found

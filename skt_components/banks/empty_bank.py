@@ -1,4 +1,4 @@
-"""The bank that knows nothing: for a teacher without semantic features."""
+"""A bank without features, for a teacher without semantic knowledge."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from skt_components.ops.checks import check_tensor
 
 
 class EmptyBank(nn.Module):
-    """A bank without features, for which every picture is one region: the ablation "without FastSAM".
+    """Return no features and one region per picture: the ablation "without FastSAM".
 
-    A teacher made for it (:class:`SPGRM` with ``prior_channels=()``) is a plain second stage, its fusion modules
-    alone, and L_color compares the histograms of whole pictures.
+    A teacher for it (:class:`SPGRM` with ``prior_channels=()``) is a plain second stage, and L_color compares the
+    histograms of whole pictures.
 
     Example:
         >>> priors = EmptyBank()(torch.rand(1, 3, 4, 4))

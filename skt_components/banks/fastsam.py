@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import os
 from collections.abc import Sequence
 from typing import Literal, cast
@@ -11,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from skt_components.banks.fastsam_architecture import LEVELS, STRIDES, YOLOv8Seg, YOLOv8SegConfig
+from skt_components.banks.fastsam_instances import instance_masks, paint_regions, select_instances
 from skt_components.banks.fastsam_weights import find_fastsam_weights, load_fastsam_state
-from skt_components.banks.framing import crop_maps, enlarge, pad_to_multiple
 from skt_components.banks.frozen import Frozen, fingerprint
-from skt_components.banks.instances import instance_masks, paint_regions, select_instances
 from skt_components.banks.priors import (
     RegionSource,
     SemanticPriors,
@@ -23,8 +22,8 @@ from skt_components.banks.priors import (
     priors_from_labels,
     priors_from_masks,
 )
-from skt_components.banks.yolov8_seg import LEVELS, STRIDES, YOLOv8Seg, YOLOv8SegConfig
-from skt_components.ops.checks import check_choice, check_count, check_tensor, float_dtype
+from skt_components.banks.resizing import crop_maps, enlarge, pad_to_multiple
+from skt_components.ops.checks import check_choice, check_count, check_fraction, check_tensor, float_dtype
 
 _LAYERS = {"paper": (21, 18, 15, 2), "fast": (6, 4, 2, 0)}
 RANDOM_WEIGHTS = {"random": YOLOv8SegConfig(), "random-x": YOLOv8SegConfig.fastsam_x()}
@@ -34,43 +33,40 @@ _REDUCTION = (16, 8, 4, 2)
 class FastSAMFeatureExtractor(nn.Module):
     """Describe pictures by four feature maps of a frozen FastSAM and by the regions that it finds.
 
-    FastSAM's code and weights are under AGPL-3.0, and the weights were trained on SA-1B, whose licence allows
-    research. The network here is our own and needs no package, but the terms of the weights file are yours to
-    meet. They bind the training that uses it; the trained reconstruction network contains none of it.
+    FastSAM's code and weights are under AGPL-3.0, and the weights were trained on SA-1B, whose license allows
+    research. This library has its own network and needs no package, but you must meet the terms of the weights file.
+    They bind the training that uses it; the trained reconstruction network contains none of it.
 
-    Nothing is trained, nothing appears in a parent's state dict, and the network stays in eval mode (see
-    ``Frozen``). The forward pass keeps no state: it can be copied, called from several threads, compiled and moved
-    to channels-last or bfloat16; the head's output is decoded to boxes, scores and masks in float32 all the same.
+    The network is held in :class:`Frozen`. The forward pass keeps no state: the bank can be copied, called from several
+    threads, compiled and moved to channels-last or bfloat16; boxes, scores and masks are always decoded in float32.
 
     Args:
-        weights: an official ``FastSAM-s.pt`` or ``FastSAM-x.pt``, or a ``.safetensors`` file made by
-            ``convert_checkpoint``; read without running anything that is in it. ``"FastSAM-s"`` or ``"FastSAM-x"``:
-            that file in the cache, ``torch.hub.get_dir()/checkpoints``. None: the file named by the environment
-            variable ``SKT_FASTSAM_WEIGHTS``, or else FastSAM-s in the cache. ``"random"`` and ``"random-x"``: no
-            knowledge at all, for tests; seed it with ``torch.manual_seed``.
-        layers: where the features come from. ``"paper"``: the three maps that feed the head and the stride-4 stage, of
+        weights: an official ``FastSAM-s.pt`` or ``FastSAM-x.pt``, or a file made by ``convert_checkpoint``; read
+            without running code in it. ``"FastSAM-s"``, ``"FastSAM-x"`` or None: as :func:`find_fastsam_weights`
+            finds them. ``"random"`` and ``"random-x"``: no knowledge, for tests; seed it with ``torch.manual_seed``.
+        layers: source of the features. ``"paper"``: the three maps that feed the head and the stride-4 stage, of
             the picture at twice its size, which is the closest reading of "features before the representation
             head". ``"fast"``: four backbone stages of the picture as it is, at a quarter of the cost. Or four layer
             indices, coarse to fine, with strides 16, 8, 4, 2 or 32, 16, 8, 4 (then at twice the size).
         max_regions: K, masks kept per picture, the best first. There are K + 1 regions: 0 is the background.
-        overlap: keep the masks as they are, overlapping, and leave ``labels`` None. By default every pixel belongs to
-            the smallest mask that covers it, or to the background.
-        conf: least confidence of a mask.
-        iou: overlap of two boxes from which only the better one is kept.
+        overlap: keep overlapping masks, without ``labels``. By default every pixel belongs to the smallest mask that
+            covers it, or to the background.
+        conf: smallest confidence of a mask, in [0, 1].
+        iou: overlap of two boxes above which only the better one is kept, in [0, 1].
         full_resolution: decide the masks for every pixel; False decides them for cells of the prototypes (4 pixels,
             2 with the picture at twice its size), which saves time and memory and makes blocky borders.
-        regions: a source that cuts the pictures instead of FastSAM, whose head then does not run.
-        grad_to_input: let gradients flow through the features to the pictures (through the regions they never do).
-        download: fetch FastSAM-s or FastSAM-x, from the place where ultralytics publishes it, if the cache lacks it.
+        regions: a region source used instead of FastSAM's head, which then does not run.
+        grad_to_input: let gradients flow through the features to the pictures.
+        download: download missing weights of FastSAM-s or FastSAM-x to the cache.
 
     Attributes:
         channels: channels of the four maps, coarse to fine.
         reduction: strides of the four maps, (16, 8, 4, 2).
-        num_regions: K + 1, or those of ``regions``.
+        num_regions: K + 1, or ``regions.num_regions``.
 
     Raises:
-        FileNotFoundError: at once, if there are no weights; the message says where to get them.
-        ValueError: if the file is refused or is another network's, or an option is out of range.
+        FileNotFoundError: if there are no weights; the message says where to get them.
+        ValueError: if the file is refused or is of another network, or an argument is out of range.
 
     Example:
         >>> bank = FastSAMFeatureExtractor("random", max_regions=4)
@@ -99,12 +95,14 @@ class FastSAMFeatureExtractor(nn.Module):
         download: bool = False,
     ) -> None:
         super().__init__()
+        check_fraction("conf", conf)
+        check_fraction("iou", iou)
         self.layers, self.scale = _check_layers(layers)
         self.max_regions = check_count("max_regions", max_regions, 1)
-        self.conf, self.iou = _check_share("conf", conf), _check_share("iou", iou)
+        self.conf, self.iou = float(conf), float(iou)
         self.overlap, self.full_resolution, self.grad_to_input = overlap, full_resolution, grad_to_input
         if regions is not None and overlap:
-            raise ValueError("overlap=True needs FastSAM's own masks, but regions are given: a label map is disjoint")
+            raise ValueError("regions must be None with overlap=True: only FastSAM's own masks can overlap")
         self.num_regions = self.max_regions + 1 if regions is None else check_region_source(regions)
         self.regions = Frozen(regions) if isinstance(regions, nn.Module) else regions
         self.network = Frozen(_load(weights, download))
@@ -117,41 +115,31 @@ class FastSAMFeatureExtractor(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of the weights and the options; banks with one fingerprint give one result.
-
-        Computed on the CPU at every read, because a bank that is rounded to half precision is another one.
+        """Hash of the weights and options, 64 hexadecimal digits; computed at every read.
 
         Raises:
-            ValueError: if the region source does not tell its options, see ``describe_region_source``.
+            ValueError: if the region source has no fingerprint, see ``describe_region_source``.
         """
         options = (self.layers, self.max_regions, self.overlap, self.conf, self.iou, self.full_resolution)
         return fingerprint(self, type(self).__name__, *options, describe_region_source(self.regions))
 
     def forward(self, tonemapped: Float[Tensor, "b 3 h w"]) -> SemanticPriors:
-        """Describe tone-mapped pictures; no gradient flows back to them unless ``grad_to_input``.
+        """Describe tone-mapped pictures: feature maps, coarse to fine, and regions.
 
-        Under ``torch.autocast`` the network runs in the lower precision, the maps come out in float32 all the
-        same. Pictures are padded by replication to the right and bottom, and everything is cropped back.
+        Under ``torch.autocast`` the network runs in the lower precision, and the maps are returned in float32.
+        Pictures are padded by replication to the right and bottom, and the results are cropped. A picture without
+        masks is all background.
 
         Args:
-            tonemapped: ``(B, 3, H, W)``, RGB, display-like; clamped to [0, 1] here.
-
-        Returns:
-            Maps ``(B, C_i, ceil(H / s_i), ceil(W / s_i))`` coarse to fine, and the regions; where nothing is found
-            all is background.
-
-        Raises:
-            TypeError: if ``tonemapped`` is not a floating-point tensor.
-            ValueError: if its shape is not ``(B, 3, H, W)`` with pixels.
+            tonemapped: RGB, display-like; clamped to [0, 1] here.
         """
-        check_tensor("tonemapped", tonemapped, ndim=4, layout="(B, 3, H, W)", channels=3)
-        size = _size_of("tonemapped", tonemapped)
+        size = _checked_size("tonemapped", tonemapped)
         head = LEVELS if self.regions is None else ()
         with torch.set_grad_enabled(self.grad_to_input and torch.is_grad_enabled()):
             images = tonemapped.clamp(0, 1)
             outputs = self._yolo.run_layers(self._prepare(images), {*self.layers, *head})
             features = self._crop(outputs, size)
-        with torch.no_grad():  # not inference_mode: its tensors cannot enter a graph that is trained
+        with torch.no_grad():  # not inference_mode, whose tensors autograd cannot save
             if self.regions is not None:
                 labels = self.regions(images.detach(), [f.detach() for f in features])
                 return priors_from_labels(features, labels, self.num_regions)
@@ -163,28 +151,21 @@ class FastSAMFeatureExtractor(nn.Module):
     def extract_features(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Return the four maps, differentiable with respect to the pictures, as a perceptual loss needs them.
 
-        The pictures are not clamped, which would stop gradients outside [0, 1]; later layers do not run.
-
-        Args:
-            images: ``(B, 3, H, W)``, RGB, nominally [0, 1].
-
-        Returns:
-            Maps ``(B, C_i, ceil(H / s_i), ceil(W / s_i))``, coarse to fine, float32 (float64 if moved there).
+        The pictures, nominally in [0, 1], are not clamped, which would stop gradients outside. Later layers do not
+        run. The maps ``(B, C_i, ceil(H / s_i), ceil(W / s_i))`` are float32 (float64 if moved there).
         """
-        check_tensor("images", images, ndim=4, layout="(B, 3, H, W)", channels=3)
-        size = _size_of("images", images)
+        size = _checked_size("images", images)
         return self._crop(self._yolo.run_layers(self._prepare(images), self.layers), size)
 
     @torch.no_grad()
     def label_regions(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b h w"]:
-        """Return the disjoint map of FastSAM's masks alone; arguments and errors as of the bank itself."""
-        check_tensor("images", images, ndim=4, layout="(B, 3, H, W)", channels=3)
-        size = _size_of("images", images)
+        """Return the disjoint map of FastSAM's masks for pictures as the bank takes them."""
+        size = _checked_size("images", images)
         return paint_regions(self._masks(self._yolo.run_layers(self._prepare(images.clamp(0, 1)), LEVELS), size))
 
     def _prepare(self, images: Tensor) -> Tensor:
-        """Pad to what the network's strides divide, enlarge, and bring to the weights' dtype."""
-        images = images.to(float_dtype(images))  # half precision is no grid for pictures to be enlarged on
+        """Pad to a multiple of the network's strides, enlarge, and convert to the dtype of the weights."""
+        images = images.to(float_dtype(images))  # half precision is too coarse to enlarge pictures in
         images = enlarge(pad_to_multiple(images, 32 // self.scale), self.scale)
         return images.to(next(self._yolo.parameters()).dtype)
 
@@ -200,7 +181,7 @@ class FastSAMFeatureExtractor(nn.Module):
         return instance_masks(found, *chosen, scale=self.scale, size=size, full_resolution=self.full_resolution)
 
     def extra_repr(self) -> str:
-        """Name the layers and the regions."""
+        """Show the layers and the regions."""
         own = f"max_regions={self.max_regions}, overlap={self.overlap}, conf={self.conf}, iou={self.iou}"
         regions = own if self.regions is None else f"regions={self.regions}"
         resolution = f"full_resolution={self.full_resolution}"
@@ -212,7 +193,7 @@ class FastSAMRegions(nn.Module):
 
     Args:
         weights: as ``FastSAMFeatureExtractor`` takes them.
-        options: its other options, but ``overlap`` and ``regions``; ``layers`` decides its input size.
+        options: its other options except ``overlap`` and ``regions``; ``layers`` decides the input size.
 
     Attributes:
         num_regions: ``max_regions`` + 1; 0 is the background.
@@ -226,24 +207,24 @@ class FastSAMRegions(nn.Module):
         super().__init__()
         refused = {"overlap", "regions"} & set(options)
         if refused:
-            raise TypeError(f"FastSAMRegions gives FastSAM's own disjoint regions and has no option {min(refused)}")
+            raise TypeError(f"FastSAMRegions has no option {min(refused)}: it gives FastSAM's own disjoint regions")
         self.bank = FastSAMFeatureExtractor(weights, **options)  # type: ignore[arg-type]
         self.num_regions = self.bank.num_regions
 
     @property
     def fingerprint(self) -> str:
-        """That of the FastSAM inside."""
+        """Hash of FastSAM's weights and options."""
         return self.bank.fingerprint
 
     def forward(
         self, images: Float[Tensor, "b 3 h w"], features: Sequence[Tensor] | None = None
     ) -> Int[Tensor, "b h w"]:
-        """Label every pixel of ``images`` ``(B, 3, H, W)`` in [0, 1]; ``features`` are not looked at."""
+        """Return the labels of pictures in [0, 1]; ``features`` are not used."""
         return self.bank.label_regions(images)
 
 
 def _check_layers(layers: str | Sequence[int]) -> tuple[tuple[int, ...], int]:
-    """Return the four layers and how much larger than the picture the network's input is."""
+    """Return the four layers and the scale of the network's input."""
     if isinstance(layers, str):
         check_choice("layers", layers, _LAYERS)
         return _LAYERS[layers], 2 if layers == "paper" else 1
@@ -258,20 +239,15 @@ def _check_layers(layers: str | Sequence[int]) -> tuple[tuple[int, ...], int]:
     )
 
 
-def _size_of(name: str, images: Tensor) -> tuple[int, int]:
+def _checked_size(name: str, images: Tensor) -> tuple[int, int]:
+    check_tensor(name, images, ndim=4, layout="(B, 3, H, W)", channels=3)
     height, width = images.shape[-2:]
     if 0 in (height, width):
         raise ValueError(f"{name} must have pixels, got shape {tuple(images.shape)}")
     return height, width
 
 
-def _check_share(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
-    return float(value)
-
-
-@torch.inference_mode(False)  # or no gradient could ever pass through the network
+@torch.inference_mode(False)  # so that gradients can pass through the network
 def _load(weights: str | os.PathLike[str] | None, download: bool) -> YOLOv8Seg:
     if isinstance(weights, str) and weights in RANDOM_WEIGHTS:
         return YOLOv8Seg(RANDOM_WEIGHTS[weights])

@@ -1,4 +1,4 @@
-"""FastSAM's weights: finding, downloading, reading and converting them. They never come with this package."""
+"""Find, download, read and convert FastSAM's weights, which are not part of this package."""
 
 from __future__ import annotations
 
@@ -17,44 +17,41 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from skt_components.banks.yolov8_seg import YOLOv8Seg
+from skt_components.banks.fastsam_architecture import YOLOv8Seg
 from skt_components.files.atomic import atomic_write
 from skt_components.files.digest import file_digest
 from skt_components.files.unpickle import read_pickled_model
-from skt_components.files.weights import hub_cache, import_safetensors, read_state_dict
+from skt_components.files.weights import hub_cache, import_safetensors, read_state_dict, write_safetensors
 
 LICENSE_NOTE = "FastSAM's weights are under AGPL-3.0 and were trained on SA-1B, whose license is for research."
-_FIRST_CHANNELS = {"FastSAM-s": 32, "FastSAM-x": 80}  # which of the two a file is
+_FIRST_CHANNELS = {"FastSAM-s": 32, "FastSAM-x": 80}  # tells the two networks apart
 _NAMES = tuple(_FIRST_CHANNELS)
 _VARIABLE = "SKT_FASTSAM_WEIGHTS"
 _RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
-_TIMEOUT = 10.0  # seconds without a byte
+_TIMEOUT = 10.0  # seconds without data
 _CHUNK = 1 << 20
 _WHERE = (
-    "Get {name}.pt from https://github.com/ultralytics/assets/releases or by way of FastSAM's repository, "
-    "https://github.com/CASIA-LMC-Lab/FastSAM; then give its path, set {variable} to it, or put it into {cache}; "
-    "or let download=True (--download) fetch it there. " + LICENSE_NOTE
+    "Get {name}.pt from https://github.com/ultralytics/assets/releases or from the links in FastSAM's repository, "
+    "https://github.com/CASIA-LMC-Lab/FastSAM; then pass its path, set {variable} to it, or put it into {cache}; "
+    "or pass download=True. " + LICENSE_NOTE
 )
 
 
 def find_fastsam_weights(weights: str | os.PathLike[str] | None = None, *, download: bool = False) -> Path:
-    """Return the file of FastSAM's weights; nothing is fetched and no folder is made unless ``download`` says so.
+    """Return the existing file of FastSAM's weights; nothing is downloaded unless ``download``.
 
     Args:
-        weights: "FastSAM-s" or "FastSAM-x": ``<name>.safetensors`` or ``<name>.pt`` in ``checkpoints`` of
-            ``torch.hub.get_dir()``, where PyTorch keeps downloaded weights (with the suffix, that file only, and one
-            in the working directory first); anything else is a path. None: the file that the environment variable
-            SKT_FASTSAM_WEIGHTS names, without it "FastSAM-s".
-        download: fetch the named weights from the releases of ultralytics/assets if they are not there.
-
-    Returns:
-        An existing file.
+        weights: "FastSAM-s" or "FastSAM-x": ``<name>.safetensors`` or ``<name>.pt`` in PyTorch's cache,
+            ``torch.hub.get_dir()/checkpoints`` (with a suffix, only that file, and one in the working directory
+            first); anything else is a path. None: the file named by the environment variable SKT_FASTSAM_WEIGHTS,
+            without it "FastSAM-s".
+        download: download named weights from the releases of ultralytics/assets if the cache lacks them.
 
     Raises:
-        TypeError: if ``weights`` is no path.
-        FileNotFoundError: if there is no such file; says where it was looked for and how to get it.
+        TypeError: if ``weights`` is not a path.
+        FileNotFoundError: if there is no such file; the message says where it was searched and how to get it.
         IsADirectoryError: if the path is a folder.
-        OSError: if the download fails or what came is not FastSAM; nothing is left behind.
+        OSError: if the download fails or is not FastSAM; no file is left then.
     """
     if weights is None:
         named = os.environ.get(_VARIABLE)
@@ -81,19 +78,9 @@ def find_fastsam_weights(weights: str | os.PathLike[str] | None = None, *, downl
 
 
 def load_fastsam_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read a state dict from ``.safetensors``, a pickled model or a pickled state dict, running nothing in it.
+    """Read a state dict from ``.safetensors``, a pickled model or a pickled state dict, without running code in it.
 
-    Args:
-        path: the file.
-
-    Returns:
-        Parameter name to tensor, on the CPU and in the file's dtypes.
-
-    Raises:
-        FileNotFoundError: if ``path`` is not a file.
-        ValueError: if the file is damaged, names code other than ultralytics' and PyTorch's layers, or holds no
-            state dict.
-        ImportError: if a ``.safetensors`` file is given and safetensors is missing.
+    See :func:`read_pickled_model` and :func:`read_state_dict` for the errors.
     """
     file = Path(path)
     if file.suffix == ".safetensors" or not zipfile.is_zipfile(file):
@@ -102,21 +89,21 @@ def load_fastsam_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def convert_checkpoint(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-    """Write FastSAM's weights, or those of any YOLOv8 segmentation network, as safetensors, every bit as it was.
+    """Convert the weights of FastSAM, or of any YOLOv8 segmentation network, to safetensors without rounding.
 
     Args:
-        src: a checkpoint that :func:`load_fastsam_state` reads, such as the published ``FastSAM-s.pt``.
+        src: a checkpoint such as the published ``FastSAM-s.pt``.
         dst: the ``.safetensors`` file to write; its folder must exist.
         overwrite: replace ``dst`` if it exists.
 
     Returns:
-        ``dst``. Its metadata has the architecture, the number of classes, ``reg_max`` and the source's sha256.
+        ``dst``. Its metadata has the architecture, the number of classes, ``reg_max`` and the source's SHA-256.
 
     Raises:
         FileNotFoundError: if ``src`` or the folder of ``dst`` does not exist.
         FileExistsError: if ``dst`` exists and ``overwrite`` is not set.
         ValueError: if ``src`` is not such a network or ``dst`` is ``src`` or not a ``.safetensors`` file.
-        ImportError: if safetensors is missing.
+        ImportError: if safetensors is not installed.
         OSError: if ``dst`` cannot be written.
     """
     source, target = Path(src), Path(dst)
@@ -125,10 +112,10 @@ def convert_checkpoint(src: str | os.PathLike[str], dst: str | os.PathLike[str],
     if target.exists() and source.exists() and target.samefile(source):
         raise ValueError(f"dst must be another file than src, got {target} twice")
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"the folder of dst does not exist: {target.parent}")
+        raise FileNotFoundError(f"folder of dst does not exist: {target.parent}")
     if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists; it is replaced only with overwrite=True (--overwrite)")
-    safetensors = import_safetensors("converting")
+        raise FileExistsError(f"{target} exists; it is replaced only with overwrite=True")
+    import_safetensors("converting")  # before the work
     state = load_fastsam_state(source)
     config = YOLOv8Seg.from_state_dict(state, str(source)).config
     metadata = {
@@ -140,8 +127,7 @@ def convert_checkpoint(src: str | os.PathLike[str], dst: str | os.PathLike[str],
     }
     # Clones, because safetensors refuses tensors that share memory.
     clones = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
-    with atomic_write(target) as temporary:
-        temporary.write_bytes(safetensors.torch.save(clones, metadata))
+    write_safetensors(target, clones, metadata)
     return target
 
 
@@ -175,14 +161,14 @@ def _download(name: str, cache: Path) -> Path:
 
 
 def _chunks(url: str, name: str) -> Generator[bytes, None, None]:
-    """Yield the body of ``url`` in one attempt; whatever goes wrong on the network is a ConnectionError."""
+    """Yield the body of ``url`` in one attempt; raise ConnectionError for every failure of the network."""
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, _progress(response, name) as report:
             while block := response.read(_CHUNK):
                 report(len(block))
                 yield block
-            if response.length:  # of the bytes that the server announced
-                raise ConnectionError(f"it broke off with {response.length} bytes missing")
+            if response.length:  # bytes announced by the server and not received
+                raise ConnectionError(f"it ended with {response.length} bytes missing")
     except (OSError, http.client.HTTPException) as error:
         reason = error.reason if type(error) is urllib.error.URLError else error
         reason = repr(error) if isinstance(error, http.client.HTTPException) else reason
@@ -191,7 +177,7 @@ def _chunks(url: str, name: str) -> Generator[bytes, None, None]:
 
 @contextmanager
 def _progress(response: http.client.HTTPResponse, name: str) -> Iterator[Callable[[int], object]]:
-    """Give a function that takes the number of bytes received; it shows a bar to whoever watches a terminal."""
+    """Yield a function of the number of bytes received; on a terminal it shows a progress bar."""
     if sys.stderr is None or not sys.stderr.isatty() or importlib.util.find_spec("tqdm") is None:
         yield lambda size: None
         return

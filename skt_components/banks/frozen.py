@@ -1,4 +1,4 @@
-"""A frozen network that its parent can use but neither trains, saves nor switches to training mode."""
+"""Hold a frozen network outside its parent's parameters and state dict; fingerprints; input normalization."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Frozen(nn.Module):
 
     - it stays in eval mode when a parent is put into training mode, so batch-norm statistics do not move;
     - ``state_dict()``, ``parameters()``, ``buffers()``, ``modules()`` and ``apply()`` of a parent do not see
-      it: checkpoints, optimisers, weight initialisation and DistributedDataParallel leave it alone;
+      it: checkpoints, optimizers, weight initialization and DistributedDataParallel leave it alone;
     - ``to()``, ``cuda()``, ``half()``, ``share_memory()`` and memory formats reach it;
     - ``copy.deepcopy`` and pickle copy it: an exponential-moving-average copy of a parent has its own network,
       which costs memory but can live on another device.
@@ -44,13 +44,13 @@ class Frozen(nn.Module):
         super().__init__()
         if not isinstance(network, nn.Module):
             raise TypeError(f"network must be an nn.Module, got {type(network).__name__}")
-        # Kept in __dict__ and not in _modules: that is what hides it from a parent's traversals.
+        # In __dict__ and not in _modules, which hides it from a parent's traversals.
         object.__setattr__(self, "_network", network.requires_grad_(False).eval())
         super().train(False)
 
     @property
     def network(self) -> nn.Module:
-        """The network held."""
+        """The frozen network."""
         return self.__dict__["_network"]
 
     def train(self, mode: bool = True) -> Frozen:
@@ -68,23 +68,16 @@ class Frozen(nn.Module):
         return self.network(*args, **kwargs)
 
     def extra_repr(self) -> str:
-        """Name the network and its size, that of networks frozen inside it included."""
+        """Show the network and its size, with networks frozen inside it."""
         size = sum(t.numel() for _, t in _named_tensors(self.network) if isinstance(t, nn.Parameter))
         return f"{type(self.network).__name__}, {size / 1e6:.2f} M parameters"
 
 
 def fingerprint(module: nn.Module, *options: object) -> str:
-    """Return a hash of everything a module computes with: parameters, buffers, and what ``options`` says.
+    """Return the SHA-256 of a module's parameters, buffers and their dtypes, and of the ``repr`` of ``options``.
 
-    Networks inside :class:`Frozen` count, and so do buffers that no state dict has, and the dtypes, for a network
-    computes something else in each.
-
-    Args:
-        module: the module; read on the CPU, wherever it is.
-        options: what else decides the result, compared by ``repr``.
-
-    Returns:
-        64 hexadecimal digits (SHA-256).
+    Networks inside :class:`Frozen` and buffers outside the state dict are included. A copy in half precision has
+    another fingerprint, because it computes other results.
 
     Example:
         >>> fingerprint(nn.ReLU(), "a") == fingerprint(nn.ReLU(), "a")
@@ -95,14 +88,14 @@ def fingerprint(module: nn.Module, *options: object) -> str:
     digest = hashlib.sha256(repr(options).encode())
     for name, tensor in _named_tensors(module):
         values = tensor.detach().cpu().contiguous()
-        values = values.float() if values.dtype == torch.bfloat16 else values  # which numpy does not have
+        values = values.float() if values.dtype == torch.bfloat16 else values  # NumPy has no bfloat16
         digest.update(f"{name} {tuple(values.shape)} {tensor.dtype}".encode())
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()
 
 
 def _named_tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters and buffers, also of networks that a Frozen hides from the usual traversals."""
+    """Yield parameters and buffers, also of networks inside :class:`Frozen`."""
     for tensors in (module.named_parameters(prefix), module.named_buffers(prefix)):
         yield from tensors
     for name, child in module.named_modules(prefix=prefix):
@@ -111,12 +104,7 @@ def _named_tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, T
 
 
 class Normalize(nn.Module):
-    """Subtract a mean and divide by a standard deviation per channel, in the dtype the module was moved to.
-
-    Args:
-        mean: one number per channel.
-        std: one number per channel, above 0.
-    """
+    """Subtract a mean and divide by a standard deviation per channel, in the dtype of the module."""
 
     mean: Tensor
     std: Tensor

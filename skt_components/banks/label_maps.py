@@ -1,4 +1,4 @@
-"""Region maps from files: the labels of a data set's own segmentation, whatever made it."""
+"""Read region maps from files, such as the segmentation of a data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _INSTALL = 'pip install "skt-components[data]"'
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_COLORS = {2: "RGB", 4: "gray with alpha", 6: "RGBA"}
 _PNG_STEP = {2: 85, 4: 17}  # Pillow spreads gray of few bits over 0..255
-_HINT = "a region map has one whole number per pixel; write it as 8- or 16-bit gray or with a palette"
+_HINT = "a region map has one integer per pixel; write it as 8- or 16-bit gray or with a palette"
 
 
 def read_label_map(
@@ -25,23 +25,23 @@ def read_label_map(
 ) -> Int[Tensor, "h w"]:
     """Read one region per pixel from a ``.png``, ``.tif`` or ``.npy`` file.
 
-    The numbers are those that the file stores, never scaled: gray values, or the indices of a palette (not its
-    colours). Arrays may be of any integer type or bool. Negative numbers mean "no region" and become -1.
+    The numbers in the file are never scaled: gray values, or the indices of a palette (not its colors). Arrays may be
+    of any integer type or bool. Negative numbers mean "no region" and become -1.
 
     Args:
         path: the file.
         ignore: a number that means "no region", such as 255; it becomes -1.
-        compact: renumber what is left to 0..R-1 in rising order, for ids with gaps (26001, say). The numbers then mean
-            something in this picture alone.
+        compact: renumber the other numbers to 0..R-1 in rising order, for ids with gaps such as 26001. The result
+            cannot be compared with other pictures.
 
     Returns:
         int64 ``(H, W)``, -1 where there is no region.
 
     Raises:
-        TypeError: if ``ignore`` is not a whole number.
+        TypeError: if ``ignore`` is not an integer.
         FileNotFoundError: if there is no such file.
-        ValueError: if the suffix is not supported, or the file is broken or no map of whole numbers.
-        ImportError: if the package that reads this format is missing.
+        ValueError: if the suffix is not supported, or the file is damaged or not a map of integers.
+        ImportError: if the package that reads this format is not installed.
 
     Example:
         >>> labels = read_label_map("scene_regions.png", ignore=255)  # doctest: +SKIP

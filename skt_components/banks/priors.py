@@ -1,4 +1,4 @@
-"""What a knowledge bank gives the training loop, and what a bank and a region source must offer."""
+"""Output of a knowledge bank, and the protocols of banks and region sources."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from skt_components.banks.frozen import Frozen
+from skt_components.ops.checks import check_count
 
 
 class SemanticPriors(NamedTuple):
-    """Frozen knowledge about a batch of pictures: feature maps and regions.
+    """Hold frozen knowledge about a batch of pictures: feature maps and regions.
 
     Attributes:
         features: four maps ``(B, C_i, ceil(H / s_i), ceil(W / s_i))``, coarse to fine (strides 16, 8, 4, 2).
         masks: ``(B, R, H, W)`` bool, one mask per region.
-        labels: ``(B, H, W)`` int64, the region of each pixel, -1 where there is none; the masks say the same. None
-            where regions may overlap, which a label map cannot say: then only the masks count.
-        valid: ``(B, R)`` bool, whether the region has any pixel in that picture.
+        labels: ``(B, H, W)`` int64, the same regions as an index per pixel, -1 for no region; None if regions may
+            overlap.
+        valid: ``(B, R)`` bool, True for regions with at least one pixel.
     """
 
     features: list[Tensor]
@@ -31,32 +32,27 @@ class SemanticPriors(NamedTuple):
 
 @runtime_checkable
 class RegionSource(Protocol):
-    """Anything that cuts pictures into regions: a callable with the number of regions it may use.
+    """Describe the interface of a region source: a callable with an attribute ``num_regions``.
 
     It maps RGB pictures ``(B, 3, H, W)`` in [0, 1] and the bank's feature maps, coarse to fine, to int64 labels
-    ``(B, H, W)`` in [-1, ``num_regions``), without gradient. It may ignore the features. One that is an
-    ``nn.Module`` is frozen by the bank; one of another kind should tell its options in its ``repr``, which the
-    bank's ``fingerprint`` reads.
+    ``(B, H, W)`` in [-1, ``num_regions``), without gradient. It may ignore the features. The bank freezes a source
+    that is an ``nn.Module``. The ``repr`` of any other source must show its options, because the bank's
+    ``fingerprint`` includes it.
     """
 
     @property
     def num_regions(self) -> int:
-        """How many regions a picture can have."""
+        """Number of regions that a picture can have."""
         ...
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], features: Sequence[Tensor], /) -> Int[Tensor, "b h w"]:
-        """Label every pixel."""
+        """Return the label of every pixel."""
         ...
 
 
 @runtime_checkable
 class KnowledgeBank(Protocol):
-    """The whole interface of a bank; any ``nn.Module`` with these three members is one.
-
-    Attributes:
-        channels: the channels of the four feature maps, coarse to fine.
-        reduction: their strides, coarse to fine, such as (16, 8, 4, 2).
-    """
+    """Describe the interface of a bank; every ``nn.Module`` with these three members is one."""
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -65,30 +61,27 @@ class KnowledgeBank(Protocol):
 
     @property
     def reduction(self) -> tuple[int, ...]:
-        """Stride of each feature map, coarse to fine."""
+        """Stride of each feature map, coarse to fine, such as (16, 8, 4, 2)."""
         ...
 
     def __call__(self, tonemapped: Float[Tensor, "b 3 h w"], /) -> SemanticPriors:
-        """Describe tone-mapped RGB pictures in [0, 1]; no gradient flows back to them."""
+        """Describe tone-mapped RGB pictures in [0, 1], without gradients."""
         ...
 
 
 def priors_from_labels(
     features: Sequence[Tensor], labels: Integer[Tensor, "b h w"], num_regions: int
 ) -> SemanticPriors:
-    """Build ``SemanticPriors`` from a label map: disjoint one-hot masks, and which regions are not empty.
+    """Build ``SemanticPriors`` from a label map: disjoint masks, valid where not empty.
 
     Args:
-        features: the feature maps, coarse to fine; passed through.
+        features: the feature maps, coarse to fine; returned as they are.
         labels: ``(B, H, W)`` integers; values outside [0, ``num_regions``) mean "no region" and become -1.
         num_regions: R, the number of masks.
 
-    Returns:
-        The priors, on the labels' device, made without waiting for that device.
-
     Raises:
-        TypeError: if ``labels`` is not an integer tensor or ``num_regions`` not an int.
-        ValueError: if ``labels`` has not three axes or ``num_regions`` is below 1.
+        TypeError: if ``labels`` is not an integer tensor.
+        ValueError: if ``labels`` does not have three axes or ``num_regions`` is not a whole number >= 1.
 
     Example:
         >>> priors = priors_from_labels([], torch.tensor([[[0, 0], [2, -1]]]), num_regions=3)
@@ -103,10 +96,7 @@ def priors_from_labels(
         raise TypeError(f"labels must be an integer tensor, got {labels.dtype}")
     if labels.ndim != 3:
         raise ValueError(f"labels must have 3 axes (B, H, W), got shape {tuple(labels.shape)}")
-    if isinstance(num_regions, bool) or not isinstance(num_regions, int):
-        raise TypeError(f"num_regions must be an int, got {type(num_regions).__name__}")
-    if num_regions < 1:
-        raise ValueError(f"num_regions must be at least 1, got {num_regions}")
+    check_count("num_regions", num_regions, 1)
     labels = labels.long()
     labels = torch.where((labels >= 0) & (labels < num_regions), labels, -1)
     index = torch.arange(num_regions, device=labels.device)
@@ -118,15 +108,12 @@ def priors_from_masks(features: Sequence[Tensor], masks: Bool[Tensor, "b r h w"]
     """Build ``SemanticPriors`` from masks that may overlap; ``labels`` is None.
 
     Args:
-        features: the feature maps, coarse to fine; passed through.
+        features: the feature maps, coarse to fine; returned as they are.
         masks: ``(B, R, H, W)`` bool; empty ones are not valid. A pixel may be in several masks or in none.
-
-    Returns:
-        The priors, on the masks' device, made without waiting for that device.
 
     Raises:
         TypeError: if ``masks`` is not a bool tensor.
-        ValueError: if it has not four axes or no mask at all.
+        ValueError: if it does not have four axes and at least one mask.
 
     Example:
         >>> priors = priors_from_masks([], torch.tensor([[[[True, True]], [[False, True]], [[False, False]]]]))
@@ -143,11 +130,11 @@ def priors_from_masks(features: Sequence[Tensor], masks: Bool[Tensor, "b r h w"]
 
 
 def describe_region_source(regions: object) -> str:
-    """Return what tells one region source from another: its ``fingerprint``, or else its ``repr``, also if frozen.
+    """Return a text that identifies a region source, frozen or not: its ``fingerprint``, or else its ``repr``.
 
     Raises:
-        ValueError: a module without ``fingerprint``, whose options need not be in its ``repr``; a ``repr`` that
-            names a place in memory, which another run gives to something else.
+        ValueError: if a module has no ``fingerprint``, because its ``repr`` may not show its options; or if the
+            ``repr`` contains a memory address.
     """
     while isinstance(regions, Frozen):
         regions = regions.network
@@ -156,14 +143,14 @@ def describe_region_source(regions: object) -> str:
         return named
     if regions is not None and (hasattr(regions, "state_dict") or " at 0x" in repr(regions)):
         raise ValueError(
-            f"the region source {type(regions).__name__} needs an attribute fingerprint: a str that tells its options "
-            "and weights, or priors of different ones would be taken for each other"
+            f"region source {type(regions).__name__} must have an attribute fingerprint, a str of its options and "
+            "weights, so that priors of different sources are not confused"
         )
     return repr(regions)
 
 
 def check_region_source(regions: object) -> int:
-    """Return how many regions a source can give; raise TypeError if it is none (see :class:`RegionSource`)."""
+    """Return the number of regions of a source; raise TypeError unless it is a :class:`RegionSource`."""
     count = getattr(regions, "num_regions", None)
     if not callable(regions) or isinstance(count, bool) or not isinstance(count, int):
         raise TypeError(f"regions must be callable and have an int num_regions, got {type(regions).__name__}")

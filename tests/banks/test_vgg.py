@@ -135,7 +135,7 @@ def test_pretrained_is_torchvisions_download(monkeypatch: pytest.MonkeyPatch, pl
         raise urllib.error.URLError("no route")
 
     monkeypatch.setattr(torchvision.models.VGG19_Weights, "get_state_dict", unreachable)
-    with pytest.raises(ConnectionError, match=r"vgg19-dcbb9e9d\.pth cannot be had .*no route.* pass weights=FILE"):
+    with pytest.raises(ConnectionError, match=r"dcbb9e9d\.pth cannot be downloaded .*no route.* pass weights=FILE"):
         VGG19Features(weights="pretrained")
 
 

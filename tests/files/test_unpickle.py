@@ -286,7 +286,7 @@ def test_tensors_beyond_their_storage_are_refused(tmp_path: Path) -> None:
         torch.ones(2, device="meta"),
         torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
     ],
-    ids=["complex", "sparse", "meta", "quantised"],
+    ids=["complex", "sparse", "meta", "quantized"],
 )
 def test_only_dense_real_numbers_are_read(tmp_path: Path, weight: Tensor) -> None:
     torch.save({"weight": weight}, tmp_path / "odd.pt")

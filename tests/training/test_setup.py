@@ -37,7 +37,7 @@ def test_rejects_bad_names(tmp_path: Path) -> None:
         make_knowledge_bank("fastsam", weights="random", layers="slow")
     with pytest.raises(ValueError, match=r"name must be a timm model such as .*got 'fast_sam'"):
         make_knowledge_bank("fast_sam")
-    with pytest.raises(ValueError, match=r"the knowledge bank is called fastsam, got 'FastSAM-x'"):
+    with pytest.raises(ValueError, match=r"name must be fastsam, got 'FastSAM-x'"):
         make_knowledge_bank("FastSAM-x")
     check_bank_weights("fastsam", "random")
     check_bank_weights("tf_efficientnet_lite0")

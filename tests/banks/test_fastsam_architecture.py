@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from skt_components.banks.fastsam_architecture import LEVELS, STRIDES, YOLOv8Seg, YOLOv8SegConfig
 from skt_components.banks.fastsam_weights import load_fastsam_state
-from skt_components.banks.yolov8_seg import LEVELS, STRIDES, YOLOv8Seg, YOLOv8SegConfig
 
 
 def small() -> YOLOv8Seg:
-    """Return a narrow network with lively statistics: every test of its own behaviour takes milliseconds."""
+    """Return a narrow network with lively statistics: every test of its own behavior takes milliseconds."""
     config = YOLOv8SegConfig((8, 8, 16, 16, 24), (1, 1, 1, 1), 1, 4, 2, 6, 8, (16, 16, 8))
     network = YOLOv8Seg(config)
     for module in network.modules():
@@ -69,10 +69,10 @@ def test_boxes_are_the_expected_distances_around_the_anchors() -> None:
         level[-1].bias.copy_(torch.tensor([-50.0, -50, 50, -50]).repeat(4))
     boxes = network.detect(network.run_layers(torch.rand(1, 3, 64, 96), LEVELS)).boxes[0]
     assert boxes.shape == (8 * 12 + 4 * 6 + 2 * 3, 4)
-    torch.testing.assert_close(boxes[0], torch.tensor([-12.0, -12, 20, 20]))  # centre 4, distance 2 cells of 8
+    torch.testing.assert_close(boxes[0], torch.tensor([-12.0, -12, 20, 20]))  # center 4, distance 2 cells of 8
     torch.testing.assert_close(boxes[13], torch.tensor([-4.0, -4, 28, 28]))  # second row and column of stride 8
     torch.testing.assert_close(boxes[96], torch.tensor([-24.0, -24, 40, 40]))  # first of stride 16
-    torch.testing.assert_close(boxes[-1], torch.tensor([16.0, -16, 144, 112]))  # last of stride 32: centre (80, 48)
+    torch.testing.assert_close(boxes[-1], torch.tensor([16.0, -16, 144, 112]))  # last of stride 32: center (80, 48)
 
 
 def test_the_score_is_that_of_the_likeliest_class() -> None:

@@ -1,7 +1,6 @@
-"""YOLOv8's segmentation network, which FastSAM is, as plain layers that load FastSAM's state dict.
+"""FastSAM's architecture, YOLOv8's segmentation network, as plain layers with the names of the official state dict.
 
-Written from the layer graph and the names and shapes of the state dict, so that neither a package with its own ideas
-about threads, settings and telemetry nor its licence is needed to run the network.
+Written from the layer graph and the names and shapes of the state dict, without code of the ultralytics package.
 """
 
 from __future__ import annotations
@@ -22,27 +21,27 @@ STRIDES = {
     **{0: 2, 1: 4, 2: 4, 3: 8, 4: 8, 5: 16, 6: 16, 7: 32, 8: 32, 9: 32},  # backbone
     **{12: 16, 15: 8, 16: 16, 18: 16, 19: 32, 21: 32},  # neck
 }
-"""Stride of every layer that can be tapped."""
-_MOST_TENSORS = 5000  # YOLOv8x has 657; a crafted file could name millions of blocks
+"""Stride of every layer whose output can be used."""
+_MOST_TENSORS = 5000  # YOLOv8x has 657; a crafted file can name millions of blocks
 LEVELS = (15, 18, 21)
-"""The layers that feed the head."""
-_CONCAT = {11: 6, 14: 4, 17: 12, 20: 9}  # these layers join the one before and this earlier one
+"""Layers that feed the head."""
+_CONCAT = {11: 6, 14: 4, 17: 12, 20: 9}  # these layers join the previous one and this earlier one
 _SKIPS = frozenset(_CONCAT.values())
 
 
 @dataclass(frozen=True)
 class YOLOv8SegConfig:
-    """Widths and depths of a YOLOv8 segmentation network; the defaults are FastSAM-s.
+    """Hold the sizes of a YOLOv8 segmentation network; the defaults are FastSAM-s.
 
     Args:
-        channels: of the five backbone stages, strides 2 to 32.
-        depths: blocks in the backbone's stages at strides 4 to 32.
+        channels: channels of the five backbone stages, strides 2 to 32.
+        depths: blocks in the backbone stages at strides 4 to 32.
         neck_depth: blocks in each stage of the neck.
-        reg_max: bins of a box side's distribution.
+        reg_max: bins of the distribution of a box side.
         num_classes: 1 for FastSAM.
-        coefficients: mask prototypes.
-        prototype_channels: width of the prototype branch.
-        head_channels: hidden widths of the box, class and coefficient branches.
+        coefficients: number of mask prototypes.
+        prototype_channels: channels of the prototype branch.
+        head_channels: hidden channels of the box, class and coefficient branches.
     """
 
     channels: tuple[int, ...] = (32, 64, 128, 256, 512)
@@ -56,12 +55,12 @@ class YOLOv8SegConfig:
 
     @classmethod
     def fastsam_x(cls) -> YOLOv8SegConfig:
-        """Return FastSAM-x, whose boxes have 26 bins and not YOLOv8's 16."""
+        """Return the sizes of FastSAM-x, whose boxes have 26 bins instead of YOLOv8's 16."""
         return cls((80, 160, 320, 640, 640), (3, 6, 6, 3), 3, 26, prototype_channels=320, head_channels=(104, 320, 80))
 
     @classmethod
     def from_shapes(cls, state: Mapping[str, Tensor]) -> YOLOv8SegConfig:
-        """Read the sizes off a state dict; KeyError if a tensor that tells one is missing."""
+        """Derive the sizes from a state dict; raise KeyError if a tensor is missing."""
 
         def width(name: str, axis: int = 0) -> int:
             return state[f"model.{name}.weight"].shape[axis]
@@ -83,11 +82,11 @@ class YOLOv8SegConfig:
 
 
 class Detections(NamedTuple):
-    """What the head says, before any selection; pixels are those of the network's input.
+    """Hold the output of the head before any selection.
 
     Attributes:
-        boxes: ``(B, A, 4)``, x1, y1, x2, y2 in pixels.
-        scores: ``(B, A)`` in [0, 1], of the most likely class.
+        boxes: ``(B, A, 4)``, x1, y1, x2, y2 in pixels of the network's input.
+        scores: ``(B, A)`` in [0, 1], for the most likely class.
         coefficients: ``(B, A, M)``, weights of the prototypes.
         prototypes: ``(B, M, H / 4, W / 4)``; a mask's logits are their weighted sum.
     """
@@ -99,12 +98,10 @@ class Detections(NamedTuple):
 
 
 class YOLOv8Seg(nn.Module):
-    """YOLOv8's segmentation network, 23 numbered layers; the state dict has the official names.
-
-    The forward pass keeps nothing between calls: no hooks, no cached anchors.
+    """YOLOv8's segmentation network of 23 numbered layers; it keeps no state between calls.
 
     Args:
-        config: the sizes.
+        config: the sizes; default: FastSAM-s.
 
     Example:
         >>> network = YOLOv8Seg(YOLOv8SegConfig())
@@ -116,21 +113,21 @@ class YOLOv8Seg(nn.Module):
 
     def __init__(self, config: YOLOv8SegConfig | None = None) -> None:
         super().__init__()
-        config = config if config is not None else YOLOv8SegConfig()
+        config = config or YOLOv8SegConfig()
         c0, c1, c2, c3, c4 = config.channels
         d1, d2, d3, d4 = config.depths
         neck = config.neck_depth
         self.config = config
         self.model = nn.ModuleList(
             [
-                *[Conv(3, c0, 3, 2), Conv(c0, c1, 3, 2), C2f(c1, c1, d1, True), Conv(c1, c2, 3, 2)],
-                *[C2f(c2, c2, d2, True), Conv(c2, c3, 3, 2), C2f(c3, c3, d3, True), Conv(c3, c4, 3, 2)],
-                *[C2f(c4, c4, d4, True), SPPF(c4)],
-                *[nn.Upsample(scale_factor=2), nn.Identity(), C2f(c4 + c3, c3, neck)],  # 11 and the like: _CONCAT
-                *[nn.Upsample(scale_factor=2), nn.Identity(), C2f(c3 + c2, c2, neck)],
-                *[Conv(c2, c2, 3, 2), nn.Identity(), C2f(c2 + c3, c3, neck)],
-                *[Conv(c3, c3, 3, 2), nn.Identity(), C2f(c3 + c4, c4, neck)],
-                Segment((c2, c3, c4), config),
+                *[_Conv(3, c0, 3, 2), _Conv(c0, c1, 3, 2), _C2f(c1, c1, d1, True), _Conv(c1, c2, 3, 2)],
+                *[_C2f(c2, c2, d2, True), _Conv(c2, c3, 3, 2), _C2f(c3, c3, d3, True), _Conv(c3, c4, 3, 2)],
+                *[_C2f(c4, c4, d4, True), _SPPF(c4)],
+                *[nn.Upsample(scale_factor=2), nn.Identity(), _C2f(c4 + c3, c3, neck)],  # Identity: see _CONCAT
+                *[nn.Upsample(scale_factor=2), nn.Identity(), _C2f(c3 + c2, c2, neck)],
+                *[_Conv(c2, c2, 3, 2), nn.Identity(), _C2f(c2 + c3, c3, neck)],
+                *[_Conv(c3, c3, 3, 2), nn.Identity(), _C2f(c3 + c4, c4, neck)],
+                _Segment((c2, c3, c4), config),
             ]
         )
 
@@ -140,7 +137,7 @@ class YOLOv8Seg(nn.Module):
 
         Args:
             state: official names (``model.0.conv.weight`` ...); any floating-point dtype.
-            source: where it is from, for the message.
+            source: name of the file, for the message.
 
         Raises:
             ValueError: if it is not the state dict of such a network.
@@ -149,7 +146,7 @@ class YOLOv8Seg(nn.Module):
             if len(state) > _MOST_TENSORS:
                 raise ValueError(f"at most {_MOST_TENSORS} are expected")
             config = YOLOv8SegConfig.from_shapes(state)
-            with torch.device("meta"):  # the random initialisation would be thrown away
+            with torch.device("meta"):  # skips the random initialization
                 network = cls(config)
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else f"the sizes do not fit ({error})"
@@ -158,22 +155,25 @@ class YOLOv8Seg(nn.Module):
                 f"tensors, {reason}"
             ) from None
         check_state_dict(source, state, network.state_dict())
-        # Copies, for a safetensors file stays mapped, and would change the network or end the process if written over.
-        values = {name: value.to(_kept_dtype(name), copy=True) for name, value in state.items()}
+        # Copies, because a safetensors file stays mapped: overwriting it would change the network or end the process.
+        values = {
+            name: value.to(torch.int64 if name.endswith("num_batches_tracked") else torch.float32, copy=True)
+            for name, value in state.items()
+        }
         network.load_state_dict(values, assign=True)
         return network.eval()
 
     def channels(self, layer: int) -> int:
-        """Return the channels of a layer that can be tapped."""
+        """Return the channels of a layer of ``STRIDES``."""
         block = self.model[layer]
-        last = block if isinstance(block, Conv) else block.cv2
+        last = block if isinstance(block, _Conv) else block.cv2
         return last.conv.out_channels  # type: ignore[union-attr, return-value]
 
     def run_layers(self, images: Float[Tensor, "b 3 h w"], wanted: Collection[int]) -> dict[int, Tensor]:
-        """Run the layers up to the last of ``wanted`` and return those outputs by index.
+        """Run the layers up to the last of ``wanted`` and return the wanted outputs by index.
 
         Args:
-            images: ``(B, 3, H, W)``, RGB in [0, 1], H and W multiples of 32.
+            images: RGB in [0, 1], H and W multiples of 32.
             wanted: indices among ``STRIDES``.
         """
         outputs: dict[int, Tensor] = {}
@@ -185,16 +185,12 @@ class YOLOv8Seg(nn.Module):
         return {index: outputs[index] for index in wanted}
 
     def detect(self, levels: Mapping[int, Tensor]) -> Detections:
-        """Run the head on the outputs of ``LEVELS``; decoded in float32 whatever the layers ran in."""
+        """Run the head on the outputs of ``LEVELS``; boxes and scores are decoded in float32."""
         return self.model[22]([levels[index] for index in LEVELS])
 
 
-def _kept_dtype(name: str) -> torch.dtype:
-    return torch.int64 if name.endswith("num_batches_tracked") else torch.float32
-
-
-class Conv(nn.Module):
-    """Convolution, batch normalisation, SiLU."""
+class _Conv(nn.Module):
+    """Convolution, batch normalization, SiLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
@@ -202,75 +198,70 @@ class Conv(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``silu(bn(conv(x)))``."""
         return F.silu(self.bn(self.conv(x)))
 
 
-class Bottleneck(nn.Module):
-    """Two 3x3 convolutions, with a shortcut around them or without."""
+class _Bottleneck(nn.Module):
+    """Two 3x3 convolutions with an optional shortcut."""
 
     def __init__(self, channels: int, shortcut: bool) -> None:
         super().__init__()
-        self.cv1, self.cv2 = Conv(channels, channels, 3), Conv(channels, channels, 3)
+        self.cv1, self.cv2 = _Conv(channels, channels, 3), _Conv(channels, channels, 3)
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a map of the same shape."""
         y = self.cv2(self.cv1(x))
         return x + y if self.shortcut else y
 
 
-class C2f(nn.Module):
-    """Cross-stage partial block: one half goes through bottlenecks, and every step of it reaches the output."""
+class _C2f(nn.Module):
+    """Cross-stage partial block: half of the channels pass bottlenecks, and the output of each is used."""
 
     def __init__(self, in_channels: int, out_channels: int, depth: int, shortcut: bool = False) -> None:
         super().__init__()
         half = out_channels // 2
-        self.cv1 = Conv(in_channels, 2 * half, 1)
-        self.cv2 = Conv((2 + depth) * half, out_channels, 1)
-        self.m = nn.ModuleList(Bottleneck(half, shortcut) for _ in range(depth))
+        self.cv1 = _Conv(in_channels, 2 * half, 1)
+        self.cv2 = _Conv((2 + depth) * half, out_channels, 1)
+        self.m = nn.ModuleList(_Bottleneck(half, shortcut) for _ in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the stage's output."""
         parts = list(self.cv1(x).chunk(2, dim=1))
         for block in self.m:
             parts.append(block(parts[-1]))
         return self.cv2(torch.cat(parts, dim=1))
 
 
-class SPPF(nn.Module):
-    """Spatial pyramid pooling: three max-poolings in a row, all kept."""
+class _SPPF(nn.Module):
+    """Spatial pyramid pooling: three successive max-poolings, all used."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         half = channels // 2
-        self.cv1, self.cv2 = Conv(channels, half, 1), Conv(4 * half, channels, 1)
+        self.cv1, self.cv2 = _Conv(channels, half, 1), _Conv(4 * half, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a map of the same shape."""
         parts = [self.cv1(x)]
         for _ in range(3):
             parts.append(F.max_pool2d(parts[-1], 5, stride=1, padding=2))
         return self.cv2(torch.cat(parts, dim=1))
 
 
-class Proto(nn.Module):
-    """The mask prototypes, at twice the resolution of the finest level."""
+class _Proto(nn.Module):
+    """Mask prototypes, at twice the resolution of the finest level."""
 
     def __init__(self, in_channels: int, hidden: int, out_channels: int) -> None:
         super().__init__()
-        self.cv1 = Conv(in_channels, hidden, 3)
+        self.cv1 = _Conv(in_channels, hidden, 3)
         self.upsample = nn.ConvTranspose2d(hidden, hidden, 2, 2)
-        self.cv2 = Conv(hidden, hidden, 3)
-        self.cv3 = Conv(hidden, out_channels, 1)
+        self.cv2 = _Conv(hidden, hidden, 3)
+        self.cv3 = _Conv(hidden, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the prototypes, at twice the size."""
         return self.cv3(self.cv2(self.upsample(self.cv1(x))))
 
 
-class DistributionFocal(nn.Module):
-    """Expectation of a box side's distribution over the distances that the weight holds (0, 1, 2, ...)."""
+class _DistributionFocal(nn.Module):
+    """Expectation of the distribution of a box side over the distances in the weight (0, 1, 2, ...)."""
 
     def __init__(self, reg_max: int) -> None:
         super().__init__()
@@ -278,33 +269,30 @@ class DistributionFocal(nn.Module):
         self.conv.weight.copy_(torch.arange(reg_max, dtype=torch.float32).view(1, reg_max, 1, 1))
 
     def forward(self, logits: Float[Tensor, "b a four_r"]) -> Float[Tensor, "b a 4"]:
-        """Return the distances, in cells."""
         probability = logits.unflatten(-1, (4, -1)).softmax(dim=-1)
         return (probability * self.conv.weight.view(-1).to(logits.dtype)).sum(dim=-1)
 
 
-class Segment(nn.Module):
-    """The head: boxes, scores and mask coefficients at every anchor of three levels, and the prototypes."""
+class _Segment(nn.Module):
+    """Head: boxes, scores and mask coefficients at every anchor of three levels, and the prototypes."""
 
     def __init__(self, channels: tuple[int, int, int], config: YOLOv8SegConfig) -> None:
         super().__init__()
 
         def branch(hidden: int, out_channels: int) -> nn.ModuleList:
             return nn.ModuleList(
-                nn.Sequential(Conv(c, hidden, 3), Conv(hidden, hidden, 3), nn.Conv2d(hidden, out_channels, 1))
+                nn.Sequential(_Conv(c, hidden, 3), _Conv(hidden, hidden, 3), nn.Conv2d(hidden, out_channels, 1))
                 for c in channels
             )
 
         box, kind, mask = config.head_channels
         self.cv2 = branch(box, 4 * config.reg_max)
         self.cv3 = branch(kind, config.num_classes)
-        self.dfl = DistributionFocal(config.reg_max)
-        self.proto = Proto(channels[0], config.prototype_channels, config.coefficients)
+        self.dfl = _DistributionFocal(config.reg_max)
+        self.proto = _Proto(channels[0], config.prototype_channels, config.coefficients)
         self.cv4 = branch(mask, config.coefficients)
 
     def forward(self, levels: list[Tensor]) -> Detections:
-        """Decode what the layers say at the three levels."""
-
         def anchors_last(branch: nn.ModuleList) -> Tensor:
             maps = [layers(x).flatten(2) for layers, x in zip(branch, levels, strict=True)]
             joined = torch.cat(maps, dim=2).transpose(1, 2)
@@ -312,7 +300,7 @@ class Segment(nn.Module):
 
         sides, kinds, coefficients = (anchors_last(branch) for branch in (self.cv2, self.cv3, self.cv4))
         prototypes = self.proto(levels[0])
-        # bfloat16 counts exactly to 256 only: distances, anchors and boxes need float32.
+        # bfloat16 has exact integers up to 256 only: distances, anchors and boxes need float32.
         with torch.autocast(sides.device.type, enabled=False):
             boxes = _boxes(self.dfl(sides), [(x.shape[-2], x.shape[-1]) for x in levels])
             scores = kinds.sigmoid().amax(dim=-1)
@@ -320,7 +308,7 @@ class Segment(nn.Module):
 
 
 def _boxes(distances: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
-    """Turn distances left, top, right, bottom of the anchors, in cells, into corners in pixels."""
+    """Convert distances left, top, right, bottom of the anchors, in cells, to corners in pixels."""
     centers, strides = [], []
     for (height, width), layer in zip(sizes, LEVELS, strict=True):
         y = torch.arange(height, device=distances.device, dtype=distances.dtype) + 0.5

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skt_components.banks.instances import instance_masks, paint_regions, select_instances
-from skt_components.banks.yolov8_seg import Detections
+from skt_components.banks.fastsam_architecture import Detections
+from skt_components.banks.fastsam_instances import instance_masks, paint_regions, select_instances
 
 
 def random_boxes(batch: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -133,7 +133,7 @@ def test_parts_of_a_large_batch_equal_the_whole(monkeypatch: pytest.MonkeyPatch)
     found = detections(logits, [[0.0, 0, 32, 32], [3, 3, 20, 30]])
     wanted = masks_of(found)
     for together in (1, 3, 7):  # masks, also across pictures
-        monkeypatch.setattr("skt_components.banks.instances._MASK_ELEMENTS", together * 32 * 32)
+        monkeypatch.setattr("skt_components.banks.fastsam_instances._MASK_ELEMENTS", together * 32 * 32)
         assert torch.equal(masks_of(found), wanted)
     empty = masks_of(Detections(*(x[:0] for x in found)))
     assert empty.shape == (0, 2, 32, 32)

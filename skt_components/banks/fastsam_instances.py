@@ -1,7 +1,6 @@
-"""From a detector's output to regions: selection of the best boxes, their masks, a disjoint map.
+"""Turn the output of FastSAM's head into regions: select the best boxes, build their masks, make a disjoint map.
 
-Every step has a fixed size, so nothing waits for the device or is read back from it, and everything compiles; equal
-scores keep the detector's order, so nothing is left to chance.
+Every step has a fixed size, so it never waits for the device and it compiles. Equal scores keep their order.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from skt_components.banks.yolov8_seg import Detections
+from skt_components.banks.fastsam_architecture import Detections
 
 _MASK_ELEMENTS = 1 << 26  # logits held at once: 256 MiB in float32
 _PROTOTYPE_STRIDE = 4
@@ -22,14 +21,14 @@ def select_instances(
 ) -> tuple[Int[Tensor, "b k"], Bool[Tensor, "b k"]]:
     """Return the ``count`` best boxes that greedy non-maximum suppression keeps, best first.
 
-    The usual suppression (each kept box drops the worse ones that overlap it), of which only the first ``count``
-    survivors are wanted, so it takes ``count`` rounds over all boxes of the batch at once.
+    Each kept box removes the worse ones that overlap it. Because only ``count`` boxes are needed, ``count`` rounds
+    over all boxes of the batch are enough.
 
     Args:
         boxes: corners x1, y1, x2, y2.
-        scores: boxes with a score above ``conf`` take part; of equal scores the first comes first.
-        conf: least score, exclusive.
-        iou: overlap, exclusive, from which the worse box is dropped.
+        scores: one per box; of equal scores the first comes first.
+        conf: boxes take part with a score above it.
+        iou: the worse of two boxes is removed with an overlap above it.
         count: K.
 
     Returns:
@@ -43,7 +42,7 @@ def select_instances(
     alive = ordered > conf
     kept = []
     for _ in range(count):
-        best = torch.where(alive, position, end).amin(dim=1, keepdim=True)  # the first that is alive
+        best = torch.where(alive, position, end).amin(dim=1, keepdim=True)  # the first remaining box
         kept.append(best)
         index = best.clamp(max=end - 1)
         box = boxes.gather(1, index[..., None].expand(-1, 1, 4))
@@ -65,12 +64,12 @@ def instance_masks(
     size: tuple[int, int],
     full_resolution: bool = True,
 ) -> Bool[Tensor, "b k h w"]:
-    """Return the masks of the chosen instances: logits upsampled, cut at zero and at the box, cropped.
+    """Return the masks of the chosen instances: logits above zero inside the box.
 
     Args:
-        detections: the head's output for a picture that was padded and then upsampled by ``scale``.
-        index: which instances.
-        valid: the others get an empty mask.
+        detections: the output of the head for a picture that was padded and then enlarged by ``scale``.
+        index: indices of the instances.
+        valid: instances that are not valid get an empty mask.
         scale: 1 or 2.
         size: H and W of the picture before padding.
         full_resolution: decide every pixel; False decides cells of the prototypes and repeats them, which is up to
@@ -84,15 +83,15 @@ def instance_masks(
     flat = (logits.flatten(0, 1), corners.flatten(0, 1), valid.flatten())
     together = max(1, _MASK_ELEMENTS // max(1, logits.shape[-2] * logits.shape[-1] * stride**2))
     parts = zip(*(tensor.split(together) for tensor in flat), strict=True)
-    masks = torch.cat([_cut(part, box, ok, stride, full_resolution) for part, box, ok in parts])
+    masks = torch.cat([_threshold(part, box, ok, stride, full_resolution) for part, box, ok in parts])
     masks = masks.unflatten(0, valid.shape)
     return masks[..., : size[0], : size[1]]
 
 
 def paint_regions(masks: Bool[Tensor, "b k h w"]) -> Int[Tensor, "b h w"]:
-    """Return a disjoint map: 0 where no mask is, else 1 + the index of the smallest mask that covers the pixel.
+    """Return a disjoint map: 0 without a mask, else 1 + the index of the smallest mask that covers the pixel.
 
-    The smallest lies on top, so that a part stays visible on its whole; of equal ones the first.
+    So a part of an object stays visible. Of equally large masks the first wins.
     """
     count = masks.shape[1]
     order = masks.flatten(2).sum(dim=-1).argsort(dim=1, stable=True)
@@ -104,7 +103,7 @@ def paint_regions(masks: Bool[Tensor, "b k h w"]) -> Int[Tensor, "b h w"]:
     return table.gather(1, top.flatten(1)).view_as(top)
 
 
-def _cut(logits: Tensor, boxes: Tensor, valid: Tensor, stride: int, full_resolution: bool) -> Tensor:
+def _threshold(logits: Tensor, boxes: Tensor, valid: Tensor, stride: int, full_resolution: bool) -> Tensor:
     """Threshold ``(N, h, w)`` logits at zero inside their boxes, per pixel or per ``stride`` pixels."""
     cell = 1 if full_resolution else stride
     if full_resolution and stride > 1:
