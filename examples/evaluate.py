@@ -23,8 +23,7 @@ from tqdm import tqdm
 
 import skt_components as skt
 from skt_components import evaluation
-from skt_components.data import PUBLISHED
-from skt_components.data.scene_layout import SceneLayout
+from skt_components.data import PUBLISHED, PublishedDataset
 from skt_components.evaluation import EvaluatedNetwork, EvaluationResults, Protocol, ReportScene, SceneSections
 from skt_components.ops.checks import check_choice, check_count
 
@@ -68,9 +67,9 @@ class Options:
     device: str = "auto"
 
     @property
-    def layout(self) -> SceneLayout:
-        """Form of the brackets; simulated ones are like Kalantari17's."""
-        return PUBLISHED.get(self.data, PUBLISHED["kalantari"]).layout
+    def published(self) -> PublishedDataset:
+        """The published data set; simulated brackets have the form of Kalantari17's."""
+        return PUBLISHED.get(self.data, PUBLISHED["kalantari"])
 
 
 def choose_protocol(options: Options) -> Protocol:
@@ -83,7 +82,7 @@ def choose_protocol(options: Options) -> Protocol:
         raise ValueError(f"--root is a folder of data, which --data synthetic does not read: choose --data {choices}")
     name = options.protocol or (options.data if options.data in PUBLISHED else "simulated")
     check_choice("protocol", name, evaluation.PROTOCOLS)
-    protocol, domain = evaluation.PROTOCOLS[name], options.layout.domain
+    protocol, domain = evaluation.PROTOCOLS[name], options.published.layout.domain
     if protocol.domain != domain:
         raise ValueError(f"--protocol {name} is for {protocol.domain} pictures, those of {options.data} are {domain}")
     return replace(protocol, tile=None) if options.tile else protocol
@@ -103,8 +102,8 @@ def build_data(options: Options) -> tuple[Any, list[str], Callable[[str], str | 
         views = [divmod(index, len(files)) for index in range(len(data))]
         names = [list(files)[file] + (f"-{view}" if options.crop else "") for view, file in views]
     else:
-        border = {"border": 0} if options.layout.domain == "raw" else {}  # the protocol removes it
-        data = PUBLISHED[options.data](options.root, "test", **border)
+        border = {"border": 0} if options.published.layout.domain == "raw" else {}  # the protocol removes it
+        data = options.published(options.root, "test", **border)
         folders = [sorted(f.glob("*.npy")) if data.is_prepared else data.layout.files(f) for f in data.folders]
         names, files = data.scenes, dict(zip(data.scenes, folders, strict=True))
     return data, names[: options.limit], partial(evaluation.picture_source, files)
@@ -115,7 +114,7 @@ def load_networks(options: Options) -> list[EvaluatedNetwork]:
     asked = [(options.checkpoint, options.orm, options.official)]
     if options.against is not None:
         asked.append((options.against, options.against_orm or options.orm, options.against_official))
-    device, form = skt.training.pick_device(options.device), options.layout
+    device, form = skt.training.pick_device(options.device), options.published.layout
     return evaluation.load_networks(asked, domain=form.domain, scale=form.scale, tile=options.tile, device=device)
 
 

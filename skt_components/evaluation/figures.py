@@ -162,13 +162,21 @@ def _gradient_shares(step: Mapping[str, Any]) -> dict[str, float]:
     return {name: norm / norms["org"] for name, norm in norms.items()} if norms.get("org") else {}
 
 
+def _curves(
+    lines: list[dict], values: Callable[[dict], Mapping[str, float]]
+) -> dict[tuple[Any, str], list[tuple[int, float]]]:
+    """Return (run, name) -> (step, value) of all lines."""
+    curves: dict[tuple[Any, str], list[tuple[int, float]]] = {}
+    for line in lines:
+        for name, value in values(line).items():
+            curves.setdefault((line.get("run"), name), []).append((line["step"], value))
+    return curves
+
+
 def _draw_terms(axis: Any, steps: list[dict], values: Callable[[dict], Mapping[str, float]], title: str) -> None:
     runs = list(dict.fromkeys(step.get("run") for step in steps))
     names = list(dict.fromkeys(name for step in steps for name in step["terms"]))  # a term has one color in all panels
-    curves: dict[tuple[Any, str], list[tuple[int, float]]] = {}
-    for step in steps:
-        for name, value in values(step).items():
-            curves.setdefault((step.get("run"), name), []).append((step["step"], value))
+    curves = _curves(steps, values)
     for (run, name), points in curves.items():
         color = f"C{names.index(name) % 10}" if name in names else "gray"
         label = f"{run} {name}" if len(runs) > 1 else name
@@ -182,12 +190,9 @@ def _draw_terms(axis: Any, steps: list[dict], values: Callable[[dict], Mapping[s
 
 
 def _draw_validation(axis: Any, lines: list[dict]) -> None:
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for line in lines:
-        for name, values in line["validation"].items():
-            curves.setdefault(f"{line.get('run', '')} {name}".strip(), []).append((line["step"], values["PSNR-mu"]))
-    for name, points in curves.items():
-        axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+    curves = _curves(lines, lambda line: {name: row["PSNR-mu"] for name, row in line["validation"].items()})
+    for (run, name), points in curves.items():
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=f"{run or ''} {name}".strip())
     axis.set(title="validation PSNR-mu [dB]")
 
 

@@ -77,27 +77,23 @@ def render_scene(scene: ReportScene) -> str:
     for name, picture in scene.results.items():
         check_same_shape(f"scene.results[{name!r}]", picture, "scene.target", scene.target)
     linear = {name: _displayable(picture) for name, picture in {**scene.results, "target": scene.target}.items()}
-    mapped = {name: mu_law(_displayable(picture).clamp(min=0)).clamp(max=1) for name, picture in scene.results.items()}
-    target = mu_law(_displayable(scene.target).clamp(min=0)).clamp(max=1)
+    mapped = {name: mu_law(picture.clamp(min=0)).clamp(max=1) for name, picture in linear.items()}
+    target = mapped.pop("target")
     errors = {name: (picture - target).abs().mean(0) for name, picture in mapped.items()}
     height, width = target.shape[1:]
     side = min(CROP_SIDE, height, width)
     places = draw.worst_places(next(iter(errors.values())), side, CROP_COUNT)
-    return (
-        _templates()
-        .get_template("html_scene.html.jinja")
-        .render(
-            scene=scene,
-            anchor=scene_anchor(scene.name),
-            exposures={title: _exposure(picture) for title, picture in scene.exposures.items()},
-            views={name: _radiance(draw.shrink(picture, VIEW_WIDTH)) for name, picture in linear.items()},
-            errors={name: _error_map(error) for name, error in errors.items()},
-            visibility={name: _color_map(_displayable(seen), draw.VIRIDIS) for name, seen in scene.visibility.items()},
-            boxes=[(100 * x / width, 100 * y / height, 100 * side / width, 100 * side / height) for y, x in places],
-            crops=[_crop(linear, errors, top, left, side) for top, left in places],
-            white_error=WHITE_ERROR,
-            **_histograms(mapped, target, errors),
-        )
+    return _template("html_scene.html.jinja").render(
+        scene=scene,
+        anchor=scene_anchor(scene.name),
+        exposures={title: _exposure(picture) for title, picture in scene.exposures.items()},
+        views={name: _radiance(draw.shrink(picture, VIEW_WIDTH)) for name, picture in linear.items()},
+        errors={name: _error_map(error) for name, error in errors.items()},
+        visibility={name: _color_map(_displayable(seen), draw.VIRIDIS) for name, seen in scene.visibility.items()},
+        boxes=[(100 * x / width, 100 * y / height, 100 * side / width, 100 * side / height) for y, x in places],
+        crops=[_crop(linear, errors, top, left, side) for top, left in places],
+        white_error=WHITE_ERROR,
+        **_histograms(mapped, target, errors),
     )
 
 
@@ -159,21 +155,17 @@ def save_report(
     Raises:
         FileNotFoundError: the folder does not exist.
     """
-    page = (
-        _templates()
-        .get_template("html_report.html.jinja")
-        .render(
-            results=results,
-            scenes=scenes,
-            title=title,
-            notes=notes,
-            style=Path(__file__).with_name("html_report.css").read_text(encoding="utf-8"),
-            script=Path(__file__).with_name("html_report.js").read_text(encoding="utf-8"),
-            scales={"error": draw.INFERNO, "visibility": draw.VIRIDIS},
-            summary=results.summary(),
-            columns={column: results.values(*column) for column in results.columns()},
-            anchor=scene_anchor,
-        )
+    page = _template("html_report.html.jinja").render(
+        results=results,
+        scenes=scenes,
+        title=title,
+        notes=notes,
+        style=Path(__file__).with_name("html_report.css").read_text(encoding="utf-8"),
+        script=Path(__file__).with_name("html_report.js").read_text(encoding="utf-8"),
+        scales={"error": draw.INFERNO, "visibility": draw.VIRIDIS},
+        summary=results.summary(),
+        columns={column: results.values(*column) for column in results.columns()},
+        anchor=scene_anchor,
     )
     write_text(path, page)
 
@@ -182,14 +174,14 @@ def save_report(
 
 
 @functools.cache
-def _templates() -> Any:
+def _template(name: str) -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent)
     options: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
     templates = Environment(loader=loader, undefined=StrictUndefined, **options)
     templates.filters |= {"number": _number, "sortable": _sortable, "position": _position}
-    return templates
+    return templates.get_template(name)
 
 
 def _number(value: float, metric: str) -> str:

@@ -102,11 +102,11 @@ def load_networks(
     names = [orm.rpartition(":")[2] if checkpoint is None else checkpoint.stem for checkpoint, orm, _ in choices]
     if len(set(names)) < len(names):
         names = [f"{name}-{number}" for number, name in enumerate(names, 1)]
-    networks = []
+    networks, options = [], bracket_options(domain, scale=scale)
     for name, choice in zip(names, choices, strict=True):
-        network, forward, identity = _load(*choice, bracket_options(domain, scale=scale))
+        network, forward, identity = _load(*choice, dict(options))
         if ":" not in choice[1]:  # other code may call one of our networks in its own way
-            _check_brackets(name, network, domain, scale)
+            _check_brackets(name, network, (options["num_frames"], options["in_channels"], scale))
         multiple = _size_multiple(network)
         least = multiple if multiple < 4 else 2 * multiple  # a quarter overlaps
         if tile is not None and (tile % multiple or tile < least):
@@ -144,13 +144,11 @@ def _size_multiple(network: nn.Module) -> int:
     return max(getattr(network, "size_multiple", 1), 1)
 
 
-def _check_brackets(name: str, network: nn.Module, domain: str, scale: int) -> None:
+def _check_brackets(name: str, network: nn.Module, expected: tuple[int, int, int]) -> None:
     """Raise ValueError if one of our networks is made for other brackets than the data's."""
     if isinstance(network, ReconstructionNetwork):
-        options = bracket_options(domain, scale=scale)
         output_scale = 4 if isinstance(network, TMRNetPlus) else network.config.get("scale", 1)
         found = (network.num_frames, network.in_channels, output_scale)
-        expected = (options["num_frames"], options["in_channels"], scale)
         if found != expected:
             made, data = ("{} exposures of {} channels, scale {}".format(*numbers) for numbers in (found, expected))
             raise ValueError(f"the network of {name} is for {made}; the data are {data}")

@@ -182,15 +182,17 @@ class Protocol:
         """Compute the protocol's metrics, ``(B,)`` float64 each, on the device of the pictures.
 
         Args:
-            prediction: see :meth:`compared`.
-            target: see :meth:`compared`.
-            metadata: see :meth:`compared`.
-            cropped: see :meth:`compared`.
+            prediction: ``(B, 3, H, W)`` linear RGB or ``(B, 4, h, w)`` packed RAW, on the scale of ``peak``.
+            target: same size, or larger by the protocol's crop: the prediction of a network that ran without the
+                border is compared with the middle of the whole target.
+            metadata: ``white_balance`` and ``color_matrix`` of RAW data, as in the samples of
+                :class:`~skt_components.data.BracketIRE`.
+            cropped: both pictures lack the border already, as the test samples of BracketIRE do by default.
             lpips_weights: for "LPIPS", see :func:`~skt_components.metrics.lpips`.
 
         Raises:
             TypeError: a picture is not a floating-point tensor.
-            ValueError: the shapes do not fit together.
+            ValueError: the shapes do not fit together, or the domain has no such metadata.
             ImportError: "LPIPS" is among the metrics and its package is not installed.
         """
         pair = _Pair(self, *self.compared(prediction, target, metadata, cropped=cropped), lpips_weights)
@@ -204,20 +206,7 @@ class Protocol:
         *,
         cropped: bool = False,
     ) -> tuple[Float[Tensor, "b 3 _i _j"], Float[Tensor, "b 3 _i _j"]]:
-        """Return prediction and target as they are compared: linear RGB with white at 1, in float64, cropped.
-
-        Args:
-            prediction: ``(B, 3, H, W)`` linear RGB or ``(B, 4, h, w)`` packed RAW, on the scale of ``peak``.
-            target: same size, or larger by the protocol's crop: the prediction of a network that ran without the
-                border is compared with the middle of the whole target.
-            metadata: ``white_balance`` and ``color_matrix`` of RAW data, as in the samples of
-                :class:`~skt_components.data.BracketIRE`.
-            cropped: both pictures lack the border already, as the test samples of BracketIRE do by default.
-
-        Raises:
-            TypeError: a picture is not a floating-point tensor.
-            ValueError: the shapes do not fit together.
-        """
+        """Return prediction and target as :meth:`score` compares them: rendered and cropped."""
         shown, whole = (self.render(picture, metadata) for picture in (prediction, target))
         interior = crop_sides(whole, self.crop)
         if not cropped and shown.shape != interior.shape:
@@ -226,16 +215,7 @@ class Protocol:
         return shown, whole if cropped else interior
 
     def render(self, picture: Float[Tensor, "b c h w"], metadata: Metadata | None = None) -> Float[Tensor, "b 3 _h _w"]:
-        """Return linear RGB with white at 1, in float64, before cropping.
-
-        Args:
-            picture: ``(B, 3, H, W)`` linear RGB or ``(B, 4, h, w)`` packed RAW, on the scale of ``peak``.
-            metadata: of RAW data, see :meth:`compared`.
-
-        Raises:
-            TypeError: ``picture`` is not a floating-point tensor.
-            ValueError: the shape is wrong, or the domain has no such metadata.
-        """
+        """Return a picture as linear RGB with white at 1, in float64, before cropping; see :meth:`score`."""
         check_tensor("picture", picture, ndim=4, layout="(B, C, H, W)", channels=4 if self.domain == "raw" else 3)
         metadata = metadata or {}
         known = {"white_balance", "color_matrix"} if self.domain == "raw" else set()
@@ -310,7 +290,6 @@ METRICS: dict[str, Callable[[_Pair], Tensor]] = {
     "PU21-SSIM": lambda pair: ssim_pu21(*pair.displayed()),
     "HDR-VDP-2": lambda pair: pair.protocol.hdr_vdp2(*pair.linear).Q,
 }
-
 
 PROTOCOLS: dict[str, Protocol] = {
     "kalantari": Protocol.kalantari(),

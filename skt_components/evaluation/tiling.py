@@ -98,12 +98,9 @@ def official_tiles(
     change the result and are omitted here.
 
     Args:
-        network: see :func:`tiled_inference`, also for the other arguments, the result and the errors.
+        network: see :func:`tiled_inference`, also for ``batch``, ``device``, ``progress``, the result and the errors.
         bracket: ``(B, N, C, H, W)``, on any device.
         tile: side of the square tiles.
-        batch: number of tiles per forward pass.
-        device: where the network runs.
-        progress: show a bar.
 
     Example:
         >>> official_tiles(lambda tiles: tiles[:, 0], torch.rand(1, 3, 6, 10, 20), tile=8).shape

@@ -16,7 +16,7 @@ def natural_picture() -> torch.Tensor:
     return torch.stack([0.6 * x + 0.3, 0.4 * y + 0.1, 0.1 * (x - y).abs()])
 
 
-def test_nothing_is_odd_about_a_noisy_prediction():
+def test_a_noisy_prediction_is_not_suspicious():
     target = natural_picture()
     assert find_suspicious((target + 0.02 * torch.randn_like(target)).clamp(min=0), target) == []
 
@@ -71,14 +71,14 @@ def test_a_prediction_of_another_brightness_is_named(factor):
     assert f"{factor:.3g} times as bright" in found
 
 
-def test_lights_above_the_peak_are_odd_in_bounded_data_only():
+def test_lights_above_the_peak_are_suspicious_in_bounded_data_only():
     target = natural_picture()
     target[:, 3:5, 3:5] = 40.0
     assert len(find_suspicious(target, target)) == 1
     assert find_suspicious(target, target, bounded=False) == []
 
 
-def test_a_dark_target_is_odd_unless_in_low_light():
+def test_a_dark_target_is_suspicious_unless_in_low_light():
     target = 0.01 * natural_picture()
     (found,) = find_suspicious(target, target)
     assert "reaches only" in found

@@ -166,7 +166,7 @@ def test_official_weights_give_what_ours_give(script, tmp_path):
     assert read(out)["pictures"]["synthetic-val-0"]["theirs"] == pytest.approx(wanted, abs=1e-4)
 
 
-def test_two_models_of_one_name_are_told_apart(script, weights, tmp_path):
+def test_two_models_of_one_name_get_numbers(script, weights, tmp_path):
     again = tmp_path / "again"
     again.mkdir()
     other = again / "ours.safetensors"
@@ -239,7 +239,7 @@ def test_bad_options_are_named(script, weights, tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_network_for_other_brackets_is_refused_at_once(script, weights, tmp_path):
+def test_a_network_for_other_brackets_is_rejected_before_the_first_picture(script, weights, tmp_path):
     raw = tmp_path / "raw.safetensors"
     skt.save_weights(raw, skt.TMRNet(features=8, num_blocks=(1, 1, 1, 1)))
     message = "raw is for 5 exposures of 4 channels, scale 1; the data are 3 exposures of 6 channels"
@@ -254,7 +254,7 @@ def test_a_network_for_other_brackets_is_refused_at_once(script, weights, tmp_pa
 
 
 @pytest.mark.parametrize("tile", ["8", "20"])
-def test_tiles_that_the_network_cannot_take_are_refused_at_once(script, strangers, tmp_path, tile):
+def test_tiles_that_the_network_cannot_take_are_rejected_before_the_first_picture(script, strangers, tmp_path, tile):
     strangers.Shortest.size_multiple = 8
     arguments = ["--orm", "strangers:Shortest", "--crop", "32", "--limit", "1", "--out", str(tmp_path / "out")]
     with pytest.raises(ValueError, match=f"tile must be a multiple of 8 >= 16 for Shortest, got {tile}"):
@@ -295,7 +295,7 @@ def test_a_prediction_that_is_not_finite_is_a_failure(script, strangers, tmp_pat
     assert found["errors"] == dict.fromkeys(["synthetic-val-0", "synthetic-val-1"], wanted)
 
 
-def test_whatever_a_network_raises_is_its_pictures_failure(script, strangers, tmp_path):
+def test_any_error_of_a_network_is_reported_for_its_picture(script, strangers, tmp_path):
     out = tmp_path / "out"
     arguments = ["--orm", "strangers:Failing", *SMALL, "--out", str(out)]
     strangers.Failing.error = KeyError("flow")
@@ -306,7 +306,7 @@ def test_whatever_a_network_raises_is_its_pictures_failure(script, strangers, tm
         script.main(arguments)
 
 
-def test_an_unreadable_picture_costs_itself_alone_and_is_tried_again(script, strangers, tmp_path, capsys):
+def test_an_unreadable_picture_is_skipped_and_tried_again(script, strangers, tmp_path, capsys):
     root, out = kalantari_scenes(tmp_path / "data"), tmp_path / "out"
     label = root / "Test" / "002" / "HDRImg.hdr"
     whole = label.read_bytes()
@@ -328,7 +328,7 @@ def test_an_unreadable_picture_costs_itself_alone_and_is_tried_again(script, str
     assert (out / "report.html").read_text(encoding="utf-8").count('class="scene"') == 3
 
 
-def test_a_finished_evaluation_is_not_done_again(script, strangers, tmp_path):
+def test_finished_pictures_are_not_evaluated_again(script, strangers, tmp_path):
     arguments = ["--orm", "strangers:Shortest", *SMALL, "--out", str(tmp_path / "out")]
     script.main(arguments)
     before = read(tmp_path / "out")
@@ -358,7 +358,7 @@ def test_results_of_another_evaluation_are_refused(script, weights, tmp_path, ch
         script.main(["--checkpoint", str(weights[0]), *SMALL, "--limit", "1", "--scenes", "0", *change, "--out", out])
 
 
-def test_weights_of_a_strangers_network_are_its_identity(script, strangers, tmp_path):
+def test_weights_identify_a_network_from_other_code(script, strangers, tmp_path):
     arguments = ["--orm", "strangers:Weighted", *SMALL, "--out", str(tmp_path / "out")]
     assert script.main(arguments) == 0
     assert read(tmp_path / "out")["description"]["models"]["Weighted"]["network"] == "Weighted"
@@ -384,7 +384,7 @@ def test_two_folders_of_one_name_are_not_mixed(script, tmp_path, name, crop):
 
 
 @pytest.mark.parametrize("prepared", [False, True])
-def test_raw_files_of_one_size_are_told_apart(script, strangers, tmp_path, prepared):
+def test_raw_files_of_one_size_are_distinguished(script, strangers, tmp_path, prepared):
     roots = []
     for seed in (0, 1):
         data = skt.SyntheticScenes(1, (24, 32), seed=seed, split="val", camera=skt.RawCamera())
@@ -400,7 +400,7 @@ def test_raw_files_of_one_size_are_told_apart(script, strangers, tmp_path, prepa
         script.main([*arguments, str(roots[1])])
 
 
-def test_swapped_channels_are_said(script, tmp_path, capsys):
+def test_swapped_channels_are_reported(script, tmp_path, capsys):
     out = tmp_path / "out"
     script.main(["--orm", "strangers:swapped", "--crop", "64", "--limit", "4", "--out", str(out)])
     warned = read(out)["warnings"]
@@ -409,7 +409,7 @@ def test_swapped_channels_are_said(script, tmp_path, capsys):
     assert "channels as BGR" in (out / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_right_order_is_not_complained_about(script, tmp_path):
+def test_the_right_order_is_not_reported(script, tmp_path):
     out = tmp_path / "out"
     script.main(["--orm", "strangers:Shortest", "--crop", "64", "--limit", "4", "--out", str(out)])
     assert not any("channel order" in line for lines in read(out)["warnings"].values() for line in lines)

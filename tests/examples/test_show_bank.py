@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,12 +11,10 @@ import torch
 
 import skt_components as skt
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "show_bank.py"
 
-
-def show(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+@pytest.fixture
+def show(run_script: Callable) -> Callable:
+    return partial(run_script, "show_bank.py")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +26,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_draws_display_and_hdr_pictures(photo: Path, tmp_path: Path) -> None:
+def test_draws_display_and_hdr_pictures(show: Callable, photo: Path, tmp_path: Path) -> None:
     skt.write_image(tmp_path / "room.hdr", torch.rand(3, 60, 90) * 40)
     done = show(photo, tmp_path / "room.hdr", "--out", tmp_path / "priors.png", "--longest-side", 96)
     assert done.returncode == 0, done.stderr
@@ -37,7 +35,7 @@ def test_draws_display_and_hdr_pictures(photo: Path, tmp_path: Path) -> None:
     assert imread(tmp_path / "priors.png").shape[1] > 1000
 
 
-def test_fastsam(photo: Path, tmp_path: Path, fastsam_like: Path) -> None:
+def test_fastsam(show: Callable, photo: Path, tmp_path: Path, fastsam_like: Path) -> None:
     options = ("--bank", "fastsam", "--weights", fastsam_like, "--layers", "fast", "--longest-side", 96)
     done = show(photo, *options, "--out", tmp_path / "priors.png")
     assert done.returncode == 0, done.stderr
@@ -53,7 +51,7 @@ def fastsam_like(tmp_path: Path) -> Path:
     return path
 
 
-def test_errors_are_one_line(photo: Path, tmp_path: Path) -> None:
+def test_errors_are_one_line(show: Callable, photo: Path, tmp_path: Path) -> None:
     (tmp_path / "there.png").touch()
     deep = tmp_path / "deep.png"
     image = pytest.importorskip("PIL.Image")
