@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,18 +9,16 @@ from torch.nn import functional as F
 
 from skt_components.ops.checks import check_positive, float_dtype
 
-_TAPS = 9  # of a 3x3 kernel
-
 
 def flow_warp(
     x: Float[Tensor, "b c h w"], flow: Float[Tensor, "b 2 h w"], padding: str = "zeros"
 ) -> Float[Tensor, "b c h w"]:
-    """Return ``x`` sampled bilinearly where the flow points: ``out(p) = x(p + flow(p))``.
+    """Sample ``x`` bilinearly along the flow: ``out(p) = x(p + flow(p))``.
 
     Args:
-        x: what is sampled, ``(B, C, H, W)``.
-        flow: the way to go in pixels, to the right and down, ``(B, 2, H, W)``.
-        padding: what lies outside: "zeros", or "border" for the nearest pixel.
+        x: the map to sample, ``(B, C, H, W)``.
+        flow: pixels to the right and down, ``(B, 2, H, W)``.
+        padding: values outside the map: "zeros", or "border" for the nearest pixel.
 
     Returns:
         The warped ``x``, same shape and dtype; positions are computed in float32 at least.
@@ -43,21 +39,12 @@ def flow_warp(
 
 
 class ModulatedDeformConv2d(nn.Conv2d):
-    """A convolution, same size in and out, whose taps sit where offsets say and weigh what a mask says.
+    """A convolution of the same size in and out, with an offset and a weight for each position of its kernel.
 
-    Needs torchvision when it runs, not before. Computes in float32 at least, also under autocast.
-
-    Args: those of ``torch.nn.Conv2d``.
+    Computes in float32 at least, also under autocast. Takes the arguments of ``torch.nn.Conv2d``.
 
     Raises:
         ImportError: torchvision is not installed; when it runs.
-
-    Example:
-        >>> conv = ModulatedDeformConv2d(4, 6, 3, padding=1)
-        >>> offset, mask = torch.zeros(1, 18, 5, 7), torch.ones(1, 9, 5, 7)
-        >>> x = torch.rand(1, 4, 5, 7)
-        >>> torch.allclose(conv(x, offset, mask), torch.conv2d(x, conv.weight, conv.bias, padding=1), atol=1e-6)
-        True
 
     Reference:
         X. Zhu et al., "Deformable ConvNets v2: more deformable, better results", CVPR 2019.
@@ -69,33 +56,36 @@ class ModulatedDeformConv2d(nn.Conv2d):
         """Return the convolved features.
 
         Args:
-            x: features.
-            offset: pixels down and to the right, in turn, for each tap of each offset group.
-            mask: weight of each tap of each offset group.
+            x: features ``(B, C, H, W)``.
+            offset: for each offset group and kernel position: pixels down, pixels to the right, ``(B, 2 * K, H, W)``.
+            mask: weight of each offset group and kernel position, ``(B, K, H, W)``.
         """
+        try:
+            from torchvision.ops import deform_conv2d
+        except ImportError as error:
+            raise ImportError('TMRNet needs torchvision: pip install "skt-components[tmrnet]"') from error
+        # deform_conv2d takes one dtype, and has no kernel for half precision on the CPU.
         dtype = float_dtype(x)
-        weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
-        # deform_conv2d wants one dtype, and has no kernel for half precision on the CPU.
-        out: Tensor = _deform_conv2d()(
+        out: Tensor = deform_conv2d(
             x.to(dtype),
             offset.to(dtype),
-            weight,
-            bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            mask=mask.to(dtype),
+            self.weight.to(dtype),
+            None if self.bias is None else self.bias.to(dtype),
+            self.stride,
+            self.padding,
+            self.dilation,
+            mask.to(dtype),
         )
         return out.to(x.dtype)
 
 
 class DeformableAlignment(nn.Module):
-    """Bring a moving frame's features to the reference: a flow says where to look, convolutions correct it.
+    """Align a moving frame's features with the reference by a flow, which convolutions correct.
 
     Args:
         features: channels; a multiple of ``groups``.
-        groups: of the deformable convolution; each has its offsets and mask.
-        max_residue: how far, in pixels, the offsets may leave the flow.
+        groups: groups of the deformable convolution; each has its offsets and mask.
+        max_residue: largest correction of the flow in pixels.
 
     Raises:
         ValueError: ``groups`` does not divide ``features``, or a number is out of range.
@@ -126,7 +116,7 @@ class DeformableAlignment(nn.Module):
             nn.LeakyReLU(0.1),
             nn.Conv2d(features, features, 3, padding=1),
             nn.LeakyReLU(0.1),
-            nn.Conv2d(features, 3 * _TAPS * groups, 3, padding=1),
+            nn.Conv2d(features, 3 * 3 * 3 * groups, 3, padding=1),  # two offsets and a weight per kernel position
         )
         for parameter in self.conv_offset[-1].parameters():
             nn.init.zeros_(parameter)  # the flow alone, at first
@@ -137,30 +127,18 @@ class DeformableAlignment(nn.Module):
         reference: Float[Tensor, "b f h w"],
         flow: Float[Tensor, "b 2 h w"],
     ) -> Float[Tensor, "b f h w"]:
-        """Return ``moving`` as the reference sees it.
+        """Return the features of ``moving``, aligned with ``reference``.
 
-        Args:
-            moving: features of the moving frame.
-            reference: features of the reference.
-            flow: from the reference to the moving frame, in pixels to the right and down.
+        ``flow`` points from the reference to the moving frame, in pixels to the right and down.
         """
-        seen = torch.cat([flow_warp(moving, flow), reference, flow.to(moving.dtype)], dim=1)
-        first, second, mask = self.conv_offset(seen).chunk(3, dim=1)
+        inputs = torch.cat([flow_warp(moving, flow), reference, flow.to(moving.dtype)], dim=1)
+        first, second, mask = self.conv_offset(inputs).chunk(3, dim=1)
         residue = self.max_residue * torch.tanh(torch.cat([first, second], dim=1))
         offset = residue + flow.flip(1).repeat(1, residue.shape[1] // 2, 1, 1)
-        aligned: Tensor = self.deform_conv(moving, offset, torch.sigmoid(mask))
-        return aligned
+        return self.deform_conv(moving, offset, torch.sigmoid(mask))
 
 
 def _span(size: int) -> int:
-    if isinstance(size, torch.SymInt):  # a program exported for any size must not depend on which of the two is larger
+    if isinstance(size, torch.SymInt):  # a program exported for any size must not branch on it
         return torch.sym_max(size - 1, 1)
     return max(size - 1, 1)
-
-
-def _deform_conv2d() -> Callable[..., Tensor]:
-    try:
-        from torchvision.ops import deform_conv2d
-    except ImportError as error:
-        raise ImportError('TMRNet needs torchvision: pip install "skt-components[tmrnet]"') from error
-    return deform_conv2d

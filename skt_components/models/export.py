@@ -1,4 +1,4 @@
-"""The plain network in the formats that other programs run: torch.export and ONNX."""
+"""Networks as torch.export programs and ONNX files."""
 
 from __future__ import annotations
 

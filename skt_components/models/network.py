@@ -1,4 +1,4 @@
-"""What the reconstruction networks share: the bracket they take, their authors' weights, their files."""
+"""The base of the reconstruction networks: the bracket they take, their authors' weights, pretrained folders."""
 
 from __future__ import annotations
 
@@ -8,29 +8,37 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from skt_components.files.weights import check_state_dict, read_state_dict, unwrap_state_dict
-from skt_components.ops.checks import check_count, check_positive, check_tensor
+from skt_components.ops.checks import check_choice, check_count, check_positive, check_tensor
 
 Self = TypeVar("Self", bound="ReconstructionNetwork")
 RAW_CHANNELS = 4
 
 
 class ReconstructionNetwork(nn.Module):
-    """Base of the baselines: an exposure bracket ``(B, N, C, H, W)`` in, linear HDR out.
+    """Reconstruct linear HDR from an exposure bracket ``(B, N, C, H, W)``.
+
+    The constructors of the networks share these arguments:
+
+    - ``num_frames``: exposures N in the bracket.
+    - ``in_channels``: channels C per exposure. 6 for sRGB: linear RGB, then LDR RGB. 4 for packed RAW in [0, peak];
+      the network then also gets a copy to the power of 1/2.2, 8 channels per exposure.
+    - ``out_channels``: channels of the output: 3 for sRGB, 4 for packed RAW.
+    - ``features``: width of the network.
+    - ``reference``: index of the reference exposure; None for the middle one.
+    - ``peak``: largest value of the output, and of packed RAW in the bracket: 1 for sRGB data, 16 for BracketIRE.
+    - ``scale``: side of the output per side of the bracket, 1 or 4 (BracketIRE+).
+    - ``checkpointing``: keep only the inputs of the large blocks in training and compute the rest again in the
+      backward pass: less memory, more time, the same gradient.
 
     Args:
-        config: the constructor's arguments by name, as plain values, ``features``, the network's width, among them;
-            saved beside the weights.
-        num_frames: exposures N in the bracket.
-        in_channels: channels per exposure. 6 for sRGB: linear RGB, then LDR RGB. 4 for packed RAW, which gets a copy to
-            the power of 1/2.2 beside it, so that 8 channels reach the network.
-        reference: index of the reference exposure; the middle one when None.
-        peak: largest value of the output, and of packed RAW in the bracket.
-        checkpointing: keep only the inputs of the large blocks while training and compute the rest again in the
-            backward pass: less memory, more time, the same gradient.
+        config: the constructor's arguments by name, as plain values (``locals()`` in its first line). They are kept
+            as ``network.config`` and saved beside the weights.
+        **resolved: values that replace those of ``config`` here, such as a default that depends on other arguments.
 
     Raises:
         ValueError: ``reference`` is not an index of the bracket, or a number is out of range.
@@ -40,47 +48,54 @@ class ReconstructionNetwork(nn.Module):
     """Layers whose outputs are the stages that the framework aligns."""
 
     official_options: ClassVar[dict[str, Any]] = {}
-    """Constructor options with which the network is the published one, where they are not the defaults."""
+    """Constructor arguments of the published network that differ from the defaults."""
 
     size_multiple: int = 1
-    """What an exported network's sides must be multiples of; the network itself takes any size."""
+    """The sides of an exported network's bracket must be multiples of it; the network itself takes any size."""
 
+    # The channels of the first and last layers in the order of the authors' network.
     _input_layers: ClassVar[tuple[str, ...]] = ()
     _output_layers: ClassVar[tuple[str, ...]] = ()
-    _input_order: ClassVar[tuple[int, ...]] = ()  # where the authors' network has the channel that ours has here
+    _input_order: ClassVar[tuple[int, ...]] = ()
     _output_order: ClassVar[tuple[int, ...]] = ()
 
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        *,
-        num_frames: int,
-        in_channels: int,
-        reference: int | None = None,
-        peak: float = 1.0,
-        checkpointing: bool = False,
-    ) -> None:
+    def __init__(self, config: Mapping[str, Any], **resolved: Any) -> None:
         super().__init__()
-        self.config = dict(config)
-        self.features = check_count("features", config["features"], 1)
-        self.num_frames = check_count("num_frames", num_frames, 1)
-        self.in_channels = check_count("in_channels", in_channels, 1)
-        reference = self.num_frames // 2 if reference is None else reference
-        if not 0 <= reference < num_frames:
-            raise ValueError(f"reference must be in [0, {num_frames}), got {reference}")
-        check_positive("peak", peak)
-        self.reference, self.peak, self.checkpointing = reference, peak, checkpointing
+        self.config = {name: value for name, value in config.items() if name not in ("self", "__class__")}
+        options = {"reference": None, "peak": 1.0, "scale": 1, "checkpointing": False, **self.config, **resolved}
+        self.features = check_count("features", options["features"], 1)
+        self.num_frames = check_count("num_frames", options["num_frames"], 1)
+        self.in_channels = check_count("in_channels", options["in_channels"], 1)
+        reference = self.num_frames // 2 if options["reference"] is None else options["reference"]
+        if not 0 <= reference < self.num_frames:
+            raise ValueError(f"reference must be in [0, {self.num_frames}), got {reference}")
+        check_positive("peak", options["peak"])
+        check_choice("scale", options["scale"], (1, 4))
+        self.reference: int = reference
+        self.peak, self.scale, self.checkpointing = options["peak"], options["scale"], options["checkpointing"]
 
     @property
     def frame_channels(self) -> int:
         """Channels per exposure that reach the first layer."""
         return 2 * RAW_CHANNELS if self.in_channels == RAW_CHANNELS else self.in_channels
 
-    def check_bracket(self, bracket: Tensor) -> None:
-        """Raise unless the bracket is as the constructor said.
+    @property
+    def moving_frames(self) -> list[int]:
+        """Indices of all frames except the reference."""
+        return [frame for frame in range(self.num_frames) if frame != self.reference]
 
-        Raises TypeError when it is no floating-point tensor, ValueError when it has other frames or channels.
+    def forward(self, bracket: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b o sh sw"]:
+        """Return linear HDR in [0, peak], at ``scale`` times the size of the bracket.
+
+        Raises:
+            TypeError: the bracket is no floating-point tensor.
+            ValueError: it has other frames or channels than the constructor was given.
         """
+        self.check_bracket(bracket)
+        return self._reconstruct(bracket)
+
+    def check_bracket(self, bracket: Tensor) -> None:
+        """Raise TypeError/ValueError unless :meth:`forward` takes the bracket."""
         check_tensor("bracket", bracket, layout="(B, N, C, H, W)")
         if bracket.ndim != 5 or bracket.shape[1:3] != (self.num_frames, self.in_channels):
             raise ValueError(
@@ -88,38 +103,32 @@ class ReconstructionNetwork(nn.Module):
             )
 
     def frames(self, bracket: Tensor) -> list[Tensor]:
-        """Return the exposures as the first layer takes them.
-
-        Raises what :meth:`check_bracket` does.
-        """
-        self.check_bracket(bracket)
+        """Return the exposures as the first layer takes them."""
         if self.in_channels == RAW_CHANNELS:
             linear = bracket / self.peak
             bracket = torch.cat([linear, display_encode(linear)], dim=2)
         return list(bracket.unbind(1))
 
-    def run(self, block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Call a large block, with activation checkpointing if that is wanted."""
-        return run_block(self, block, *inputs)
-
     def make_fusion_module(self) -> nn.Module:
         """Return a new fusion module of this network's kind and size, for a stage of the SPGRM."""
+        raise NotImplementedError
+
+    def _reconstruct(self, bracket: Tensor) -> Tensor:
         raise NotImplementedError
 
     # the authors' weights
 
     @classmethod
     def from_official(cls: type[Self], weights: str | os.PathLike[str] | Mapping[str, Any], **options: Any) -> Self:
-        """Make the network and load the weights its authors published (or that their code trained).
+        """Make the network and load the weights that its authors published, or that their code trained.
 
-        The same pictures then give the same output: channels that the authors' network has in another order are
-        put in ours.
+        The output is the same as the authors': channels that their network has in another order are reordered.
 
         Args:
             weights: a ``.pth``/``.pt``/``.safetensors`` file, or a state dict, bare or under "state_dict", with or
                 without the ``module.`` prefix of DataParallel. Files are read without running code in them. Masks and
                 indices that follow from the architecture may be missing or of another size.
-            **options: the constructor's, where they are not those of the published network.
+            **options: constructor arguments that differ from the published network's.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -127,20 +136,16 @@ class ReconstructionNetwork(nn.Module):
                 message lists them.
         """
         network = cls(**{**cls.official_options, **options})
-        if isinstance(weights, Mapping):
-            source, found = "the state dict", unwrap_state_dict(weights, "the state dict")
-        else:
-            source, found = os.fspath(weights), read_state_dict(weights)
-        found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
+        source, state = official_state(weights)
         derived = network._derived_buffers()
+        found = {name.removeprefix("module."): tensor for name, tensor in state.items()}
         found = {name: tensor for name, tensor in found.items() if name not in derived}
-        own = network.state_dict()
-        check_state_dict(source, found, own)
+        check_state_dict(source, found, network.state_dict())
         network.load_state_dict(network._reorder(found))
         return network
 
     def to_official(self) -> dict[str, Tensor]:
-        """Return the state dict as the authors' network has it: their names, shapes, buffers and channel order."""
+        """Return the state dict of the authors' network: their names, shapes, buffers and channel order."""
         return self._reorder(self.state_dict()) | self._derived_buffers()
 
     def _derived_buffers(self) -> dict[str, Tensor]:
@@ -148,7 +153,7 @@ class ReconstructionNetwork(nn.Module):
         return {}
 
     def _reorder(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Swap the channels of the first and last layers; the same swap leads there and back."""
+        """Permute the channels of the first and last layers; each permutation is its own inverse."""
         state = dict(state)
         if self.in_channels == len(self._input_order):
             for layer in self._input_layers:
@@ -159,10 +164,10 @@ class ReconstructionNetwork(nn.Module):
                     state[f"{layer}.{kind}"] = state[f"{layer}.{kind}"][list(self._output_order)]
         return state
 
-    # files
+    # the Hugging Face hub
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``model.safetensors`` and ``config.json``, as the Hugging Face hub has them.
+        """Write ``model.safetensors`` and ``config.json`` in the layout of the Hugging Face hub.
 
         Raises:
             ImportError: huggingface_hub is not installed.
@@ -175,11 +180,11 @@ class ReconstructionNetwork(nn.Module):
 
         Args:
             source: a folder, or a repository's name on the Hugging Face hub.
-            **options: those of ``huggingface_hub.PyTorchModelHubMixin.from_pretrained``, such as ``revision``.
+            **options: for ``huggingface_hub.PyTorchModelHubMixin.from_pretrained``, such as ``revision``.
 
         Raises:
             ImportError: huggingface_hub is not installed.
-            ValueError: the weights are not those of this network.
+            ValueError: the weights do not fit this network.
         """
         loaded = _hub_class(cls).from_pretrained(os.fspath(source), **options)  # type: ignore[arg-type]
         network = cls(**loaded.config)
@@ -187,11 +192,11 @@ class ReconstructionNetwork(nn.Module):
         return network.train(loaded.training)
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
-        """Upload weights, config and a card to the Hugging Face hub; returns the commit's address.
+        """Upload weights, config and a card to the Hugging Face hub; return the commit's address.
 
         Args:
             repository: its name, such as ``"somebody/ahdrnet"``.
-            **options: those of ``huggingface_hub.PyTorchModelHubMixin.push_to_hub``, such as ``private``, ``token``.
+            **options: for ``huggingface_hub.PyTorchModelHubMixin.push_to_hub``, such as ``private``, ``token``.
 
         Raises:
             ImportError: huggingface_hub is not installed.
@@ -204,22 +209,29 @@ class ReconstructionNetwork(nn.Module):
         return model
 
 
-def run_block(owner: Any, block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Call a block of a network, with activation checkpointing if its owner trains and has it switched on."""
-    if owner.checkpointing and owner.training and torch.is_grad_enabled():
+def official_state(weights: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, dict[str, Tensor]]:
+    """Return the state dict of a file or mapping, unwrapped, and its name for error messages."""
+    if isinstance(weights, Mapping):
+        return "the state dict", unwrap_state_dict(weights, "the state dict")
+    return os.fspath(weights), read_state_dict(weights)
+
+
+def run_block(network: Any, block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Call a block, with activation checkpointing if ``network.checkpointing`` is set and the network trains."""
+    if network.checkpointing and network.training and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
     return block(*inputs)
 
 
 def display_encode(linear: Tensor) -> Tensor:
-    """Return ``max(linear, 0) ** (1 / 2.2)``, whose gradient is 0, not NaN, where nothing is left of the noise."""
+    """Return ``max(linear, 0) ** (1 / 2.2)``, whose gradient is 0 instead of NaN at 0 and below."""
     positive = linear > 0
     return torch.where(positive, linear.where(positive, 1.0) ** (1 / 2.2), 0.0)
 
 
 @functools.cache
 def _hub_class(network: Any) -> Any:
-    """Return the class with huggingface_hub's mixin, which is not needed to use the network."""
+    """Derive a class with huggingface_hub's mixin, which the network itself does not need."""
     try:
         from huggingface_hub import PyTorchModelHubMixin
     except ImportError as error:

@@ -18,23 +18,21 @@ class SPGRM(nn.Module):
     """Refine a tone-mapped picture under the guidance of semantic features: ``H_s^ = f_e(H_s, p_f)`` (eq. 3).
 
     A 3x3 convolution, three semantic guided fusion modules, a 3x3 convolution, and a residual on the input. The
-    last convolution starts at zero, so that an untrained teacher returns the picture as it is. With ``stride`` s the
+    last convolution starts at zero, so that an untrained teacher returns its input. With ``stride`` s the
     picture's blocks of s x s pixels become channels before the first convolution, and pixels again after the last:
-    the stages then cost 1/s^2, and nothing of the picture is lost.
+    the stages then cost 1/s^2, and no pixel is lost.
 
     Args:
-        prior_channels: channels of the semantic features, coarse to fine (a bank's ``channels``). Without any the
-            stages are the fusion modules alone, and ``num_heads`` and ``levels`` say nothing.
+        prior_channels: channels of the semantic features, coarse to fine (a bank's ``channels``). If empty, the
+            stages are the fusion modules alone, and ``num_heads`` and ``levels`` have no effect.
         channels: channels of the picture.
         features: width of the network and of its feature pyramid.
         make_fusion: makes the inner fusion module of a stage, ``(B, features, H, W)`` in and out; a dilated
-            residual dense block when None. Pass the boosted network's ``make_fusion_module``.
+            residual dense block when None. Pass the ORM's ``make_fusion_module``.
         num_heads: heads of the prior fusion blocks.
-        levels: pyramid level that guides each of the three stages; the finest, which has all levels in it, by
-            default.
-        stride: side of the picture's blocks that become one pixel of the stages; 1 is the paper's.
-        checkpointing: keep only the inputs of the stages while training and compute the rest again in the backward
-            pass: less memory, more time, the same gradient.
+        levels: pyramid level that guides each of the three stages; by default the finest, which includes the others.
+        stride: side of the picture's blocks that become one pixel of the stages; 1 in the paper.
+        checkpointing: as in :class:`ReconstructionNetwork`, for the stages.
 
     Raises:
         ValueError: ``levels`` does not name three existing levels, ``num_heads`` does not divide ``features``, or
@@ -80,14 +78,15 @@ class SPGRM(nn.Module):
 
         Raises:
             TypeError: ``tonemapped`` is no floating-point tensor.
-            ValueError: wrong axes or channels, an empty batch, or ``features`` that are not those announced.
+            ValueError: wrong axes or channels, an empty batch, or ``features`` of other channels than
+                ``prior_channels``.
         """
         check_tensor("tonemapped", tonemapped, ndim=4, layout="(B, C, H, W)", channels=self.channels)
         check_batch("tonemapped", tonemapped)
         guides = self._guide(features)
         height, width = tonemapped.shape[-2:]
-        whole = F.pad(tonemapped, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
-        x = self.head(F.pixel_unshuffle(whole, self.stride))
+        padded = F.pad(tonemapped, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
+        x = self.head(F.pixel_unshuffle(padded, self.stride))
         for stage, guide in zip(self.stages, guides, strict=True):
             x = run_block(self, stage, x, *guide)
         return tonemapped + F.pixel_shuffle(self.tail(x), self.stride)[..., :height, :width]
@@ -99,10 +98,10 @@ class SPGRM(nn.Module):
         return SemanticGuidedFusion(self.features, self.features, fusion, num_heads)
 
     def _guide(self, features: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-        """What each stage gets beside the picture: its level of the pyramid, or nothing."""
+        """Return each stage's inputs besides the picture: its level of the pyramid, or nothing."""
         if self.pyramid is None:
             if len(features) > 0:
-                raise ValueError(f"features must be none, for the model has no prior_channels, got {len(features)}")
+                raise ValueError(f"features must be empty without prior_channels, got {len(features)}")
             return [()] * len(self.stages)
         guides = dict(zip(self.pyramid.levels, self.pyramid(features), strict=True))
         return [(guides[level],) for level in self.levels]

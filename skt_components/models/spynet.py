@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skt_components.files.weights import check_state_dict, read_state_dict, unwrap_state_dict
+from skt_components.files.weights import check_state_dict
 from skt_components.models.alignment import flow_warp
+from skt_components.models.network import official_state
 from skt_components.ops.checks import check_same_shape, check_tensor, float_dtype
 
 _LEVELS = 6
@@ -23,7 +24,7 @@ _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 class _FlowLevel(nn.Module):
-    """What a level adds to the flow."""
+    """Estimate the correction of the flow at one level."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,16 +33,15 @@ class _FlowLevel(nn.Module):
             layers += [nn.Conv2d(before, after, 7, padding=3), nn.ReLU()]
         self.basic_module = nn.Sequential(*layers[:-1])
 
-    def forward(self, seen: Tensor) -> Tensor:
-        flow: Tensor = self.basic_module(seen.to(next(self.parameters()).dtype))
-        return flow
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.basic_module(inputs.to(next(self.parameters()).dtype))
 
 
 class SPyNet(nn.Module):
-    """Optical flow from coarse to fine, in six levels of which each corrects the one before.
+    """Estimate optical flow from coarse to fine, in six levels of which each corrects the one before.
 
-    The sides are free: pictures are resized up to multiples of 32 first. Weights start at random, so that
-    the flow means nothing before :meth:`load_official` or training.
+    Pictures of any size are resized up to multiples of 32 first. Weights start at random, so the flow is meaningless
+    before :meth:`load_official` or training.
 
     Example:
         >>> SPyNet()(torch.rand(1, 3, 20, 36), torch.rand(1, 3, 20, 36)).shape
@@ -63,17 +63,18 @@ class SPyNet(nn.Module):
     def forward(
         self, reference: Float[Tensor, "b 3 h w"], moving: Float[Tensor, "b 3 h w"]
     ) -> Float[Tensor, "b 2 h w"]:
-        """Return the flow, in pixels to the right and down, at which ``moving`` shows what ``reference`` shows.
+        """Return the flow with ``moving(p + flow(p)) == reference(p)``, in pixels to the right and down.
 
         Args:
             reference: RGB picture, display-encoded, in [0, 1].
             moving: another, same shape.
 
         Returns:
-            The flow in float32 at least, also under autocast: ``moving(p + flow(p))`` is ``reference(p)``.
+            The flow in float32 at least, also under autocast.
 
         Raises:
-            TypeError, ValueError: they are no RGB pictures, or not of one shape.
+            TypeError: an argument is no floating-point tensor.
+            ValueError: they are no RGB pictures, or their shapes differ.
         """
         check_tensor("reference", reference, ndim=4, layout="(B, 3, H, W)", channels=3)
         check_tensor("moving", moving, ndim=4, layout="(B, 3, H, W)", channels=3)
@@ -94,16 +95,13 @@ class SPyNet(nn.Module):
             FileNotFoundError: there is no such file.
             ValueError: the file holds anything but tensors, or keys are missing, unexpected or of another shape.
         """
-        if isinstance(weights, Mapping):
-            source, found = "the state dict", unwrap_state_dict(weights, "the state dict")
-        else:
-            source, found = os.fspath(weights), read_state_dict(weights)
-        found = {name: getattr(self, name) for name in _IMAGENET} | {_rename(name): t for name, t in found.items()}
+        source, state = official_state(weights)
+        found = {name: getattr(self, name) for name in _IMAGENET} | {_rename(name): t for name, t in state.items()}
         check_state_dict(source, found, self.state_dict())
         self.load_state_dict(found)
 
     def _pyramid(self, picture: Tensor, rows: int, columns: int) -> list[Tensor]:
-        """Normalised picture at half the size per level, coarse to fine."""
+        """Halve the normalized picture at each level; return the levels coarse to fine."""
         picture = picture.to(float_dtype(picture))
         picture = F.interpolate(picture, size=(rows, columns), mode="bilinear", align_corners=False)
         levels = [(picture - self.mean) / self.std]
@@ -116,13 +114,13 @@ class SPyNet(nn.Module):
         for level, (reference, moving) in enumerate(zip(references, movings, strict=True)):
             if level > 0:
                 flow = F.interpolate(flow, size=reference.shape[-2:], mode="bilinear", align_corners=True) * 2.0
-            seen = torch.cat([reference, flow_warp(moving, flow, padding="border"), flow], dim=1)
-            flow = flow + self.basic_module[level](seen)  # adds up in float32 also under autocast
+            inputs = torch.cat([reference, flow_warp(moving, flow, padding="border"), flow], dim=1)
+            flow = flow + self.basic_module[level](inputs)  # in float32 also under autocast
         return flow
 
 
 def _rename(name: str) -> str:
-    """Return our name for MMEditing's: it counts the convolutions, we count the ReLUs between them too."""
+    """Translate MMEditing's name, which counts convolutions; ours counts the ReLUs between them too."""
     name = name.removeprefix("module.").removeprefix("spynet.")
     match = re.fullmatch(r"(basic_module\.\d+\.basic_module)\.(\d+)\.conv\.(weight|bias)", name)
     return f"{match[1]}.{2 * int(match[2])}.{match[3]}" if match else name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,27 +13,18 @@ from torch.nn import functional as F
 from skt_components.data.sample import RAW_PEAK
 from skt_components.files.weights import check_state_dict
 from skt_components.models.alignment import DeformableAlignment
-from skt_components.models.network import RAW_CHANNELS, ReconstructionNetwork, display_encode
+from skt_components.models.network import RAW_CHANNELS, ReconstructionNetwork, display_encode, run_block
 from skt_components.models.spynet import SPyNet
 from skt_components.models.upscale import PixelShufflePack, upscale_x4
 from skt_components.ops.checks import check_choice, check_count
 
 Self = TypeVar("Self", bound="TMRNet")
 Plus = TypeVar("Plus", bound="TMRNetPlus")
-_RGB = 3
 _SLOPE = 0.1
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with a ReLU between, and a residual; starts close to the identity.
-
-    Args:
-        features: channels in and out.
-
-    Example:
-        >>> ResidualBlock(8)(torch.rand(1, 8, 5, 7)).shape
-        torch.Size([1, 8, 5, 7])
-    """
+    """Two 3x3 convolutions with a ReLU between them, and a residual; starts close to the identity."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -44,24 +35,13 @@ class ResidualBlock(nn.Module):
             conv.weight.data.mul_(0.1)
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Float[Tensor, "b f h w"]) -> Float[Tensor, "b f h w"]:
-        """Return the refined features, same shape."""
-        refined: Tensor = self.conv2(F.relu(self.conv1(x)))
-        return x + refined
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the refined map."""
+        return x + self.conv2(F.relu(self.conv1(x)))
 
 
 class ResidualTrunk(nn.Module):
-    """A 3x3 convolution, LeakyReLU and residual blocks.
-
-    Args:
-        in_channels: channels in.
-        features: channels out.
-        num_blocks: residual blocks.
-
-    Example:
-        >>> ResidualTrunk(4, 8, num_blocks=2)(torch.rand(1, 4, 5, 7)).shape
-        torch.Size([1, 8, 5, 7])
-    """
+    """A 3x3 convolution, LeakyReLU and residual blocks."""
 
     def __init__(self, in_channels: int, features: int, num_blocks: int) -> None:
         super().__init__()
@@ -71,35 +51,30 @@ class ResidualTrunk(nn.Module):
             nn.Sequential(*(ResidualBlock(features) for _ in range(num_blocks))),
         )
 
-    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b f h w"]:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f h w"]:
         """Return the features."""
-        features: Tensor = self.main(x)
-        return features
+        return self.main(x)
 
 
 class TMRNet(ReconstructionNetwork):
-    """Temporally modulated recurrent network: align the exposures to the reference and take them up one by one.
+    """Temporally modulated recurrent network: align the exposures to the reference and accumulate them one by one.
 
-    Every exposure goes through a trunk that all share and through one of its own, whose share starts at zero. The
-    defaults are the published network for BracketIRE. For sRGB brackets, our adaptation: ``TMRNet(3, 6, 3)``.
+    Every exposure passes a trunk that all share and one of its own, whose contribution starts at zero. The defaults
+    are the published network for BracketIRE. For sRGB brackets, our adaptation: ``TMRNet(3, 6, 3)``.
 
-    The bracket must be exposure-aligned: every frame in the radiance of the target. Any height and width works,
-    also where the optical flow needs multiples of 32. The flow network starts at random; load trained weights with
-    ``network.spynet.load_official(...)`` before training.
+    The bracket must be exposure-aligned: every frame has the radiance scale of the target. Any height and width works.
+    The optical flow network starts at random; load trained weights with ``network.spynet.load_official(...)`` before
+    training.
 
     Args:
-        num_frames: exposures N in the bracket.
-        in_channels: channels per exposure: 4 for packed RAW (R, Gr, Gb, B, linear in [0, peak], not divided by it), 6
-            for sRGB (linear RGB in [0, 1], then LDR RGB).
-        out_channels: channels of the output: 4 for packed RAW, 3 for sRGB.
+        num_frames, in_channels, out_channels, checkpointing: see :class:`ReconstructionNetwork`.
         features: width of the network; a multiple of 8.
         num_blocks: residual blocks in the feature extraction, the shared trunk, each frame's trunk, and the
             reconstruction.
-        reference: index of the reference exposure; for None the first one of packed RAW, the middle one of sRGB.
-        activation: None for a linear output as the authors have it, "sigmoid" for one in [0, peak], "auto" for
-            None with packed RAW and "sigmoid" with sRGB.
-        peak: largest value of the output with the sigmoid; for None 16 with packed RAW, 1 with sRGB.
-        checkpointing: activation checkpointing of the trunks while training.
+        reference: index of the reference exposure; None for the first of packed RAW, the middle one of sRGB.
+        activation: None for a linear output as in the authors' network, "sigmoid" for an output in [0, peak], "auto"
+            for None with packed RAW and "sigmoid" with sRGB.
+        peak: largest value of the output with the sigmoid; None for 16 with packed RAW, 1 with sRGB.
 
     Raises:
         ValueError: ``reference`` is not an index of the bracket, or a number or choice is out of range.
@@ -115,7 +90,8 @@ class TMRNet(ReconstructionNetwork):
     """
 
     fusion_taps = ("state[-3]", "state[-2]", "state[-1]")
-    size_multiple = 32  # of exports only: the flow takes other sides, but a traced program must not branch on them
+    size_multiple = 32  # of exports only: the flow resizes to multiples of 32, and a traced program must not branch
+    _scale: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -129,71 +105,57 @@ class TMRNet(ReconstructionNetwork):
         peak: float | None = None,
         checkpointing: bool = False,
     ) -> None:
-        config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        check_choice("in_channels", in_channels, (RAW_CHANNELS, 2 * _RGB))
+        config = locals() | {"num_blocks": list(num_blocks)}
+        check_choice("in_channels", in_channels, (RAW_CHANNELS, 6))
         check_choice("activation", activation, (None, "sigmoid", "auto"))
         raw = in_channels == RAW_CHANNELS
-        if reference is None and raw:
-            reference = 0
         if peak is None:
             peak = RAW_PEAK if raw else 1.0
-        super().__init__(
-            config | {"num_blocks": list(num_blocks)},
-            num_frames=num_frames,
-            in_channels=in_channels,
-            reference=reference,
-            peak=peak,
-            checkpointing=checkpointing,
-        )
-        if activation == "auto":
-            activation = None if raw else "sigmoid"
-        self.activation = activation
-        self._build(out_channels, _four_counts(num_blocks))
+        super().__init__(config, reference=0 if reference is None and raw else reference, peak=peak, scale=self._scale)
+        automatic = None if raw else "sigmoid"
+        self.activation = automatic if activation == "auto" else activation
+        if len(num_blocks) != 4:
+            raise ValueError(f"num_blocks must be four numbers, got {num_blocks!r}")
+        extraction, shared, own, reconstruction = (check_count("num_blocks", count, 0) for count in num_blocks)
+        self.learn_para = nn.Parameter(torch.zeros(1, num_frames, features, 1, 1))
+        self.spynet = SPyNet()
+        self.dcn_alignment = DeformableAlignment(features)
+        self.feat_extract = ResidualTrunk(self.frame_channels, features, extraction)
+        self.backbone = nn.ModuleDict({"backward": ResidualTrunk(3 * features, features, shared)})
+        for frame in range(1, num_frames + 1):
+            self.backbone[f"backward_rec_{frame}"] = ResidualTrunk(3 * features, features, own)
+        self.reconstruction = ResidualTrunk(2 * features, features, reconstruction)
+        self.skipup1 = PixelShufflePack(self.frame_channels // 2, features, 1)
+        self.conv_hr = nn.Conv2d(features, features, 3, padding=1)
+        self.conv_last = nn.Conv2d(features, out_channels, 3, padding=1)
+        self.state = nn.Identity()  # for taps: the accumulated features after each exposure
+        if self.scale == 4:
+            self.up_para = nn.Parameter(torch.zeros(1, features, 1, 1))
+            self.upsample1 = PixelShufflePack(features, features, 2)
+            self.upsample2 = PixelShufflePack(features, features, 2)
 
-    def forward(self, bracket: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b o sh sw"]:
-        """Return linear HDR of an exposure-aligned bracket.
-
-        Raises TypeError when the bracket is no floating-point tensor, ValueError when it has other frames or channels
-        than the constructor said.
-        """
-        self.check_bracket(bracket)
+    def _reconstruct(self, bracket: Tensor) -> Tensor:
         frames = self._reference_first(bracket)
-        linear = frames if self.in_channels == RAW_CHANNELS else frames[:, :, :_RGB]
+        linear = frames if self.in_channels == RAW_CHANNELS else frames[:, :, :3]
         encoded = self._encode(frames).flatten(0, 1)
-        features = self.run(self.feat_extract, encoded).unflatten(0, (-1, self.num_frames))
+        features = run_block(self, self.feat_extract, encoded).unflatten(0, (-1, self.num_frames))
         base = features[:, 0]
         state = self._propagate(features, self._flows(linear))
-        body = self.run(self.reconstruction, torch.cat([base, state], dim=1))
+        body = run_block(self, self.reconstruction, torch.cat([base, state], dim=1))
         body = self._add_skip(body, self.skipup1(linear[:, 0]))
         hdr: Tensor = self.conv_last(F.leaky_relu(self.conv_hr(body), _SLOPE))
         return hdr if self.activation is None else torch.sigmoid(hdr) * self.peak
 
     def make_fusion_module(self) -> nn.Module:
         """Return a new fusion module of this network's kind and size, for a stage of the SPGRM."""
-        return ResidualTrunk(self.features, self.features, self._reconstruction_blocks)
+        return ResidualTrunk(self.features, self.features, self.config["num_blocks"][3])
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Module.to(memory_format=torch.channels_last) refuses the five axes that learn_para has by its authors.
+        # Module.to(memory_format=torch.channels_last) rejects tensors of five axes, which learn_para has.
         def apply(tensor: Tensor) -> Tensor:
             return fn(tensor.flatten(0, 1)).unflatten(0, (1, -1)) if tensor.ndim == 5 else fn(tensor)
 
         return super()._apply(apply, recurse)
-
-    def _build(self, out_channels: int, num_blocks: tuple[int, int, int, int]) -> None:
-        features = self.features
-        extraction, shared, own, self._reconstruction_blocks = num_blocks
-        self.learn_para = nn.Parameter(torch.zeros(1, self.num_frames, features, 1, 1))
-        self.spynet = SPyNet()
-        self.dcn_alignment = DeformableAlignment(features)
-        self.feat_extract = ResidualTrunk(self.frame_channels, features, extraction)
-        self.backbone = nn.ModuleDict({"backward": ResidualTrunk(3 * features, features, shared)})
-        for frame in range(1, self.num_frames + 1):
-            self.backbone[f"backward_rec_{frame}"] = ResidualTrunk(3 * features, features, own)
-        self.reconstruction = ResidualTrunk(2 * features, features, self._reconstruction_blocks)
-        self.skipup1 = PixelShufflePack(self.frame_channels // 2, features, 1)
-        self.conv_hr = nn.Conv2d(features, features, 3, padding=1)
-        self.conv_last = nn.Conv2d(features, out_channels, 3, padding=1)
-        self.state = nn.Identity()  # for taps: what has been taken up after each exposure
 
     def _reference_first(self, bracket: Tensor) -> Tensor:
         if self.reference == 0:
@@ -203,7 +165,7 @@ class TMRNet(ReconstructionNetwork):
         return torch.cat([bracket.narrow(1, first, count) for first, count in parts], dim=1)
 
     def _encode(self, frames: Tensor) -> Tensor:
-        """RAW: each channel is followed by its display-encoded copy."""
+        """Insert the display-encoded copy of each RAW channel behind it."""
         if self.in_channels != RAW_CHANNELS:
             return frames
         return torch.stack([frames, display_encode(frames)], dim=3).flatten(2, 3)
@@ -226,19 +188,21 @@ class TMRNet(ReconstructionNetwork):
             current = base
             if frame > 0 and flows is not None:
                 current = self.dcn_alignment(features[:, frame], base, flows[:, frame - 1])
-            state = state + self.run(self.backbone["backward"], torch.cat([base, current, state], dim=1))
-            own = self.run(self.backbone[f"backward_rec_{frame + 1}"], torch.cat([base, current, state], dim=1))
+            state = state + run_block(self, self.backbone["backward"], torch.cat([base, current, state], dim=1))
+            own = run_block(self, self.backbone[f"backward_rec_{frame + 1}"], torch.cat([base, current, state], dim=1))
             state = self.state(state + own * self.learn_para[:, frame])
         return state
 
     def _add_skip(self, body: Tensor, skip: Tensor) -> Tensor:
+        if self.scale == 4:
+            return upscale_x4(body, skip, self.upsample1, self.upsample2, self.up_para)
         return body + skip
 
 
 class TMRNetPlus(TMRNet):
     """TMRNet with an output four times as large, for BracketIRE+.
 
-    Args: those of :class:`TMRNet`.
+    The constructor has the arguments of :class:`TMRNet`.
 
     Example:
         >>> network = TMRNetPlus(features=8, num_blocks=(1, 1, 1, 1))
@@ -249,16 +213,18 @@ class TMRNetPlus(TMRNet):
         Z. Zhang et al., "Exposure bracketing is all you need for a high-quality image", ICLR 2025.
     """
 
+    _scale = 4
+
     @classmethod
     def from_tmrnet(cls: type[Plus], network: TMRNet, **options: Any) -> Plus:
         """Make the network from a trained :class:`TMRNet`, as its authors do before they train this one.
 
         Args:
-            network: all its weights are copied; the layers that enlarge are new, and start as bilinear enlargement.
-            **options: the constructor's, where they are not those of ``network``.
+            network: source of all weights except the upsampling layers', which start as bilinear interpolation.
+            **options: constructor arguments that differ from those of ``network``.
 
         Raises:
-            ValueError: the options ask for other layers than ``network`` has; the message lists them.
+            ValueError: the options change the layers of ``network``; the message lists them.
 
         Example:
             >>> small = TMRNet(features=8, num_blocks=(1, 1, 1, 1))
@@ -270,19 +236,3 @@ class TMRNetPlus(TMRNet):
         check_state_dict(type(network).__name__, state, plus.state_dict())
         plus.load_state_dict(state)
         return plus.train(network.training)
-
-    def _build(self, out_channels: int, num_blocks: tuple[int, int, int, int]) -> None:
-        super()._build(out_channels, num_blocks)
-        self.up_para = nn.Parameter(torch.zeros(1, self.features, 1, 1))
-        self.upsample1 = PixelShufflePack(self.features, self.features, 2)
-        self.upsample2 = PixelShufflePack(self.features, self.features, 2)
-
-    def _add_skip(self, body: Tensor, skip: Tensor) -> Tensor:
-        return upscale_x4(body, skip, self.upsample1, self.upsample2, self.up_para)
-
-
-def _four_counts(num_blocks: Sequence[int]) -> tuple[int, int, int, int]:
-    if len(num_blocks) != 4:
-        raise ValueError(f"num_blocks must be four numbers, got {num_blocks!r}")
-    first, second, third, fourth = (check_count("num_blocks", count, 0) for count in num_blocks)
-    return first, second, third, fourth

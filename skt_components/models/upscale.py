@@ -1,4 +1,4 @@
-"""The x4 head of BracketIRE+: a bilinear way, and a learnt one that starts at zero."""
+"""Output four times as large (BracketIRE+): a bilinear path, and a learned one that starts at zero."""
 
 from __future__ import annotations
 
@@ -9,58 +9,22 @@ from torch.nn import functional as F
 
 
 class PixelShufflePack(nn.Module):
-    """A 3x3 convolution whose channels become ``scale`` x ``scale`` pixels.
-
-    Args:
-        in_channels: channels in.
-        out_channels: channels out.
-        scale: factor of both sides.
-
-    Example:
-        >>> PixelShufflePack(4, 8, 2)(torch.rand(1, 4, 5, 7)).shape
-        torch.Size([1, 8, 10, 14])
-    """
+    """Turn the channels of a 3x3 convolution into ``scale`` x ``scale`` pixels."""
 
     def __init__(self, in_channels: int, out_channels: int, scale: int) -> None:
         super().__init__()
         self.scale = scale
         self.upsample_conv = nn.Conv2d(in_channels, out_channels * scale**2, 3, padding=1)
 
-    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o sh sw"]:
-        """Return the larger features."""
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o sh sw"]:
+        """Return the enlarged map."""
         return F.pixel_shuffle(self.upsample_conv(x), self.scale)
 
 
-def upscale_x4(
-    body: Tensor, skip: Tensor, upsample1: nn.Module, upsample2: nn.Module, weight: Tensor
-) -> Float[Tensor, "b f _h _w"]:
-    """Return bilinear ``body + skip`` at four times the size, plus ``weight`` times the shuffled body.
-
-    Args:
-        body: features ``(B, F, H, W)``.
-        skip: features of the reference exposure, same shape.
-        upsample1: :class:`PixelShufflePack` by 2.
-        upsample2: another.
-        weight: per channel, ``(1, F, 1, 1)``; 0 at first.
-    """
-
-    def larger(x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=True)
-
-    shuffled = F.leaky_relu(upsample2(F.leaky_relu(upsample1(body), 0.1)), 0.1)
-    return larger(body) + larger(skip) + weight * shuffled
-
-
 class UpscaleHead(nn.Module):
-    """The x4 head for networks whose authors had none: that of TMRNet+ (our adaptation).
+    """Give the head of TMRNet+ to networks whose authors had none (our adaptation).
 
-    Args:
-        features: channels of the body, in and out.
-        skip_channels: channels of the reference exposure.
-
-    Example:
-        >>> UpscaleHead(8, 4)(torch.rand(1, 8, 5, 7), torch.rand(1, 4, 5, 7)).shape
-        torch.Size([1, 8, 20, 28])
+    ``features`` is the width of the body, ``skip_channels`` the channels of the reference exposure.
     """
 
     def __init__(self, features: int, skip_channels: int) -> None:
@@ -73,5 +37,19 @@ class UpscaleHead(nn.Module):
     def forward(
         self, body: Float[Tensor, "b f h w"], reference: Float[Tensor, "b s h w"]
     ) -> Float[Tensor, "b f _h _w"]:
-        """Return the body's features at four times the size."""
+        """Return the features at four times the size."""
         return upscale_x4(body, self.skip(reference), self.upsample1, self.upsample2, self.weight)
+
+
+def upscale_x4(body: Tensor, skip: Tensor, upsample1: nn.Module, upsample2: nn.Module, weight: Tensor) -> Tensor:
+    """Return bilinear ``body + skip`` at four times the size, plus ``weight`` times the shuffled body.
+
+    ``body`` and the features ``skip`` of the reference exposure are ``(B, F, H, W)``, the upsamplings
+    :class:`PixelShufflePack` by 2, ``weight`` is ``(1, F, 1, 1)``.
+    """
+
+    def enlarge(x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=True)
+
+    shuffled = F.leaky_relu(upsample2(F.leaky_relu(upsample1(body), 0.1)), 0.1)
+    return enlarge(body) + enlarge(skip) + weight * shuffled

@@ -195,7 +195,7 @@ def test_without_prior_channels_its_stages_are_the_fusion_modules_alone():
     out.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
     assert isinstance(SPGRM(()).stages[0], DilatedResidualDenseBlock)
-    with pytest.raises(ValueError, match="features must be none, for the model has no prior_channels, got 4"):
+    with pytest.raises(ValueError, match="features must be empty without prior_channels, got 4"):
         model(picture, features)
 
 

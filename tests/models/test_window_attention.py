@@ -10,15 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from skt_components.models import window_attention as swin
-from skt_components.models.window_attention import (
-    DropPath,
-    Mlp,
-    ResidualGroup,
-    SwinBlock,
-    WindowAttention,
-    pad_to_windows,
-)
+from skt_components.models import window_attention as file
+from skt_components.models.window_attention import WindowAttention
 
 
 def attention(features: int = 6, heads: int = 2, window: int = 4, shift: int = 0) -> WindowAttention:
@@ -85,7 +78,7 @@ def test_each_pixel_sees_its_window_and_nothing_across_an_edge(run, dtype, windo
     ("size", "block"), [((72, 8), 16), ((8, 72), 16), ((40, 48), 16), ((24, 24), 1), ((24, 24), 4)]
 )
 def test_blocks_cover_every_window_once(size, block, monkeypatch):
-    monkeypatch.setattr(swin, "_BLOCK", block)
+    monkeypatch.setattr(file, "_BLOCK", block)
     module = attention(window=4, shift=2).double()
     x = torch.randn(3, *size, 6, dtype=torch.float64, requires_grad=True)
     out, expected = module(x), through_sdpa(module, x)
@@ -97,24 +90,25 @@ def test_blocks_cover_every_window_once(size, block, monkeypatch):
 def test_padded_heads_give_the_same():
     # On a GPU the channels per head, three here, are brought to a multiple of eight.
     qkv, bias = torch.randn(2, 3, 2, 16, 18), torch.randn(2, 16, 16)
-    expected = swin._attend(qkv, bias[None], 2)
-    torch.testing.assert_close(swin._attend_alike(qkv, bias, 2, 8), expected, atol=1e-5, rtol=1e-4)
+    expected = file._attend(qkv, bias[None], 2)
+    torch.testing.assert_close(file.window_attention(qkv, bias, 2, 8), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_masks_and_relative_positions_are_the_textbook_ones():
     # Region numbers, nine of them, as the Swin Transformer's authors assign them after the shift.
     size, shift, side = 8, 4, 24
-    module = SwinBlock(4, 2, window_size=size, shift=shift)
+    module = WindowAttention(4, 2, window_size=size, shift=shift)
     edges = (slice(0, -size), slice(-size, -shift), slice(-shift, None))
     region = torch.zeros(side, side)
     for number, (rows, columns) in enumerate((a, b) for a in edges for b in edges):
         region[rows, columns] = number
     windows = region.view(3, size, 3, size).transpose(1, 2).reshape(9, size * size)
     mask = torch.where(windows[:, None] == windows[:, :, None], 0.0, -100.0)
-    buffers = swin.swin_buffers(nn.ModuleDict({"a": module, "b": SwinBlock(4, 2)}), side)
-    assert list(buffers) == ["a.attn.relative_position_index", "a.attn_mask", "b.attn.relative_position_index"]
-    assert torch.equal(buffers["a.attn_mask"], mask)
-    index = buffers["b.attn.relative_position_index"]
+    buffers = module.official_buffers(side)
+    assert list(buffers) == ["attn.relative_position_index", "attn_mask"]
+    assert list(WindowAttention(4, 2).official_buffers(side)) == ["attn.relative_position_index"]
+    assert torch.equal(buffers["attn_mask"], mask)
+    index = buffers["attn.relative_position_index"]
     assert index.dtype == torch.int64
     for i, j in [(0, 0), (0, 63), (63, 0), (9, 2), (17, 60)]:
         assert index[i, j] == (i // 8 - j // 8 + 7) * 15 + i % 8 - j % 8 + 7
@@ -200,50 +194,6 @@ def test_no_buffer_is_in_the_state_dict():
     }
 
 
-# the blocks around it
-
-
-def test_blocks_take_turns_with_shifted_windows():
-    group = ResidualGroup(SwinBlock, 4, 2, 2.0, 8, [0.0, 0.1, 0.2])
-    assert [block.attn.shift for block in group.blocks] == [0, 4, 0]
-    assert [block.drop_path.rate for block in group.blocks] == [0.0, 0.1, 0.2]
-    assert swin.drop_path_rates(0.5, [2, 4]) == [[0.0, 0.1], pytest.approx([0.2, 0.3, 0.4, 0.5])]
-    assert swin.drop_path_rates(0.5, [1]) == [[0.0]]
-
-
-def test_drop_path_keeps_the_mean_and_drops_whole_samples():
-    drop = DropPath(0.25)
-    x = torch.ones(4000, 2, 3)
-    out = drop(x)
-    assert out.unique().tolist() == [0, pytest.approx(1 / 0.75)]
-    assert (out == out[:, :1, :1]).all()
-    assert out.mean().item() == pytest.approx(1, abs=0.03)
-    assert drop.eval()(x) is x
-    assert DropPath(0.0)(x) is x
-
-
-def test_mlp_is_two_layers_and_an_exact_gelu():
-    mlp, x = Mlp(4, 8).double(), torch.randn(2, 3, 4, dtype=torch.float64)
-    hidden = x @ mlp.fc1.weight.T + mlp.fc1.bias
-    hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
-    torch.testing.assert_close(mlp(x), hidden @ mlp.fc2.weight.T + mlp.fc2.bias)
-
-
-@pytest.mark.parametrize("size", [(8, 16), (9, 13), (5, 8), (1, 1), (3, 20), (4, 4)])
-def test_padding_mirrors_where_it_can(size):
-    x = torch.randn(2, 3, *size)
-    padded = pad_to_windows(x, 8)
-    assert padded.shape[-2] % 8 == padded.shape[-1] % 8 == 0
-    assert padded.shape[-2] - size[0] < 8 > padded.shape[-1] - size[1]
-
-    def source(i: int, n: int, total: int) -> int:
-        return i if i < n else 2 * (n - 1) - i if total - n < n else n - 1
-
-    rows = [source(i, size[0], padded.shape[-2]) for i in range(padded.shape[-2])]
-    columns = [source(i, size[1], padded.shape[-1]) for i in range(padded.shape[-1])]
-    assert torch.equal(padded, x[:, :, rows][..., columns])
-
-
 # rejects_bad_input
 
 
@@ -254,22 +204,8 @@ def test_padding_mirrors_where_it_can(size):
         (lambda: WindowAttention(6, 0), r"num_heads must be a whole number >= 1, got 0"),
         (lambda: WindowAttention(6, 2, 0), r"window_size must be a whole number >= 1, got 0"),
         (lambda: WindowAttention(6, 2, 4, 4), r"shift must be in \[0, 4\), got 4"),
-        (lambda: DropPath(1.0), r"drop_path must be in \[0, 1\), got 1.0"),
     ],
 )
 def test_rejects_bad_numbers(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-# compiles
-
-
-def test_compiles():
-    block = SwinBlock(6, 2, window_size=4, shift=2)
-    x = torch.randn(2, 8, 12, 6)
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), block(x), atol=1e-5, rtol=1e-4)
-    got = torch.autograd.grad(compiled(x).square().sum(), [*block.parameters()])
-    wanted = torch.autograd.grad(block(x).square().sum(), [*block.parameters()])
-    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-3)
