@@ -136,8 +136,7 @@ class Window:
 
     def unfold(self, upstream: Tensor, table: Tensor) -> None:
         """Fill the ``table`` (1, ..., segment) that :meth:`slope` reads, zero before, from ``upstream`` (..., N)."""
-        bins = table[0, ..., self.guard : self.guard + self.bins.num]
-        bins.copy_(upstream).mul_(-2 / (self.bins.sigma**2 * self.bins.width))
+        self.fold(table).copy_(upstream).mul_(-2 / (self.bins.sigma**2 * self.bins.width))
 
     def slope(self, views: list[Tensor], scratch: Scratch) -> Tensor:
         """Return the sum over the window of upstream, in the flat ``views``, times the kernel's slope.

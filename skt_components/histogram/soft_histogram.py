@@ -1,7 +1,7 @@
 """Soft (kernel density) histograms, per region, with an exact gradient and no (pixels x bins) temporary.
 
-This file checks arguments and holds the operators and their derivative; an engine (plain torch, numba or Triton)
-computes them. Bool masks become disjoint regions first.
+:func:`soft_histogram` and the losses call :func:`histogram_difference`, which calls an operator with a derivative; the
+operator makes disjoint regions of bool masks and calls an engine: plain torch, numba or Triton.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from skt_components.ops.checks import (
 NORMALIZATIONS = ("pixels", "area", "none")
 REDUCTIONS = ("mean", "sum", "none")
 SOFT_MASKS = (None, "weighted", "literal")
-_KERNEL = ("num_bins", "value_range", "bandwidth")  # equal in a target and its loss
+_KERNEL = ("num_bins", "value_range", "bandwidth", "soft_masks")  # equal in a target and its loss
 
 
 def semantic_histogram_loss(
@@ -123,8 +123,7 @@ def semantic_histogram_loss(
             raise ValueError(f"valid must be (B, R) = {tuple(difference.shape[:2])}, got {tuple(valid.shape)}")
         difference = difference.masked_fill(~valid[:, :, None, None], 0)  # not times 0: a region may be NaN
         count = valid.sum(dim=1).clamp_min(1)
-    per_picture = difference.square().sum(dim=-1).mean(dim=-1).sum(dim=1) / count
-    return _reduce(per_picture, reduction).to(float_dtype(student))
+    return _reduce(difference, count, reduction).to(float_dtype(student))
 
 
 def histogram_loss(
@@ -176,8 +175,7 @@ def histogram_loss(
         difference = histogram_difference(student, teacher, **options, backend=backend)
     if normalization != "none":
         difference = difference / _count_pixels(student)
-    per_picture = difference.square().sum(dim=-1).mean(dim=-1).squeeze(1)
-    return _reduce(per_picture, reduction).to(float_dtype(student))
+    return _reduce(difference, 1, reduction).to(float_dtype(student))
 
 
 def _check_regions(
@@ -192,7 +190,9 @@ def _count_pixels(picture: Tensor) -> int:
     return max(picture.shape[-2] * picture.shape[-1], 1)
 
 
-def _reduce(per_picture: Tensor, reduction: str) -> Tensor:
+def _reduce(difference: Tensor, num_regions: Tensor | int, reduction: str) -> Tensor:
+    """Return ``1/R sum_r 1/C sum_c sum_i difference^2``, reduced over the batch."""
+    per_picture = difference.square().sum(dim=-1).mean(dim=-1).sum(dim=1) / num_regions
     if reduction == "mean":
         return per_picture.sum() / max(per_picture.numel(), 1)
     return per_picture.sum() if reduction == "sum" else per_picture
@@ -209,6 +209,15 @@ class _HistogramModule(nn.Module):
         check_positive("bandwidth", options["bandwidth"])
         check_count("num_bins", options["num_bins"], 1)
         self.options = options | {"value_range": check_range("value_range", options["value_range"])}
+
+    def _precompute(
+        self, teacher: Tensor, masks: Tensor | None = None, labels: Tensor | None = None, num_regions: int = 1
+    ) -> HistogramTarget:
+        options = {name: self.options[name] for name in _KERNEL if name in self.options}
+        backend = self.options["backend"]
+        counts = histogram_difference(teacher, None, masks, labels, num_regions, **options, backend=backend)
+        masks, labels = (None if x is None else x.clone() for x in (masks, labels))
+        return HistogramTarget(counts, tuple(teacher.shape), options, masks, labels)
 
     def extra_repr(self) -> str:
         """Show the options in ``print(module)``."""
@@ -250,10 +259,8 @@ class HistogramLoss(_HistogramModule):
     def precompute(self, teacher: Tensor) -> HistogramTarget:
         """Return a target that replaces ``teacher`` in later calls, so that its histogram is computed once."""
         check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
-        options = {name: self.options[name] for name in _KERNEL}
         with torch.inference_mode(False), torch.no_grad():  # autograd may save the result later
-            counts = histogram_difference(teacher, None, **options, backend=self.options["backend"])
-        return HistogramTarget(counts, tuple(teacher.shape), options)
+            return self._precompute(teacher)
 
 
 class SemanticHistogramLoss(_HistogramModule):
@@ -316,10 +323,6 @@ class SemanticHistogramLoss(_HistogramModule):
     ) -> HistogramTarget:
         """Return a target that replaces ``teacher`` and its regions, which are copied, in later calls."""
         check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
-        options = {name: self.options[name] for name in (*_KERNEL, "soft_masks")}
         with torch.inference_mode(False), torch.no_grad():  # autograd may save the result later
-            masks, regions = _check_regions(teacher, masks, labels, num_regions, options["soft_masks"])
-            backend = self.options["backend"]
-            counts = histogram_difference(teacher, None, masks, labels, regions, **options, backend=backend)
-            masks, labels = (None if x is None else x.clone() for x in (masks, labels))
-        return HistogramTarget(counts, tuple(teacher.shape), options, masks, labels)
+            masks, regions = _check_regions(teacher, masks, labels, num_regions, self.options["soft_masks"])
+            return self._precompute(teacher, masks, labels, regions)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from histogram_cases import BANDWIDTHS, both_paths, every_bandwidth, one_hot, region_map, regions, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -22,12 +23,6 @@ from skt_components.ops import reference
 
 pytestmark = pytest.mark.usefixtures("cpu_engine")
 
-# Window up to 1/256, moments above (256 bins on [0, 1]).
-BANDWIDTHS = (1 / 400, 1 / 256, 1 / 64, 0.05, 0.5)
-every_bandwidth = pytest.mark.parametrize("bandwidth", BANDWIDTHS)
-both_paths = pytest.mark.parametrize("bandwidth", [1 / 400, 0.5], ids=["window", "moments"])
-seeds = st.integers(0, 10**6)
-
 
 def picture(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Smooth areas, edges and noise, mostly inside [0, 1]."""
@@ -35,24 +30,6 @@ def picture(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> T
     coarse = torch.rand(*shape[:2], 3, 3, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=shape[2:], mode="bilinear", align_corners=True)
     return (smooth + 0.02 * torch.randn(shape, generator=generator)).to(dtype)
-
-
-def regions(batch: int, height: int, width: int, count: int = 4, seed: int = 0) -> Tensor:
-    """Overlapping bool masks; the last is empty, the first of the last picture too."""
-    generator = torch.Generator().manual_seed(seed)
-    masks = torch.rand(batch, count, height, width, generator=generator) > 0.6
-    masks[:, -1] = masks[-1, 0] = False
-    return masks
-
-
-def region_map(batch: int, height: int, width: int, count: int = 4, seed: int = 0) -> Tensor:
-    """Labels in [-1, count]: some below and some above the valid ones."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-1, count + 1, (batch, height, width), generator=generator)
-
-
-def one_hot(labels: Tensor, count: int) -> Tensor:
-    return labels[:, None] == torch.arange(count)[:, None, None]
 
 
 def literal(values: Tensor, weights: Tensor | None, num_bins: int, value_range: tuple, bandwidth: float) -> Tensor:

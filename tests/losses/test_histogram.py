@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from histogram_cases import BANDWIDTHS, both_paths, every_bandwidth, one_hot, region_map, regions, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -22,13 +23,8 @@ from skt_components.ops import reference
 
 pytestmark = pytest.mark.usefixtures("cpu_engine")
 
-# Window up to 1/256, moments above (256 bins on [0, 1]).
-BANDWIDTHS = (1 / 400, 1 / 256, 1 / 64, 0.05, 0.5)
-every_bandwidth = pytest.mark.parametrize("bandwidth", BANDWIDTHS)
-both_paths = pytest.mark.parametrize("bandwidth", [1 / 400, 0.5], ids=["window", "moments"])
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 every_normalization = pytest.mark.parametrize("normalization", ["pixels", "area", "none"])
-seeds = st.integers(0, 10**6)
 
 
 def pictures(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -39,24 +35,6 @@ def pictures(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> 
     student = smooth + 0.02 * torch.randn(shape, generator=generator)
     teacher = student.clamp_min(0) ** 0.9 + 0.01 * torch.randn(shape, generator=generator)
     return student.to(dtype), teacher.to(dtype)
-
-
-def regions(batch: int, height: int, width: int, count: int = 4, seed: int = 0) -> Tensor:
-    """Overlapping bool masks; the last is empty, the first of the last picture too."""
-    generator = torch.Generator().manual_seed(seed)
-    masks = torch.rand(batch, count, height, width, generator=generator) > 0.6
-    masks[:, -1] = masks[-1, 0] = False
-    return masks
-
-
-def region_map(batch: int, height: int, width: int, count: int = 4, seed: int = 0) -> Tensor:
-    """Labels in [-1, count]: some below and some above the valid ones."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-1, count + 1, (batch, height, width), generator=generator)
-
-
-def one_hot(labels: Tensor, count: int) -> Tensor:
-    return labels[:, None] == torch.arange(count)[:, None, None]
 
 
 def results(loss: Callable[[Tensor, Tensor], Tensor], student: Tensor, teacher: Tensor) -> list[Tensor]:
