@@ -1,10 +1,10 @@
-"""How long HDR-VDP-2 takes for a picture of 1500 x 1000, and how much memory.
+"""Measure time and memory of HDR-VDP-2 for a picture of 1500 x 1000.
 
 python benchmarks/hdrvdp2.py                   # writes benchmarks/results/hdrvdp2--<device>.json, prints a table
 python benchmarks/hdrvdp2.py --device cuda
 The published MATLAB code took 17.4 s (one channel) and 16.6 s (three channels) under GNU Octave 7.3 with its compiled
-pyramid, best of two, on two shared cores of a server CPU. Ratios to those seconds mean something on such a CPU only.
-Every case runs in a process of its own, so that the peak of its memory is its own.
+pyramid, best of two, on two shared cores of a server CPU. Ratios to these seconds are comparable on such a CPU only.
+Every case runs in its own process, to measure its own peak memory.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Options:
     """Measure this machine."""
 
     device: str = "cpu"
-    """Where to compute."""
+    """Device to measure."""
     rounds: int = 5
-    """Rounds, of which the median counts."""
+    """Rounds; the median is reported."""
     batch: int = 1
     """Pictures in a call."""
     threads: int = 0
@@ -43,11 +43,11 @@ class Options:
     out: Path = ROOT / "benchmarks" / "results"
     """Folder of the JSON."""
     case: str = ""
-    """Run one case only, ``channels dtype grad``, and print its numbers; what the cases' own processes do."""
+    """Run one case only, ``channels dtype grad``, and print its numbers; the main process starts one process for each case."""
 
 
 def pictures(channels: int, batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """A ramp of seven stops with noise, and the same with five percent of error."""
+    """Make a ramp of seven stops with noise, and the same with an error of five percent."""
     generator = torch.Generator().manual_seed(0)
     shape = (batch, channels, *SIZE)
     ramp = torch.linspace(0, 6, SIZE[1]).expand(shape)
@@ -57,14 +57,14 @@ def pictures(channels: int, batch: int, device: torch.device) -> tuple[torch.Ten
 
 
 def peak_mib(device: torch.device) -> float:
-    """Peak memory of this process so far: of the device, or resident on a CPU."""
+    """Return the peak memory of this process so far: of the device, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure(options: Options) -> dict[str, float]:
-    """Seconds and memory of one case in this process."""
+    """Measure seconds and memory of one case in this process."""
     channels, dtype, grad = options.case.split()
     device = torch.device(options.device)
     test, reference = pictures(int(channels), options.batch, device)
@@ -85,7 +85,7 @@ def measure(options: Options) -> dict[str, float]:
 
     before = peak_mib(device)
     wall, cpu = [], []
-    for _ in range(options.rounds + 1):  # the first makes the constants
+    for _ in range(options.rounds + 1):  # the first computes the cached constants
         synchronize(device)
         start, start_cpu = time.perf_counter(), time.process_time()
         quality = call()
@@ -104,7 +104,7 @@ def measure(options: Options) -> dict[str, float]:
 
 
 def in_own_process(options: Options, case: str) -> dict[str, float]:
-    """Numbers of a case from a fresh process."""
+    """Measure a case in a fresh process."""
     arguments = {"device": options.device, "rounds": options.rounds, "batch": options.batch}
     arguments |= {"threads": options.threads, "case": case}
     command = [sys.executable, __file__, *(text for k, v in arguments.items() for text in (f"--{k}", str(v)))]
@@ -113,7 +113,7 @@ def in_own_process(options: Options, case: str) -> dict[str, float]:
 
 
 def main(options: Options) -> None:
-    """Measure all cases and write them."""
+    """Measure all cases and write the results."""
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.case:

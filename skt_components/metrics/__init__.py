@@ -1,4 +1,4 @@
-"""Picture metrics, one value per picture, and their mean over pictures."""
+"""Picture metrics with one value per picture, and their mean over pictures."""
 
 from skt_components.metrics.average import MeanMetric
 from skt_components.metrics.cvvdp import color_video_vdp

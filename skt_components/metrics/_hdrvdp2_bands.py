@@ -1,4 +1,4 @@
-"""HDR-VDP-2 from bands to visible differences: neural contrast sensitivity, masking, and the quality Q."""
+"""HDR-VDP-2, from bands to visible differences: neural contrast sensitivity, masking, and the quality Q."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from skt_components.metrics._hdrvdp2_numerics import cached, in_strips, interpolate, power, resize
 from skt_components.metrics._hdrvdp2_optics import filter_doubled, frequencies_doubled, log_luminance
-from skt_components.metrics._hdrvdp2_resize import resize
-from skt_components.metrics._hdrvdp2_shared import cached, in_strips, interpolate, power
 
 # Parameters p1 .. p4 of the contrast sensitivity, one row for each adapting luminance (cd/m2).
 _CSF_LUMINANCE = (0.002, 0.02, 0.2, 2.0, 20.0, 150.0)
@@ -27,7 +26,7 @@ _CSF = (
 )
 _EXCITATION = 10**0.544068
 _MASKING = 10**0.49576
-_SELF, _ORIENTATIONS, _NEIGHBOURS = 10**0.189065, 10**0.449199, 10**1.52512
+_SELF, _ORIENTATIONS, _NEIGHBORS = 10**0.189065, 10**0.449199, 10**1.52512
 _PSYCHOMETRIC = 3.5 / _EXCITATION
 # Weight of a band in Q, linear in its frequency (cycles per degree) between these.
 _QUALITY_FREQUENCY = (0.1172, 0.2344, 0.4688, 0.9375, 1.875, 3.75, 7.5, 15.0, 30.0, 60.0)
@@ -67,7 +66,7 @@ def filter_base(
 
 
 def _contrast_sensitivity(frequency: Tensor, log_luminance: Tensor) -> Tensor:
-    """Neural contrast sensitivity at ``frequency`` (cycles per degree), adapted to 10^log_luminance; 0 at 0."""
+    """Return the contrast sensitivity at ``frequency`` (cycles per degree), adapted to 10^log_luminance; 0 at 0."""
     p1, p2, p3, p4 = _csf_parameters(log_luminance)
     constant = frequency == 0
     frequency = frequency.masked_fill(constant, 1.0)
@@ -91,7 +90,7 @@ def _csf_parameters(log_luminance: Tensor) -> list[Tensor]:
 
 @cached(32)
 def _sensitivity_tables(frequencies: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Contrast sensitivity ``(frequencies, 256)`` over lg of the luminance in [-5, 5]."""
+    """Return the contrast sensitivity ``(frequencies, 256)`` over lg of the luminance in [-5, 5]."""
     log_luminance = torch.linspace(-5, 5, 256, dtype=torch.float64)
     rows = [_contrast_sensitivity(torch.tensor(f, dtype=torch.float64), log_luminance) for f in frequencies]
     return torch.stack(rows).to(device, dtype)
@@ -115,7 +114,7 @@ def visible_differences(
 
     Args:
         difference: bands of the difference, fine to coarse, ``(B, orientations, h, w)`` each.
-        mutual: structure that hides the difference, alike; None for no masking.
+        mutual: structure that hides the difference, same shapes; None for no masking.
         log_luminance: lg of the luminance that the eye is adapted to, ``(B, 1, H, W)``.
         pixels_per_degree: sampling of the finest band.
     """
@@ -125,15 +124,15 @@ def visible_differences(
     for i, band in enumerate(difference):
         if i < len(difference) - 1:
             sensitivity = interpolate(tables[i], resize(log_luminance, band.shape[-2:]), -5.0, 5.0)
-        else:  # the base has met its contrast sensitivity already
+        else:  # filter_base applied the base's contrast sensitivity
             sensitivity = torch.ones_like(band)
-        around = [mutual[i], *_neighbours(mutual, i)] if mutual else []
+        around = [mutual[i], *_neighbors(mutual, i)] if mutual else []
         visible.append(in_strips(partial(_detect, 2.0**i), band, sensitivity, *around))
     return visible
 
 
 def _detect(gain: float, difference: Tensor, sensitivity: Tensor, *structure: Tensor) -> Tensor:
-    """Difference in units of the threshold, which ``structure`` in the band and in its neighbours raises."""
+    """Return the difference in units of the threshold, which ``structure`` in the band and in its neighbors raises."""
     threshold = power(sensitivity, _EXCITATION)
     visible = difference.sign() * power(difference.abs() / gain, _EXCITATION) * (gain * threshold)
     if not structure:
@@ -144,21 +143,21 @@ def _detect(gain: float, difference: Tensor, sensitivity: Tensor, *structure: Te
     if own.shape[1] > 1:
         mask = mask + _ORIENTATIONS * power((local.sum(1, keepdim=True) - local).clamp(min=0), _MASKING)
     if around:
-        mask = mask + _NEIGHBOURS * power(around[0] * sensitivity, _MASKING)
+        mask = mask + _NEIGHBORS * power(around[0] * sensitivity, _MASKING)
     return visible / torch.sqrt(1 + (gain * mask * threshold) ** 2)
 
 
-def _neighbours(mutual: list[Tensor], i: int) -> list[Tensor]:
-    """Structure in the bands next to band ``i``, at its size; nothing where there is no such band."""
+def _neighbors(mutual: list[Tensor], i: int) -> list[Tensor]:
+    """Return the sum of the structure in the bands next to band ``i``, at its size; empty without such bands."""
     own, gain = mutual[i], 2.0**i
-    # The base hides nothing in the level above it; a band of one orientation looks at the first of its neighbours.
-    neighbours = [(i - 1, gain / 2)] * (i > 0) + [(i + 1, gain * 2)] * (i < len(mutual) - 2)
-    parts = [resize(mutual[j][:, : own.shape[1]], own.shape[-2:]).clamp(min=0) / scale for j, scale in neighbours]
+    # The base hides nothing in the level above it; a band of one orientation uses the first of its neighbors.
+    neighbors = [(i - 1, gain / 2)] * (i > 0) + [(i + 1, gain * 2)] * (i < len(mutual) - 2)
+    parts = [resize(mutual[j][:, : own.shape[1]], own.shape[-2:]).clamp(min=0) / scale for j, scale in neighbors]
     return [sum(parts[1:], start=parts[0])] if parts else []
 
 
 def perceived(visible: list[Tensor]) -> list[Tensor]:
-    """Apply the psychometric slope to bands, before they are put together to a map."""
+    """Apply the psychometric slope to bands, before they are combined into a map."""
 
     def bend(gain: float, band: Tensor) -> Tensor:
         return band.sign() * power(band.abs() / gain, _PSYCHOMETRIC) * gain

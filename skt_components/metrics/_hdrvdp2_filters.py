@@ -1,8 +1,8 @@
 """The filters of the steerable pyramid with four orientations ("sp3") that HDR-VDP-2 is calibrated with.
 
-Numbers of matlabPyrTools' sp3Filters, MIT licence, (c) 2015 LabForComputationalVision. To be used by correlation.
-The low and high passes do not change when mirrored, so a quarter of each is kept; the third and fourth band filter
-are the first and second turned by a quarter.
+Numbers of matlabPyrTools' sp3Filters, MIT license, (c) 2015 LabForComputationalVision. Use them by correlation.
+The low and high passes are symmetric, so a quarter of each is kept; the third and fourth band filter
+are the first and second rotated by 90 degrees.
 """
 
 from __future__ import annotations

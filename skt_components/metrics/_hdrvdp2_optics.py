@@ -1,4 +1,4 @@
-"""HDR-VDP-2 from the picture to the response of the receptors: display, glare in the eye, rods and cones."""
+"""Optics of HDR-VDP-2, from the picture to the response of the receptors: display, glare, rods and cones."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skt_components.metrics._hdrvdp2_shared import cached, in_strips, interpolate
+from skt_components.metrics._hdrvdp2_numerics import cached, in_strips, interpolate
 from skt_components.ops.checks import can_read_values, warn_caller
 from skt_components.ops.transfer import srgb_decode
 
 CHANNELS = {"luminance": 1, "luma-display": 1, "sRGB-display": 3, "rgb-bt.709": 3, "XYZ": 3}
 
-# How strongly L cones, M cones and rods answer to each channel.
+# Sensitivity of L cones, M cones and rods to each channel.
 _LUMINANCE = ((0.601847152244699, 0.31670829557916946, 0.9046706545995032),)
 DISPLAYS = {
     "ccfl-lcd": (
@@ -45,13 +45,13 @@ _GLARE = (
     (1.6757623916493702e-4, 37.0),
     (2.5587235230643303e-3, 360.0),
 )
-_LOG_RANGE = 5.0  # receptors answer to 1e-5 .. 1e5 cd/m2
+_LOG_RANGE = 5.0  # receptors respond to 1e-5 .. 1e5 cd/m2
 
 
-def show(picture: Tensor, color_encoding: str) -> Tensor:
+def absolute_light(picture: Tensor, color_encoding: str) -> Tensor:
     """Return the absolute light (cd/m2) of a coded picture ``(B, C, H, W)``; NaN counts as 1e-5."""
     if color_encoding.endswith("-display") and can_read_values(picture) and picture.numel() and picture.max() > 2:
-        warn_caller(f"pictures of {color_encoding} are coded in [0, 1], got values up to {picture.max():g}")
+        warn_caller(f"pictures of {color_encoding} must be in [0, 1], got values up to {picture.max():g}")
     picture = picture.masked_fill(picture.isnan(), 1e-5)
     if color_encoding == "luma-display":
         return 99 * picture.clamp(min=0) ** 2.2 + 1
@@ -76,7 +76,7 @@ def scatter(light: Tensor, around: Tensor | float, pixels_per_degree: float) -> 
     """Blur light ``(B, H, W)``, surrounded by ``around``, as glare in the eye does."""
     height, width = light.shape[-2:]
     mtf = _glare_mtf(height, width, pixels_per_degree, light.dtype, light.device)
-    # What is around passes unchanged, as the gain is 1 at frequency 0: only the difference has to be filtered.
+    # The gain is 1 at frequency 0, so the surround passes unchanged: only the difference must be filtered.
     return (filter_doubled(light - around, mtf) + around).clamp(1e-5, 1e10)
 
 
@@ -97,7 +97,7 @@ def filter_doubled(maps: Tensor, gain: Tensor) -> Tensor:
 def frequencies_doubled(
     height: int, width: int, pixels_per_degree: float, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Cycles per degree in the half spectrum ``(2H, W + 1)`` of maps padded to twice their size."""
+    """Return the cycles per degree in the half spectrum ``(2H, W + 1)`` of maps padded to twice their size."""
     rows = torch.fft.fftfreq(2 * height, dtype=dtype, device=device)
     columns = torch.fft.rfftfreq(2 * width, dtype=dtype, device=device)
     return pixels_per_degree * torch.hypot(rows[:, None], columns)
@@ -117,7 +117,7 @@ def respond(light: Sequence[Tensor], display: str | None, peak_sensitivity: floa
 
     Args:
         light: the channels, ``(B, H, W)`` each, in cd/m2.
-        display: what emits the three channels, a key of DISPLAYS; None for one channel of daylight.
+        display: the display that emits three channels, a key of DISPLAYS; None for one channel of daylight.
         peak_sensitivity: decimal logarithm of the highest sensitivity to contrast.
     """
     weights = tuple(zip(*(DISPLAYS[display] if display else _LUMINANCE), strict=True))
@@ -125,7 +125,9 @@ def respond(light: Sequence[Tensor], display: str | None, peak_sensitivity: floa
 
     def receptors(*channels: Tensor) -> Tensor:
         long, medium, rod = _mix(channels, weights)
-        return torch.stack([_answer(cones, long) + _answer(cones, medium) + _answer(rods, rod), long + medium])
+        return torch.stack(
+            [_receptor_curve(cones, long) + _receptor_curve(cones, medium) + _receptor_curve(rods, rod), long + medium]
+        )
 
     response, luminance = in_strips(receptors, *light)
     return response - response.mean((-2, -1), keepdim=True), luminance
@@ -143,18 +145,18 @@ def _mix(channels: Tensor | Sequence[Tensor], matrix: Sequence[Sequence[float]])
     return mixed
 
 
-def _answer(table: Tensor, light: Tensor) -> Tensor:
+def _receptor_curve(table: Tensor, light: Tensor) -> Tensor:
     return interpolate(table, log_luminance(light), -_LOG_RANGE, _LOG_RANGE)
 
 
 def log_luminance(light: Tensor) -> Tensor:
-    """Return lg of light, clamped to what receptors answer to."""
+    """Return lg of light, clamped to the range of the receptors."""
     return light.clamp(10**-_LOG_RANGE, 10**_LOG_RANGE).log10()
 
 
 @cached(8)
 def _response_tables(peak_sensitivity: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Responses of cones and rods ``(2, 2048)`` in just noticeable differences, over lg of the light."""
+    """Return the responses of cones and rods ``(2, 2048)`` in just noticeable differences, over lg of the light."""
     log_light = np.linspace(-_LOG_RANGE, _LOG_RANGE, 2048)
     light = 10**log_light
     joint = 30.162 * ((4.0627 / light) ** 1.6596 + 1) ** -0.2712

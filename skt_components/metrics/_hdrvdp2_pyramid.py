@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skt_components.metrics import _hdrvdp2_filters as filters
-from skt_components.metrics._hdrvdp2_shared import cached
+from skt_components.metrics._hdrvdp2_numerics import cached
 
 _BORDER = 8  # the radius of the largest filter
 _FILTERS = {
@@ -66,7 +66,7 @@ def _convolve_and_add(maps: Tensor, kind: str) -> Tensor:
 
 
 def _mirrored_spectrum(maps: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Spectrum of maps whose border is mirrored without its edge sample, and the size it was taken at."""
+    """Return the spectrum of maps whose border is mirrored without its edge sample, and its size."""
     padded = F.pad(maps, (_BORDER,) * 4, mode="reflect")
     height, width = (_fast_length(side) for side in padded.shape[-2:])
     return torch.fft.rfft2(padded, s=(height, width)), (height, width)
@@ -91,7 +91,7 @@ def _fast_length(length: int) -> int:
 
 @cached(32)
 def _responses(kind: str, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Frequency responses ``(filters, height, width // 2 + 1)`` of correlation with the filters of ``kind``."""
+    """Return the frequency responses ``(filters, height, width // 2 + 1)`` of the filters of ``kind``."""
     return torch.stack([_response(kernel, height, width, device) for kernel in _FILTERS[kind]]).to(dtype.to_complex())
 
 

@@ -1,4 +1,4 @@
-"""The checks and the precision that all picture metrics share."""
+"""Checks and precision of all picture metrics."""
 
 from __future__ import annotations
 

@@ -8,11 +8,10 @@ from torch import Tensor
 
 
 class MeanMetric:
-    """Mean over pictures of values that were computed per picture.
+    """Average a metric's values over pictures.
 
-    Each picture counts once, whatever batch it came in, and nothing is pooled before the logarithm of a PSNR.
-    :meth:`update` reads the values (on CUDA it waits for them), so call it in evaluation, not in every
-    training step.
+    Each picture counts once, independent of its batch, and no errors are averaged before the logarithm of a PSNR.
+    :meth:`update` reads the values and so waits for a CUDA device: call it in evaluation, not in every training step.
 
     Args:
         name: the metric's name, used in error messages and ``repr``.

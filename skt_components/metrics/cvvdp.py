@@ -1,4 +1,4 @@
-"""ColorVideoVDP, the visible difference predictor that sees colour, by its authors' package."""
+"""ColorVideoVDP, the visible difference predictor with color, by its authors' package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def color_video_vdp(
     display: str = "standard_hdr_linear",
     luminance: float | None = None,
 ) -> Float64[Tensor, " b"]:
-    """ColorVideoVDP of each picture in just-objectionable differences (JOD): 10 for equal ones, less for worse.
+    """Compute ColorVideoVDP of each picture in just-objectionable differences (JOD): 10 for equal ones, less for worse.
 
     Args:
         prediction: ``(B, 3, H, W)`` RGB, BT.709 primaries. For displays called linear, such as "standard_hdr_linear" (a
@@ -28,15 +28,14 @@ def color_video_vdp(
             display's own encoding in [0, 1].
         target: same.
         display: one of the package's display models.
-        luminance: cd/m2 of the value 1, to multiply linear pictures by; None: they are in cd/m2 already, or encoded.
+        luminance: cd/m2 of the value 1 of linear pictures; None if they are in cd/m2 or encoded.
 
     Returns:
         ``(B,)`` JODs in float64; not differentiable.
 
     Raises:
-        TypeError: a picture is no floating-point tensor.
-        ValueError: shapes differ or are not ``(B, 3, H, W)``, there is no such display, or ``luminance`` is not above
-            0.
+        TypeError: a picture is not a floating-point tensor.
+        ValueError: shapes differ or are not ``(B, 3, H, W)``, the display is unknown, or ``luminance`` is not > 0.
         ImportError: ``cvvdp`` is not installed.
 
     Example:

@@ -1,4 +1,4 @@
-"""HDR-VDP-2: how visible the difference of two HDR pictures is, and their quality Q."""
+"""HDR-VDP-2: the visibility of the difference of two HDR pictures, and the quality Q."""
 
 from __future__ import annotations
 
@@ -11,34 +11,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from skt_components.metrics import _hdrvdp2_optics as optics
 from skt_components.metrics._hdrvdp2_bands import filter_base, mutual_structure, perceived, quality, visible_differences
-from skt_components.metrics._hdrvdp2_optics import (
-    CHANNELS,
-    DISPLAYS,
-    log_luminance,
-    respond,
-    scatter,
-    show,
-    surround,
-)
+from skt_components.metrics._hdrvdp2_numerics import in_strips
 from skt_components.metrics._hdrvdp2_pyramid import MIN_SIDE, build_pyramid, rebuild
-from skt_components.metrics._hdrvdp2_shared import in_strips
 from skt_components.ops.checks import check_choice, check_count, check_positive, check_same_shape, check_tensor
 
 
 class HDRVDP2Output(NamedTuple):
-    """What HDR-VDP-2 says of a batch of picture pairs."""
+    """Quality and maps of a batch of picture pairs."""
 
     Q: Float[Tensor, " b"]
-    """Quality, 100 for equal pictures, lower for worse ones, even below 0; grows less for larger pictures."""
+    """Quality: 100 for equal pictures, lower for worse ones, even below 0; grows less for larger pictures."""
     P_map: Float[Tensor, "b h w"]
     """Probability that the difference is seen, for each pixel."""
     C_map: Float[Tensor, "b h w"]
     """Contrast of the difference in units of the detection threshold."""
     P_det: Float[Tensor, " b"]
-    """Probability that any difference is seen, the highest of P_map."""
+    """Probability that any difference is seen, the maximum of P_map."""
     C_max: Float[Tensor, " b"]
-    """The highest of C_map."""
+    """Maximum of C_map."""
 
 
 def hdr_vdp2(
@@ -55,34 +47,34 @@ def hdr_vdp2(
     do_spatial_pooling: bool = True,
     dtype: torch.dtype = torch.float64,
 ) -> HDRVDP2Output:
-    """HDR-VDP-2 (version 2.21): how visible the difference of each picture pair is, and the quality Q.
+    """Compute HDR-VDP-2 (version 2.21): how visible the difference of each picture pair is, and the quality Q.
 
     Differentiable in ``test``. On sixteen pairs in 86 runs Q agreed with the published code to 1e-11, and C_max to
-    1e-11 of itself. With ``dtype=torch.float32``, for half the memory, they agreed to 1e-3, and where nothing is
-    seen the maps are less exact.
+    1e-11 of itself. With ``dtype=torch.float32``, which halves the memory, they agreed to 1e-3, and the maps are less
+    exact where no difference is visible.
 
     Args:
-        test: ``(B, C, H, W)``, the picture that is judged, coded as ``color_encoding`` says. NaN counts as 1e-5.
-        reference: ``(B, C, H, W)``, alike. Sides of at least 9 pixels.
+        test: ``(B, C, H, W)``, the picture to judge, in ``color_encoding``. NaN counts as 1e-5.
+        reference: ``(B, C, H, W)``, in the same encoding. Sides of at least 9 pixels.
         color_encoding: ``"luminance"``: one channel, cd/m2. ``"rgb-bt.709"``: three linear channels, whose
             luminance is in cd/m2. ``"XYZ"``: three, cd/m2. ``"luma-display"``, ``"sRGB-display"``: one or three
             channels nominally [0, 1], shown by a display of 1 to 100 cd/m2 with a gamma of 2.2 or the sRGB curve.
         pixels_per_degree: sampling as the eye sees it, see :func:`hdr_vdp_pix_per_deg`.
         surround_l: light around the picture in cd/m2, one number or one for each channel; -1 for the geometric
             mean of each channel of the reference.
-        rgb_display: what emits three channels: ``"ccfl-lcd"``, ``"led-lcd"`` or ``"crt"``.
+        rgb_display: the display that emits three channels: ``"ccfl-lcd"``, ``"led-lcd"`` or ``"crt"``.
         peak_sensitivity: decimal logarithm of the highest sensitivity to contrast.
         do_mtf: model glare in the eye.
         do_masking: model that structure hides differences.
-        do_spatial_pooling: raise the maps by how much difference there is in the whole picture.
-        dtype: what to compute in, float64 or float32.
+        do_spatial_pooling: raise the maps by the amount of difference in the whole picture.
+        dtype: precision of the computation, float64 or float32.
 
     Returns:
         :class:`HDRVDP2Output` in ``dtype``; Q is 100 and the rest is 0 for equal pictures. Q depends on the size
         of the picture: compare it only between pictures of one size.
 
     Raises:
-        TypeError: a picture is no floating-point tensor.
+        TypeError: a picture is not a floating-point tensor.
         ValueError: shapes differ, do not fit the encoding or are below 9x9; an option is out of its range.
 
     Example:
@@ -115,11 +107,10 @@ def hdr_vdp2(
 
 
 class HDRVDP2Loss(nn.Module):
-    """``100 - Q`` of HDR-VDP-2, the mean over the batch: 0 for equal pictures. Options of :func:`hdr_vdp2`.
+    """Compute ``100 - Q`` of HDR-VDP-2, the mean over the batch: 0 for equal pictures. Options of :func:`hdr_vdp2`.
 
     Q weighs every band by the logarithm of its error, so the gradient grows as the error falls: add it to a loss
-    that compares pixels, and with a small weight. Its graph takes 2.5 GB per megapixel in float64, half of it in
-    float32.
+    that compares pixels, with a small weight. Its graph takes 2.5 GB per megapixel in float64, half of it in float32.
 
     Example:
         >>> loss = HDRVDP2Loss("luminance", pixels_per_degree=30.0)
@@ -157,15 +148,15 @@ class HDRVDP2Loss(nn.Module):
 
 
 def hdr_vdp_pix_per_deg(diagonal_inches: float, resolution: tuple[int, int], distance_m: float) -> float:
-    """Return how many pixels of a display fill one degree of the view.
+    """Compute how many pixels of a display fill one degree of the view.
 
     Args:
         diagonal_inches: diagonal of the display.
         resolution: its width and height in pixels, in this order.
-        distance_m: distance from the eye in metres.
+        distance_m: distance from the eye in meters.
 
     Raises:
-        ValueError: an argument is not above zero, or ``resolution`` is no pair.
+        ValueError: an argument is not above zero, or ``resolution`` is not a pair.
 
     Example:
         >>> round(hdr_vdp_pix_per_deg(24, (1920, 1200), 0.5), 6)
@@ -184,7 +175,7 @@ def hdr_vdp_pix_per_deg(diagonal_inches: float, resolution: tuple[int, int], dis
 
 @dataclass(frozen=True)
 class _Viewing:
-    """How the pictures are seen: the checked options of :func:`hdr_vdp2`."""
+    """The checked options of :func:`hdr_vdp2`, except ``do_spatial_pooling``."""
 
     color_encoding: str
     pixels_per_degree: float
@@ -196,9 +187,9 @@ class _Viewing:
     dtype: torch.dtype
 
     def __post_init__(self) -> None:
-        check_choice("color_encoding", self.color_encoding, CHANNELS)
+        check_choice("color_encoding", self.color_encoding, optics.CHANNELS)
         check_positive("pixels_per_degree", self.pixels_per_degree)
-        check_choice("rgb_display", self.rgb_display, DISPLAYS)
+        check_choice("rgb_display", self.rgb_display, optics.DISPLAYS)
         check_choice("dtype", self.dtype, (torch.float32, torch.float64))
         if not math.isfinite(self.peak_sensitivity):
             raise ValueError(f"peak_sensitivity must be a finite number, got {self.peak_sensitivity!r}")
@@ -215,11 +206,11 @@ class _Viewing:
 
     @property
     def channels(self) -> int:
-        return CHANNELS[self.color_encoding]
+        return optics.CHANNELS[self.color_encoding]
 
     @property
     def display(self) -> str | None:
-        """What emits the channels; None for the daylight of one channel."""
+        """The display that emits the channels; None for the daylight of one channel."""
         return self.rgb_display if self.channels == 3 else None
 
 
@@ -228,12 +219,21 @@ def _device_type(test: object) -> str:
 
 
 def _compare(test: Tensor, reference: Tensor, viewing: _Viewing) -> tuple[list[Tensor], Tensor]:
-    """Return the visible difference band by band, and where the pictures differ ``(B, 1, H, W)``."""
-    test, reference = _checked(test, reference, viewing)
+    """Return the visible difference band by band, and 1 where the pictures differ, else 0, ``(B, 1, H, W)``."""
+    layout = f"(B, {viewing.channels}, H, W)"
+    for name, picture in (("test", test), ("reference", reference)):
+        check_tensor(name, picture, ndim=4, layout=layout, channels=viewing.channels)
+    check_same_shape("test", test, "reference", reference)
+    height, width = test.shape[-2:]
+    if min(height, width) < MIN_SIDE:
+        raise ValueError(f"test and reference must be at least {MIN_SIDE}x{MIN_SIDE} pixels, got {height}x{width}")
+    test, reference = (
+        optics.absolute_light(picture.to(viewing.dtype), viewing.color_encoding) for picture in (test, reference)
+    )
     changed = in_strips(_changed, test, reference)
-    around = surround(reference, viewing.surround_l)
-    response_test, luminance_test = _see(test, around, viewing)
-    response, luminance = _see(reference, around, viewing)
+    around = optics.surround(reference, viewing.surround_l)
+    response_test, luminance_test = _receptor_response(test, around, viewing)
+    response, luminance = _receptor_response(reference, around, viewing)
 
     bands, difference = build_pyramid(response), build_pyramid(response_test - response)
     means = luminance_test.mean((-2, -1)), luminance.mean((-2, -1))
@@ -242,32 +242,19 @@ def _compare(test: Tensor, reference: Tensor, viewing: _Viewing) -> tuple[list[T
 
     mutual = mutual_structure(bands, difference) if viewing.do_masking else None
     del bands, response, response_test, test, reference  # a quarter of the peak memory
-    adapted = log_luminance((luminance_test + luminance) / 2)[:, None]
+    adapted = optics.log_luminance((luminance_test + luminance) / 2)[:, None]
     return visible_differences(difference, mutual, adapted, viewing.pixels_per_degree), changed
 
 
-def _checked(test: Tensor, reference: Tensor, viewing: _Viewing) -> tuple[Tensor, Tensor]:
-    """Return the light of both pictures after checking them."""
-    layout = f"(B, {viewing.channels}, H, W)"
-    for name, picture in (("test", test), ("reference", reference)):
-        check_tensor(name, picture, ndim=4, layout=layout, channels=viewing.channels)
-    check_same_shape("test", test, "reference", reference)
-    height, width = test.shape[-2:]
-    if min(height, width) < MIN_SIDE:
-        raise ValueError(f"test and reference must be at least {MIN_SIDE}x{MIN_SIDE} pixels, got {height}x{width}")
-    shown = (show(picture.to(viewing.dtype), viewing.color_encoding) for picture in (test, reference))
-    return next(shown), next(shown)
-
-
 def _changed(test: Tensor, reference: Tensor) -> Tensor:
-    """1 where any channel differs by more than a thousandth, else 0; 0 by 0 is no difference."""
+    """Return 1 where any channel differs by more than a thousandth, else 0; 0 by 0 is no difference."""
     return ((test - reference).abs() / reference > 0.001).any(1, keepdim=True).to(test.dtype)
 
 
-def _see(light: Tensor, around: Sequence[Tensor | float], viewing: _Viewing) -> tuple[Tensor, Tensor]:
+def _receptor_response(light: Tensor, around: Sequence[Tensor | float], viewing: _Viewing) -> tuple[Tensor, Tensor]:
     """Return the response of the receptors and the luminance they are adapted to, ``(B, H, W)`` each."""
     channels: Sequence[Tensor] = light.unbind(1)
     if viewing.do_mtf:
         pairs = zip(channels, around, strict=True)
-        channels = [scatter(channel, level, viewing.pixels_per_degree) for channel, level in pairs]
-    return respond(channels, viewing.display, viewing.peak_sensitivity)
+        channels = [optics.scatter(channel, level, viewing.pixels_per_degree) for channel, level in pairs]
+    return optics.respond(channels, viewing.display, viewing.peak_sensitivity)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import pickle
 import warnings
 from typing import Any
 
@@ -12,11 +11,12 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from skt_components.files.weights import read_state_dict
 from skt_components.metrics._inputs import check_pair
 from skt_components.ops.checks import check_choice
 
 _NETWORKS = {"alex": "AlexNet_Weights", "vgg": "VGG16_Weights", "squeeze": "SqueezeNet1_1_Weights"}
-_SMALLEST = 32  # below, a pooling of one of the networks has nothing left
+_SMALLEST = 32  # smaller pictures have no pixel left after a pooling of one of the networks
 
 
 def lpips(
@@ -27,26 +27,26 @@ def lpips(
     network: str = "alex",
     weights: str | os.PathLike[str] | None = None,
 ) -> Float64[Tensor, " b"]:
-    """Learned perceptual distance (LPIPS 0.1) of each picture, 0 for equal ones.
+    """Compute the learned perceptual distance (LPIPS 0.1) of each picture, 0 for equal ones.
 
-    The package ``lpips`` brings the weights of the distance; those of the network below it, AlexNet trained on
-    ImageNet for all published HDR tables, are torchvision's and no part of any package. Pictures are taken as they
-    are: tone-map HDR first. A loaded network is kept for the next call.
+    The package ``lpips`` contains the weights of the distance. The weights of the network below it, AlexNet trained on
+    ImageNet in all published HDR tables, are torchvision's and part of no package. Pictures are compared as they are:
+    tone-map HDR first. A loaded network is kept for the next call.
 
     Args:
         prediction: ``(B, 3, H, W)`` RGB, display-like in [0, peak], at least 32x32; computed in float32.
         target: same.
-        peak: the value that counts as white.
+        peak: value of white.
         network: "alex", "vgg" or "squeeze".
         weights: a file of torchvision's weights (such as alexnet-owt-7be5be79.pth; keys of the classifier are
-            ignored), ``"pretrained"`` for torchvision's download, or ``"random"`` for tests. There is no default.
+            ignored), ``"pretrained"`` for torchvision's download, or ``"random"`` for tests. Required.
 
     Returns:
         ``(B,)`` distances in float64, differentiable in both pictures.
 
     Raises:
-        TypeError: a picture is no floating-point tensor.
-        ValueError: shapes differ or are not ``(B, 3, H, W)``, an option is out of range, the weights are not given or
+        TypeError: a picture is not a floating-point tensor.
+        ValueError: shapes differ or are not ``(B, 3, H, W)``, an option is out of range, or the weights are missing or
             do not fit.
         FileNotFoundError: ``weights`` is a path without a file.
         ImportError: ``lpips`` or torchvision is not installed.
@@ -81,10 +81,15 @@ def lpips(
 
 @functools.lru_cache(maxsize=4)
 def _distance(network: str, weights: str, device: torch.device) -> Any:
-    """Return the package's module with all its weights; without a change in the caller's random numbers."""
-    package = _import_lpips()
+    """Return the package's module with all its weights; keep the caller's random state."""
+    try:
+        import lpips as package
+    except ImportError as error:
+        raise ImportError(
+            'LPIPS needs the packages lpips and torchvision: pip install "skt-components[lpips]"'
+        ) from error
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # the package calls torchvision in a way that is going to end
+        warnings.simplefilter("ignore")  # the package uses a deprecated call of torchvision
         torch.manual_seed(0)
         distance = package.LPIPS(net=network, version="0.1", pnet_rand=True, verbose=False)
     if weights != "random":
@@ -94,7 +99,7 @@ def _distance(network: str, weights: str, device: torch.device) -> Any:
 
 def _load(trunk: torch.nn.Module, network: str, weights: str) -> None:
     """Fill the package's slices of the network; their last number is the layer's in torchvision's ``features``."""
-    state = _download(network) if weights == "pretrained" else _read(weights)
+    state = _download(network) if weights == "pretrained" else read_state_dict(weights)
     features = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
     own = trunk.state_dict()
     found = {key: features.get(key.split(".", 1)[1]) for key in own}
@@ -111,27 +116,3 @@ def _download(network: str) -> dict[str, Tensor]:
     from torchvision import models
 
     return dict(getattr(models, _NETWORKS[network]).DEFAULT.get_state_dict(progress=False, check_hash=True))
-
-
-def _read(weights: str) -> dict[str, Tensor]:
-    if not os.path.isfile(weights):
-        raise FileNotFoundError(f"weights file not found: {weights}")
-    try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"weights must be a file of tensors, {weights} is none: {str(error).splitlines()[0]}"
-        ) from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"weights must be a state dict of tensors, {weights} holds {type(state).__name__}")
-    return state
-
-
-def _import_lpips() -> Any:
-    try:
-        import lpips as package
-    except ImportError as error:
-        raise ImportError(
-            'LPIPS needs the packages lpips and torchvision: pip install "skt-components[lpips]"'
-        ) from error
-    return package

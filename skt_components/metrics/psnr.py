@@ -1,4 +1,8 @@
-"""Peak signal-to-noise ratio per picture: plain, linear (PSNR-l) and tone-mapped (PSNR-mu)."""
+"""Peak signal-to-noise ratio per picture: plain, linear (PSNR-l) and tone-mapped (PSNR-mu).
+
+Every metric takes ``(B, C, H, W)`` and returns ``(B,)`` decibels in float64. It raises TypeError for an argument that
+is not a floating-point tensor, and ValueError if shapes differ or an option is out of range.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +20,20 @@ from skt_components.ops.transfer import mu_law
 def psnr(
     prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], *, peak: float, crop: int = 0
 ) -> Float64[Tensor, " b"]:
-    """Peak signal-to-noise ratio of each picture, ``10 log10(peak^2 / MSE)``.
+    """Compute the peak signal-to-noise ratio of each picture, ``10 log10(peak^2 / MSE)``.
 
-    The error is pooled over the channels and pixels of one picture only. A data set's PSNR is the mean of
-    these values (:class:`~skt_components.metrics.MeanMetric`), not the PSNR of its mean error. Predictions
-    are not clipped: the published protocols of HDR-Transformer and SCTNet do not clip, and clipping would
-    hide errors above the peak.
+    The error is averaged over the channels and pixels of one picture only. A data set's PSNR is the mean of these
+    values (:class:`~skt_components.metrics.MeanMetric`), not the PSNR of its mean error. Predictions are not clipped:
+    the published protocols of HDR-Transformer and SCTNet do not clip, and clipping would hide errors above the peak.
 
     Args:
-        prediction: ``(B, C, H, W)``, on the scale of ``peak``.
-        target: ``(B, C, H, W)``, same scale.
-        peak: the value that counts as white, such as 1.0 or 255.
-        crop: pixels left out on each side.
+        prediction: on the scale of ``peak``.
+        target: same scale.
+        peak: value of white, such as 1.0 or 255, > 0.
+        crop: pixels left out on each side; at least one pixel must remain.
 
     Returns:
-        ``(B,)`` decibels in float64; ``inf`` (with zero gradient) where the two pictures are equal.
-
-    Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: shapes differ or are not ``(B, C, H, W)``; ``peak`` is not above 0; ``crop`` leaves no pixel.
+        ``inf`` (with zero gradient) where the two pictures are equal.
 
     Example:
         >>> target = torch.zeros(1, 3, 4, 4)
@@ -53,20 +52,9 @@ def psnr(
 def psnr_l(
     prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], *, peak: float = 1.0, crop: int = 0
 ) -> Float64[Tensor, " b"]:
-    """PSNR-l: the PSNR of linear HDR pictures.
+    """Compute PSNR-l, the :func:`psnr` of linear HDR pictures.
 
-    Args:
-        prediction: ``(B, C, H, W)`` linear HDR; not clipped.
-        target: ``(B, C, H, W)`` linear HDR, same scale.
-        peak: the linear value that counts as white (1 for sRGB data sets, 16 for BracketIRE).
-        crop: pixels left out on each side.
-
-    Returns:
-        ``(B,)`` decibels in float64.
-
-    Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: as :func:`psnr`.
+    ``peak`` is the linear value of white: 1 for sRGB data sets, 16 for BracketIRE.
 
     Example:
         >>> target = torch.zeros(1, 3, 4, 4)
@@ -85,26 +73,19 @@ def psnr_mu(
     bits: int | None = None,
     crop: int = 0,
 ) -> Float64[Tensor, " b"]:
-    """PSNR-mu: the PSNR after mu-law tone mapping of ``x / peak``, where white is 1.
+    """Compute PSNR-mu, the PSNR after mu-law tone mapping of ``x / peak``, where white is 1.
 
-    BracketIRE compares pictures of RGB that were stored with 16 bits, the rest of each number cut off, without
-    their border: ``bits=16, crop=10`` (BracketIRE+: ``crop=16``).
+    BracketIRE compares RGB pictures stored in 16 bits, truncated, without their border: ``bits=16, crop=10``
+    (BracketIRE+: ``crop=16``).
 
     Args:
-        prediction: ``(B, C, H, W)`` linear HDR; not clipped. Below zero the mu-law is continued oddly.
-        target: ``(B, C, H, W)`` linear HDR, same scale.
-        peak: the linear value that counts as white (1 for sRGB data sets, 16 for BracketIRE).
+        prediction: linear HDR; not clipped. Below zero the mu-law continues as an odd function.
+        target: linear HDR, same scale.
+        peak: linear value of white (1 for sRGB data sets, 16 for BracketIRE).
         mu: compression of the mu-law, 5000 in all published tables.
-        bits: clip both tone-mapped pictures to [0, 1] and truncate them to whole numbers of so many bits first,
-            which leaves no gradient.
+        bits: clip both tone-mapped pictures to [0, 1] and truncate them to integers of 1 to 32 bits first; leaves no
+            gradient.
         crop: pixels left out on each side.
-
-    Returns:
-        ``(B,)`` decibels in float64.
-
-    Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: as :func:`psnr`; ``mu`` is not above 0; ``bits`` is no whole number from 1 to 32.
 
     Example:
         >>> target = torch.zeros(1, 3, 4, 4)
@@ -120,15 +101,15 @@ def psnr_mu(
 
 
 def quantize(picture: Float[Tensor, "*shape"], bits: int | None, *, rounded: bool = False) -> Float[Tensor, "*shape"]:
-    """Clip a picture to [0, 1] and keep what a file of unsigned integers keeps of it; None keeps all.
+    """Clip a picture to [0, 1] and round it to integers of ``bits`` bits, scaled back to [0, 1].
 
     Args:
         picture: any shape, white at 1.
-        bits: of the file's numbers, 1 to 32.
-        rounded: to the nearest number; else the rest is cut off, as a plain conversion to integers does.
+        bits: 1 to 32; None returns the picture unchanged.
+        rounded: round to the nearest integer; False truncates, as a plain conversion to integers does.
 
     Raises:
-        ValueError: ``bits`` is no whole number from 1 to 32.
+        ValueError: ``bits`` is not a whole number from 1 to 32.
     """
     if bits is None:
         return picture
@@ -136,13 +117,13 @@ def quantize(picture: Float[Tensor, "*shape"], bits: int | None, *, rounded: boo
         raise ValueError(f"bits must be a whole number from 1 to 32, got {bits!r}")
     largest = 2.0**bits - 1
     scaled = picture.double().clamp(0, 1) * largest
-    # A whole number that a logarithm's last digit put just below itself shall stay.
+    # The tolerance keeps integers that rounding errors of a logarithm moved just below themselves.
     whole = scaled.round() if rounded else (scaled + 1e-6).floor()
     return (whole / largest).to(picture.dtype)
 
 
 def crop_sides(picture: Float[Tensor, "b c h w"], crop: int) -> Float[Tensor, "b c _h _w"]:
-    """Cut ``crop`` pixels off each side; ValueError if nothing is left."""
+    """Cut ``crop`` pixels off each side; raise ValueError if nothing is left."""
     height, width = (side - 2 * check_count("crop", crop, 0) for side in picture.shape[-2:])
     if min(height, width) < 1:
         raise ValueError(f"crop must leave a pixel of {tuple(picture.shape[-2:])}, got {crop}")

@@ -1,4 +1,9 @@
-"""PU21: metrics of display-referred HDR pictures in a perceptually uniform encoding of luminance."""
+"""PU21: metrics of display-referred HDR pictures in a perceptually uniform encoding of luminance.
+
+Encodings keep shape and dtype. Metrics take ``(B, C, H, W)``, linear BT.709 RGB with each channel in cd/m2, or
+luminance with C = 1, and return ``(B,)`` in float64. Every function raises TypeError for an argument that is not a
+floating-point tensor, and ValueError if shapes do not fit or an option is out of range.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ from torch import Tensor
 from skt_components.metrics._inputs import check_pair
 from skt_components.metrics.psnr import psnr
 from skt_components.metrics.ssim import ssim
-from skt_components.ops.checks import check_choice, check_positive, check_tensor
+from skt_components.ops.checks import check_choice, check_non_negative, check_positive, check_tensor
 
 _DARKEST, _BRIGHTEST = 0.005, 10_000.0  # cd/m2, the range that the encoding was fitted on
 _PEAK = 256.0  # what a white of 100 cd/m2 is encoded to
@@ -19,8 +24,6 @@ _LUMINANCE = (0.212656, 0.715158, 0.072186)  # of linear BT.709
 
 
 class _Curve(NamedTuple):
-    """The seven numbers of one fit."""
-
     p1: float
     p2: float
     p3: float
@@ -49,15 +52,11 @@ def pu21_encode(luminance: Float[Tensor, "*shape"], *, variant: str = "banding_g
 
     Args:
         luminance: cd/m2, or each channel of linear RGB on that scale; any shape. Clamped to [0.005, 10000].
-        variant: which measurements the curve was fitted to: "banding", "banding_glare" (its authors' choice),
-            "peaks" or "peaks_glare".
+        variant: the measurements that the curve fits: "banding", "banding_glare" (its authors' choice), "peaks" or
+            "peaks_glare".
 
     Returns:
-        PU values, 0 to about 595, same shape and dtype.
-
-    Raises:
-        TypeError: ``luminance`` is no floating-point tensor.
-        ValueError: the variant is unknown.
+        PU values, 0 to about 595.
 
     Example:
         >>> import torch
@@ -76,18 +75,7 @@ def pu21_encode(luminance: Float[Tensor, "*shape"], *, variant: str = "banding_g
 
 
 def pu21_decode(encoded: Float[Tensor, "*shape"], *, variant: str = "banding_glare") -> Float[Tensor, "*shape"]:
-    """Undo :func:`pu21_encode`.
-
-    Args:
-        encoded: PU values, any shape.
-        variant: as in :func:`pu21_encode`.
-
-    Returns:
-        Luminance in cd/m2, same shape and dtype.
-
-    Raises:
-        TypeError: ``encoded`` is no floating-point tensor.
-        ValueError: the variant is unknown.
+    """Invert :func:`pu21_encode` to luminance in cd/m2.
 
     Example:
         >>> import torch
@@ -109,24 +97,20 @@ def display_luminance(
     gamma: float = 2.2,
     ambient: float = 0.0,
 ) -> Float[Tensor, "*shape"]:
-    """Return what a display shows, gain-gamma-offset model: ``L = (peak - black) V^gamma + black``.
+    """Compute the luminance of a display, gain-gamma-offset model: ``L = (peak - black) V^gamma + black``.
 
-    Its black is ``peak / contrast`` plus what the screen, 0.5 % reflective, returns of the room's light,
+    Its black is ``peak / contrast`` plus the room's light that the screen, 0.5 % reflective, returns:
     ``0.005 ambient / pi``. SCTNet's evaluation has ``peak=55, ambient=10`` for 8-bit tone-mapped pictures.
 
     Args:
         encoded: display values, clipped to [0, 1]; any shape.
         peak: luminance of white, cd/m2.
-        contrast: of white to black in a dark room.
+        contrast: ratio of white to black in a dark room.
         gamma: exponent of the display.
         ambient: illuminance of the room, lux.
 
     Returns:
-        cd/m2 per channel, same shape and dtype.
-
-    Raises:
-        TypeError: ``encoded`` is no floating-point tensor.
-        ValueError: a number is out of range.
+        cd/m2 per channel.
 
     Example:
         >>> import torch
@@ -136,8 +120,7 @@ def display_luminance(
     check_tensor("encoded", encoded)
     for name, value in (("peak", peak), ("contrast", contrast), ("gamma", gamma)):
         check_positive(name, value)
-    if not 0 <= ambient < math.inf:
-        raise ValueError(f"ambient must be a finite number >= 0, got {ambient!r}")
+    check_non_negative("ambient", ambient)
     black = 0.005 * ambient / math.pi + peak / contrast
     return (peak - black) * encoded.clamp(0, 1) ** gamma + black
 
@@ -149,23 +132,16 @@ def psnr_pu21(
     variant: str = "banding_glare",
     luminance: bool = False,
 ) -> Float64[Tensor, " b"]:
-    """PSNR of PU21-encoded pictures, against the 256 that 100 cd/m2 are encoded to.
+    """Compute the PSNR of PU21-encoded pictures, with 256, the code of 100 cd/m2, as the peak.
 
     Pictures must be absolute: multiply relative radiance by the luminance of its white, or see
     :func:`display_luminance`.
 
     Args:
-        prediction: ``(B, C, H, W)`` linear BT.709 RGB, each channel in cd/m2, or luminance with C = 1.
+        prediction: C = 1 or 3.
         target: same.
         variant: as in :func:`pu21_encode`.
         luminance: compare the luminance only (PSNR-Y), not all channels.
-
-    Returns:
-        ``(B,)`` decibels in float64.
-
-    Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: shapes differ, are not ``(B, C, H, W)``, C is neither 1 nor 3, or the variant is unknown.
 
     Example:
         >>> import torch
@@ -181,19 +157,9 @@ def psnr_pu21(
 def ssim_pu21(
     prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], *, variant: str = "banding_glare"
 ) -> Float64[Tensor, " b"]:
-    """SSIM of the PU21-encoded luminance, in the form of MATLAB (repeated border), dynamic range 256.
+    """Compute the SSIM of the PU21-encoded luminance, in the form of MATLAB (repeated border), dynamic range 256.
 
-    Args:
-        prediction: ``(B, C, H, W)`` linear BT.709 RGB, each channel in cd/m2, or luminance with C = 1.
-        target: same.
-        variant: as in :func:`pu21_encode`.
-
-    Returns:
-        ``(B,)`` similarities in float64.
-
-    Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: as :func:`psnr_pu21`.
+    Arguments as in :func:`psnr_pu21`.
 
     Example:
         >>> import torch

@@ -1,4 +1,9 @@
-"""Structural similarity per picture: plain, linear (SSIM-l) and tone-mapped (SSIM-mu)."""
+"""Structural similarity per picture: plain, linear (SSIM-l) and tone-mapped (SSIM-mu).
+
+Every metric takes ``(B, C, H, W)`` and returns ``(B,)`` similarities in float64, 1 for equal pictures. It raises
+TypeError for an argument that is not a floating-point tensor, and ValueError if shapes differ, pictures are too small
+or an option is out of range.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +36,9 @@ def ssim(
     border: str = "valid",
     crop: int = 0,
 ) -> Float64[Tensor, " b"]:
-    """Structural similarity of each picture; the default is the form of the HDR literature.
+    """Compute the structural similarity of each picture; the default is the form of the HDR literature.
 
-    Gaussian window of 11 taps, sigma 1.5, K1 = 0.01, K2 = 0.03, mean over pixels and channels. Published numbers
+    Gaussian window of 11x11, sigma 1.5, K1 = 0.01, K2 = 0.03, mean over pixels and channels. Published numbers
     differ in the rest:
 
     - HDR-Transformer and SCTNet: ``clip=True``. The same number as scikit-image's ``structural_similarity`` of clipped
@@ -46,22 +51,14 @@ def ssim(
     picture leaves [0, peak]; the default keeps such errors visible, as :func:`psnr` does.
 
     Args:
-        prediction: ``(B, C, H, W)``, on the scale of ``peak``, H and W at least 11 for ``border="valid"``.
-        target: ``(B, C, H, W)``, same scale.
-        peak: the value that counts as white, such as 1.0 or 255.
+        prediction: on the scale of ``peak``; H and W at least 11 for ``border="valid"``.
+        target: same scale.
+        peak: value of white, such as 1.0 or 255, > 0.
         clip: clip both pictures to [0, peak] first.
-        sample_covariance: variances of a sample, 121/120 times those of the population.
-        border: "valid": windows wholly inside the picture only; "replicate": a window around every pixel, the
-            outermost ones repeated; "volume": so too, with a window of 11x11x11 that goes across the channels.
+        sample_covariance: use variances of a sample, 121/120 times the population's.
+        border: "valid": windows wholly inside the picture only; "replicate": a window around every pixel, with the
+            outermost pixels repeated; "volume": the same with a window of 11x11x11 that spans the channels.
         crop: pixels left out on each side before anything else.
-
-    Returns:
-        ``(B,)`` similarities in float64, 1 for equal pictures.
-
-    Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: shapes differ, are not ``(B, C, H, W)`` or too small; ``peak`` is not above 0; an option is
-            out of range.
 
     Example:
         >>> picture = torch.rand(2, 3, 16, 16)
@@ -98,20 +95,9 @@ def ssim_l(
     border: str = "valid",
     crop: int = 0,
 ) -> Float64[Tensor, " b"]:
-    """SSIM-l: the SSIM of linear HDR pictures.
+    """Compute SSIM-l, the :func:`ssim` of linear HDR pictures.
 
-    Args:
-        prediction: ``(B, C, H, W)`` linear HDR, H and W at least 11.
-        target: ``(B, C, H, W)`` linear HDR, same scale.
-        peak: the linear value that counts as white (1 for sRGB data sets, 16 for BracketIRE).
-        clip, sample_covariance, border, crop: the form, see :func:`ssim`.
-
-    Returns:
-        ``(B,)`` similarities in float64.
-
-    Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: as :func:`ssim`.
+    ``peak`` is the linear value of white: 1 for sRGB data sets, 16 for BracketIRE.
 
     Example:
         >>> picture = torch.rand(1, 3, 16, 16)
@@ -133,23 +119,16 @@ def ssim_mu(
     border: str = "valid",
     crop: int = 0,
 ) -> Float64[Tensor, " b"]:
-    """SSIM-mu: the SSIM after mu-law tone mapping of ``x / peak``, where white is 1.
+    """Compute SSIM-mu, the SSIM after mu-law tone mapping of ``x / peak``, where white is 1.
 
     Args:
-        prediction: ``(B, C, H, W)`` linear HDR, at least 11x11. Below zero the mu-law is continued oddly.
-        target: ``(B, C, H, W)`` linear HDR, same scale.
-        peak: the linear value that counts as white (1 for sRGB data sets, 16 for BracketIRE).
+        prediction: linear HDR. Below zero the mu-law continues as an odd function.
+        target: linear HDR, same scale.
+        peak: linear value of white (1 for sRGB data sets, 16 for BracketIRE).
         mu: compression of the mu-law, 5000 in all published tables.
-        bits: clip both tone-mapped pictures to [0, 1] and truncate them to whole numbers of so many bits first, as
-            BracketIRE's 16-bit files do; leaves no gradient.
-        clip, sample_covariance, border, crop: the form, see :func:`ssim`; ``clip`` is to [0, 1] after tone mapping.
-
-    Returns:
-        ``(B,)`` similarities in float64.
-
-    Raises:
-        TypeError: an argument is no floating-point tensor.
-        ValueError: as :func:`ssim`; ``mu`` is not above 0.
+        bits: clip both tone-mapped pictures to [0, 1] and truncate them to integers of 1 to 32 bits first, as in
+            BracketIRE's 16-bit files; leaves no gradient.
+        clip, sample_covariance, border, crop: as in :func:`ssim`; ``clip`` is to [0, 1] after tone mapping.
 
     Example:
         >>> picture = torch.rand(1, 3, 16, 16)
@@ -168,7 +147,7 @@ def _similarity(
     sample_covariance: bool,
     border: str,
 ) -> Float64[Tensor, " b"]:
-    """Return the mean similarity over all windows, which span the channels only where they form a volume."""
+    """Return the mean similarity over all windows, which span the channels only for ``border="volume"``."""
     axes = (-1, -2, -3) if border == "volume" else (-1, -2)
     count = _WINDOW ** len(axes)
     bessel = count / (count - 1) if sample_covariance else 1.0
@@ -187,13 +166,13 @@ def _similarity(
 
 def _gaussian_filter(maps: Float64[Tensor, "m b c h w"], axes: Sequence[int]) -> Float64[Tensor, "m b _c _h _w"]:
     """Filter by the Gaussian window along each of the axes, where the window fits."""
-    centre = _WINDOW // 2
-    taps = [math.exp(-((i - centre) ** 2) / (2 * _SIGMA**2)) for i in range(_WINDOW)]
-    # A sum of shifted maps, in place: on a CPU, float64 conv2d or a new tensor per tap takes three times as long.
+    center = _WINDOW // 2
+    weights = [math.exp(-((i - center) ** 2) / (2 * _SIGMA**2)) for i in range(_WINDOW)]
+    # A sum of shifted maps, in place: on a CPU, float64 conv2d or a new tensor per shift takes three times as long.
     for dim in axes:
         valid = maps.shape[dim] - _WINDOW + 1
-        filtered = maps.narrow(dim, centre, valid) / sum(taps)
-        for i in (i for i in range(_WINDOW) if i != centre):
-            filtered.add_(maps.narrow(dim, i, valid), alpha=taps[i] / sum(taps))
+        filtered = maps.narrow(dim, center, valid) / sum(weights)
+        for i in (i for i in range(_WINDOW) if i != center):
+            filtered.add_(maps.narrow(dim, i, valid), alpha=weights[i] / sum(weights))
         maps = filtered
     return maps

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from skt_components.metrics import HDRVDP2Loss, hdr_vdp2, hdr_vdp_pix_per_deg
+from skt_components.metrics import _hdrvdp2_numerics as numerics
 from skt_components.metrics import _hdrvdp2_optics as optics
-from skt_components.metrics import _hdrvdp2_shared as shared
 from skt_components.ops.transfer import srgb_decode
 
 
@@ -327,7 +327,7 @@ def test_pixels_per_degree_rejects_bad_input(arguments, message):
 def test_work_in_strips_changes_nothing(monkeypatch):
     test, reference = waves(3, 40, 53)
     whole = hdr_vdp2(test, reference, color_encoding="rgb-bt.709", pixels_per_degree=30)
-    monkeypatch.setattr(shared, "_STRIP", 500)
+    monkeypatch.setattr(numerics, "_STRIP", 500)
     strips = hdr_vdp2(test, reference, color_encoding="rgb-bt.709", pixels_per_degree=30)
     for a, b in zip(strips, whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
@@ -355,5 +355,5 @@ def test_values_of_eight_bits_are_noticed():
     picture = torch.rand(1, 3, 32, 32)
     for encoding in ("sRGB-display", "luma-display"):
         shown = picture if encoding.startswith("sRGB") else picture[:, :1]
-        with pytest.warns(UserWarning, match=rf"pictures of {encoding} are coded in \[0, 1\], got values up to 2"):
+        with pytest.warns(UserWarning, match=rf"pictures of {encoding} must be in \[0, 1\], got values up to 2"):
             hdr_vdp2(255 * shown, 255 * shown, color_encoding=encoding, pixels_per_degree=30)

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from skt_components.metrics import _hdrvdp2_bands as bands_stage
 from skt_components.metrics import _hdrvdp2_filters as filters
+from skt_components.metrics import _hdrvdp2_numerics as numerics
 from skt_components.metrics import _hdrvdp2_optics as optics
-from skt_components.metrics import _hdrvdp2_shared as shared
 from skt_components.metrics import hdr_vdp2
+from skt_components.metrics._hdrvdp2_numerics import resize
 from skt_components.metrics._hdrvdp2_pyramid import build_pyramid, pyramid_height, rebuild
-from skt_components.metrics._hdrvdp2_resize import resize
 
 PAIRS = (
     *("d01_noise", "d02_blur_dim", "d03_ghost_blend", "d04_clip_odd", "d05_quant_mu8", "d06_colour", "d07_jpeg_mu"),
@@ -214,6 +214,6 @@ def test_glare_is_the_mtf_on_the_doubled_picture():
 
 def test_power():
     x = torch.tensor([0.0, 1e-300, 1e-8, 0.5, 1.0, 1e6], dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(shared.power(x, 3.5), x.detach() ** 3.5, rtol=1e-12, atol=0)
-    (gradient,) = torch.autograd.grad(shared.power(x, 3.5).sum(), x)
+    torch.testing.assert_close(numerics.power(x, 3.5), x.detach() ** 3.5, rtol=1e-12, atol=0)
+    (gradient,) = torch.autograd.grad(numerics.power(x, 3.5).sum(), x)
     torch.testing.assert_close(gradient, 3.5 * x.detach() ** 2.5, rtol=1e-12, atol=0)

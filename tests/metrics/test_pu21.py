@@ -135,9 +135,9 @@ def test_equal_pictures():
 
 def test_luminance_itself_can_be_given():
     prediction, target = (x[:, :1] for x in pictures())
-    grey = psnr_pu21(prediction, target)
-    torch.testing.assert_close(psnr_pu21(prediction.expand(-1, 3, -1, -1), target.expand(-1, 3, -1, -1)), grey)
-    torch.testing.assert_close(psnr_pu21(prediction, target, luminance=True), grey)
+    gray = psnr_pu21(prediction, target)
+    torch.testing.assert_close(psnr_pu21(prediction.expand(-1, 3, -1, -1), target.expand(-1, 3, -1, -1)), gray)
+    torch.testing.assert_close(psnr_pu21(prediction, target, luminance=True), gray)
 
 
 # rejects_bad_input

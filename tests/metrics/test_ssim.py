@@ -51,6 +51,13 @@ def test_ssim_matches_skimage_per_picture(size, channels, peak, dtype):
         assert value.item() == pytest.approx(skimage_ssim(p, t, peak), abs=1e-9)
 
 
+def test_ssim_matches_kornia_per_picture():
+    metrics = pytest.importorskip("kornia.metrics")
+    prediction, target = (x.double() for x in pictures())
+    oracle = metrics.ssim(prediction, target, window_size=11, max_val=1.0, padding="valid").mean((1, 2, 3))
+    torch.testing.assert_close(ssim(prediction, target, peak=1.0), oracle, rtol=0, atol=1e-9)
+
+
 def test_ssim_of_non_contiguous_pictures():
     prediction, target = (x.transpose(2, 3) for x in pictures())
     assert torch.equal(ssim(prediction, target, peak=1.0), ssim(prediction.contiguous(), target.contiguous(), peak=1.0))
