@@ -1,4 +1,4 @@
-"""Networks under evaluation: their weights, what identifies them, and how they run on a bracket."""
+"""Networks under evaluation: loading them, identifying their weights, and running them on a bracket."""
 
 from __future__ import annotations
 

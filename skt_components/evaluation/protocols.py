@@ -231,7 +231,7 @@ class Protocol:
         return quantize(mu_law(linear, mu=self.mu), 16 if self.rounding == "uint16" else None)
 
     def hdr_vdp2(self, prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> HDRVDP2Output:
-        """Return HDR-VDP-2 of what :meth:`compared` returned, with its visibility maps."""
+        """Compute HDR-VDP-2, with its visibility maps, of the two pictures from :meth:`compared`."""
         encoding, degree = self.vdp_encoding, self.vdp_pixels_per_degree
         return hdr_vdp2(prediction, target, color_encoding=encoding, pixels_per_degree=degree)
 

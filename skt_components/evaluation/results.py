@@ -61,6 +61,7 @@ class EvaluationResults:
         names: Collection[str] | None = None,
     ) -> None:
         self.folder = Path(folder)
+        self.json_file = self.folder / "metrics.json"
         self.description = json.loads(json.dumps(description))  # as read from the file
         self.pictures: dict[str, dict[str, dict[str, float]]] = {}
         self.warnings: dict[str, list[str]] = {}
@@ -73,11 +74,6 @@ class EvaluationResults:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.json_file.exists():
             self._read()
-
-    @property
-    def json_file(self) -> Path:
-        """Path of the scores."""
-        return self.folder / "metrics.json"
 
     def add(self, name: str, scores: Scores, warnings: Sequence[str] = ()) -> None:
         """Store a picture's scores and the remarks about it in the file."""
@@ -175,18 +171,16 @@ class EvaluationResults:
             }
             described, versions, sources = content["description"], content["versions"], dict(content.get("sources", {}))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{self.json_file} is not what an evaluation writes; move it away: {error!r}") from error
+            message = f"{self.json_file} must be a file that an evaluation wrote; move it away: {error!r}"
+            raise ValueError(message) from error
         differences = _differences(described, self.description)
         if self._source is not None:
-            found = ((name, sources.get(name), self._source(name)) for name in kinds["pictures"])
-            differences += [
-                f"{name} {old or 'unknown'}, {new or 'no such picture'}" for name, old, new in found if old != new
-            ]
+            for name in kinds["pictures"]:
+                if (old := sources.get(name)) != (new := self._source(name)):
+                    differences.append(f"{name} {old or 'unknown'}, {new or 'no such picture'}")
         if differences:
-            raise ValueError(
-                f"{self.folder} holds results of another evaluation; choose another folder. There and here: "
-                + "; ".join(differences[:4])
-            )
+            message = f"{self.folder} holds results of another evaluation; choose another folder. There and here: "
+            raise ValueError(message + "; ".join(differences[:4]))
         for kind, held in kinds.items():
             counts = {name: value for name, value in held.items() if self._names is None or name in self._names}
             setattr(self, kind, counts)
@@ -223,8 +217,8 @@ def picture_source(files: Mapping[str, Sequence[Path]], name: str) -> str | None
         files: name -> files of a picture.
         name: a key of ``files``, or ``KEY-NUMBER`` for a view of the picture; None is returned for other names.
     """
-    found = files.get(name) or files.get(name.rpartition("-")[0])
-    if not found:
+    found = files.get(name, files.get(name.rpartition("-")[0]))
+    if found is None:
         return None
     total, digest = 0, hashlib.sha256()
     for path in found:

@@ -20,20 +20,20 @@ def find_suspicious(
     bounded: bool = True,
     low_light: bool = False,
 ) -> list[str]:
-    """Return, in words, what looks like a wrong channel order or a wrong peak; nothing for what looks right.
+    """Return remarks about a probably wrong channel order, peak or exposure; an empty list if there are none.
 
-    A prediction that is not finite is said to be so, and not compared.
+    A prediction that is not finite gets a remark, and is not compared.
 
     Args:
         prediction: ``(3, H, W)`` linear RGB on the scale of ``peak``.
-        target: alike.
+        target: ``(3, H, W)`` linear RGB on the scale of ``peak``.
         peak: linear value of white.
-        bounded: no target exceeds the peak. Simulated scenes, whose lights do, are not: there only a twentieth of all
-            values above it is suspicious.
+        bounded: targets do not exceed the peak. If False, as for simulated scenes with bright lights, a target is
+            suspicious if more than 5 % of its values exceed the peak.
         low_light: targets far below the peak are normal, as in BracketIRE.
 
     Raises:
-        TypeError: a picture is no floating-point tensor.
+        TypeError: a picture is not a floating-point tensor.
         ValueError: shapes differ or are not ``(3, H, W)``, or ``peak`` is not above 0.
 
     Example:
@@ -61,14 +61,14 @@ def find_suspicious(
 
 
 def _suspicious_order(prediction: Tensor, target: Tensor) -> list[str]:
-    """Compare the colours of blocks under each order of channels, their brightness left out, which may be far off."""
+    """Compare the colors of blocks, without their brightness, under each order of the channels."""
     coarse = [F.adaptive_avg_pool2d(picture.clamp(min=0), 16) for picture in (prediction, target)]
     gain = coarse[1].mean() / coarse[0].mean().clamp(min=1e-12)
     shown, wanted = (c - c.mean(0) for c in (mu_law(coarse[0] * gain), mu_law(coarse[1])))
     orders = list(itertools.permutations(range(3)))
     errors = [float((shown[list(order)] - wanted).square().mean()) for order in orders]
     best = min(range(len(orders)), key=errors.__getitem__)
-    # The other order must be better than grey too: the colours of a poor network fit in none.
+    # The other order must be better than gray too: the colors of a poor network do not fit in any order.
     if errors[0] < 1e-4 or errors[best] > min(0.5 * errors[0], float(wanted.square().mean())):
         return []
     name = "".join("RGB"[channel] for channel in orders[best])

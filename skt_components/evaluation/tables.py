@@ -23,13 +23,9 @@ def format_table(rows: Mapping[str, Mapping[str, float]], digits: int = 3) -> st
     """
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     cells = [["", *columns]]
-    for title, row in rows.items():
-        cells.append([title, *(f"{row[c]:.{digits}f}" if c in row else "-" for c in columns)])
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns) + 1)]
-    lines = (
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-        for line in cells
-    )
+    cells += [[title, *(f"{row[c]:.{digits}f}" if c in row else "-" for c in columns)] for title, row in rows.items()]
+    first, *others = (max(map(len, column)) for column in zip(*cells, strict=True))
+    lines = ("  ".join([title.ljust(first), *map(str.rjust, line, others)]) for title, *line in cells)
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -155,7 +155,7 @@ def test_pictures_that_are_not_asked_for_are_kept_and_not_counted(tmp_path):
 @pytest.mark.parametrize("content", ["", "[]", '{"pictures": {}}', '{"description": {}, "pictures": 3}'])
 def test_a_broken_file_is_named(tmp_path, content):
     (tmp_path / "metrics.json").write_text(content)
-    with pytest.raises(ValueError, match=r"metrics.json is not what an evaluation writes"):
+    with pytest.raises(ValueError, match=r"metrics.json must be a file that an evaluation wrote"):
         EvaluationResults(tmp_path, DESCRIPTION)
 
 
