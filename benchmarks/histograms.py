@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -71,7 +70,7 @@ def run(student: Tensor, loss: Callable[[Tensor], Tensor]) -> Outcome:
 
 
 def dense_histogram(x: Tensor, clamp: bool) -> Tensor:
-    """Eq. 6 to 8 as usually written in PyTorch: a (pixels x bins) temporary, left to autograd.
+    """Compute eqs. 6 to 8 as usually written in PyTorch: a (pixels x bins) temporary with autograd.
 
     ``clamp`` keeps the exponent above -80: exp is many times slower on a CPU where its result underflows, so the
     clamped form is the honest baseline.
@@ -90,7 +89,7 @@ def kornia_histogram(x: Tensor) -> Tensor:
 
 
 def mask_by_mask(case: Case, histogram: Callable[[Tensor], Tensor]) -> Outcome:
-    """Eq. 10 literally, one mask after the other; each graph is freed at once, which favors the dense forms."""
+    """Compute eq. 10 literally, one mask after the other; each graph is freed at once, which favors the dense forms."""
     leaf = case.student.clone().requires_grad_()
     pixels, regions = leaf.shape[-1] * leaf.shape[-2], case.masks.shape[1]
     total = leaf.new_zeros(())
@@ -134,7 +133,7 @@ def methods(case: Case) -> dict[str, Callable[[], Outcome]]:
     where = {"masks": case.masks} if case.labels is None else {"labels": case.labels, "num_regions": regions}
     target = LOSS.precompute(case.teacher, **where)
     compiled = torch.compile(lambda x: dense_histogram(x, False))
-    found = {
+    return {
         "ours": lambda: run(case.student, lambda x: LOSS(x, case.teacher, **where)),
         "ours, teacher cached": lambda: run(case.student, lambda x: LOSS(x, target)),
         "ours, torch only": lambda: run(case.student, lambda x: LOSS_IN_TORCH(x, case.teacher, **where)),
@@ -142,14 +141,12 @@ def methods(case: Case) -> dict[str, Callable[[], Outcome]]:
         "dense, as usually written": lambda: mask_by_mask(case, lambda x: dense_histogram(x, False)),
         "dense, compiled": lambda: mask_by_mask(case, compiled),
         "class loop": lambda: class_loop(case),
+        "kornia": lambda: mask_by_mask(case, kornia_histogram),
     }
-    if importlib.util.find_spec("kornia"):
-        found["kornia"] = lambda: mask_by_mask(case, kornia_histogram)
-    return found
 
 
 def exact(case: Case) -> Outcome:
-    """Loss and gradient in float64, dense, by parts of the picture."""
+    """Return loss and gradient in float64, dense, by parts of the picture."""
     student, teacher, masks = (x.flatten(2).double() for x in (case.student, case.teacher, case.masks))
     centers = reference.eq6_centers(BINS, (0.0, 1.0)).to(student.device)
     parts = [slice(first, first + 4096) for first in range(0, student.shape[2], 4096)]
@@ -179,7 +176,7 @@ def exact(case: Case) -> Outcome:
 
 
 def errors(got: Outcome, wanted: Outcome) -> dict[str, float]:
-    """Relative L2 error of the loss and of the gradient."""
+    """Return the relative L2 errors of the loss and of the gradient."""
     return {
         name: float(f"{(a.double() - b).norm() / b.norm():.2g}")
         for name, a, b in zip(("loss", "gradient"), got, wanted, strict=True)

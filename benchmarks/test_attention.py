@@ -1,4 +1,4 @@
-"""Our two attentions against their plain writing: time and memory of forward and backward passes.
+"""Our two attentions against their usual implementation: time and memory of forward and backward passes.
 
 OMP_NUM_THREADS=1 python benchmarks/test_attention.py    # a minute; writes results/attention--<device>.json
 python -m pytest benchmarks/test_attention.py            # the comparison of the values, and a short timing
@@ -31,7 +31,7 @@ Pair = tuple[Callable[[], Tensor], Callable[[], Tensor], list[Tensor]]
 
 
 def plain_window_attention(module: WindowAttention, x: Tensor, mask: Tensor) -> Tensor:
-    """The usual writing: all windows at once, and a mask for each of them."""
+    """Compute it as usual: all windows at once, and a mask for each of them."""
     batch, height, width, channels = x.shape
     size, shift, heads = module.window_size, module.shift, module.num_heads
     x = torch.roll(x, (-shift, -shift), (1, 2))
@@ -48,7 +48,7 @@ def plain_window_attention(module: WindowAttention, x: Tensor, mask: Tensor) -> 
 
 
 def plain_channel_attention(query: Tensor, key: Tensor, value: Tensor, temperature: Tensor, heads: int) -> Tensor:
-    """The usual writing: normalized copies of query and key."""
+    """Compute it as usual: normalized copies of query and key."""
     q, k, v = (part.unflatten(1, (heads, -1)).flatten(3) for part in (query, key, value))
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
     return ((q @ k.transpose(-2, -1) / temperature).softmax(-1) @ v).view(value.shape)
@@ -63,7 +63,7 @@ def window_case(side: int = SIDE) -> Pair:
 
 
 def edge_masks(module: WindowAttention, side: int) -> Tensor:
-    """One mask per window."""
+    """Return one mask per window."""
     edge = torch.arange(side // WINDOW, device=DEVICE) == side // WINDOW - 1
     return module.masks[(2 * edge[:, None].long() + edge.long()).flatten()]
 
@@ -82,7 +82,7 @@ CASES = {"shifted windows": window_case, "channels": channel_case}
 
 
 def largest_error(ours: Callable[[], Tensor], plain: Callable[[], Tensor], inputs: list[Tensor]) -> float:
-    """Largest difference of outputs and gradients, relative to the largest value."""
+    """Return the largest difference of outputs and gradients, relative to the largest value."""
     out, wanted = ours(), plain()
     upstream = torch.randn_like(wanted)
     got = [out, *torch.autograd.grad(out, inputs, upstream)]
@@ -91,7 +91,7 @@ def largest_error(ours: Callable[[], Tensor], plain: Callable[[], Tensor], input
 
 
 def time_case(name: str, rounds: int) -> dict[str, object]:
-    """Check that the two are the same, then let them take turns."""
+    """Check that the two agree, then time them interleaved."""
     ours, plain, inputs = CASES[name]()
     error = largest_error(ours, plain, inputs)
     assert error <= 1e-4, (name, error)
@@ -110,14 +110,14 @@ def time_case(name: str, rounds: int) -> dict[str, object]:
 
 
 def extra_memory(name: str, method: str) -> float:
-    """MiB at the peak of one forward and backward pass, beyond what was there before; in its own process."""
+    """Return the peak MiB of one forward and backward pass, beyond the memory before; in its own process."""
 
     def call(side: int) -> Callable[[], object]:
         ours, plain, inputs = CASES[name](side)
         chosen = ours if method == "ours" else plain
         return lambda: torch.autograd.grad(chosen().square().sum(), inputs)
 
-    call(16)()  # loads what is needed
+    call(16)()  # loads all code
     timed = call(SIDE)
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -135,7 +135,7 @@ def extra_memory(name: str, method: str) -> float:
 
 
 def child(name: str, method: str) -> float:
-    """Measure the memory in a fresh process whose malloc gives back at once."""
+    """Measure the memory in a fresh process whose malloc returns memory at once."""
     command = [sys.executable, __file__, "--memory", name, method]
     extra = {"MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, env=os.environ | extra, stdout=subprocess.PIPE, text=True, check=True)
@@ -143,7 +143,7 @@ def child(name: str, method: str) -> float:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds of each timing")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
@@ -162,7 +162,7 @@ def main() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_ours_is_the_plain_writing(name: str) -> None:
+def test_ours_equals_the_usual_implementation(name: str) -> None:
     ours, plain, inputs = CASES[name](48)
     assert largest_error(ours, plain, inputs) <= 1e-4
 

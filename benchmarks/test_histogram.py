@@ -1,4 +1,4 @@
-"""The histogram loss against other ways to write it: time, memory, error.
+"""The histogram loss against other implementations: time, memory, error.
 
 python benchmarks/test_histogram.py             # the whole menu, a few minutes; writes results/histogram--<device>.json
 python benchmarks/test_histogram.py --full      # the slow baselines with 16 regions too
@@ -30,7 +30,7 @@ REGIONS = [(1, False), (16, False), (64, False), (16, True), (64, True)]
 MENU = [(shape, count, overlapping) for shape in (A, B, C, D) for count, overlapping in REGIONS]
 if DEVICE.type == "cuda":
     MENU += [((1, 3, 4000, 6000), 1, False), ((1, 3, 4000, 6000), 64, False)]
-# How glibc's malloc treats large temporaries: it gives them back at once, or keeps them.
+# glibc's malloc returns large temporaries to the system at once, or keeps them.
 ALLOCATORS = {
     "default": {},
     "retained": {"MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": str(1 << 28)},
@@ -52,7 +52,7 @@ def name_of(shape: tuple[int, ...], count: int, overlapping: bool) -> str:
 
 
 def fits(method: str, shape: tuple[int, ...], count: int, full: bool) -> bool:
-    """Whether a method is worth waiting for: seconds on a CPU, gigabytes on a GPU."""
+    """Return True if a method is fast enough on a CPU, and small enough on a GPU."""
     if method.startswith("ours"):
         return True
     pixels = shape[0] * shape[2] * shape[3]
@@ -63,7 +63,7 @@ def fits(method: str, shape: tuple[int, ...], count: int, full: bool) -> bool:
 
 
 def time_case(shape: tuple[int, ...], count: int, overlapping: bool, rounds: int, full: bool) -> dict:
-    """Ratios of the methods in one process, after checking what they compute."""
+    """Return the ratios of the methods in one process, after a check of their results."""
     case = make_case(shape, count, DEVICE, overlapping=overlapping)
     kept = {name: method for name, method in methods(case).items() if fits(name, shape, count, full)}
     wanted = exact(case) if shape == A else kept["ours, torch only"]()
@@ -79,7 +79,7 @@ def time_case(shape: tuple[int, ...], count: int, overlapping: bool, rounds: int
 
 
 def regions_against_one(rounds: int) -> dict[str, dict]:
-    """What regions cost, in one process: 64 disjoint, 64 overlapping, and a picture of equal values."""
+    """Measure the cost of regions in one process: 64 disjoint, 64 overlapping, and a picture of equal values."""
     cases = {
         "1 region": make_case(A, 1, DEVICE),
         "64 disjoint regions": make_case(A, 64, DEVICE),
@@ -91,7 +91,7 @@ def regions_against_one(rounds: int) -> dict[str, dict]:
 
 
 def close_pictures() -> dict[str, dict]:
-    """Errors where the loss is a small difference of large sums."""
+    """Return the errors where the loss is a small difference of large sums."""
     found = {}
     for count, overlapping in REGIONS:
         case = make_case(A, count, DEVICE, overlapping=overlapping, content="close")
@@ -101,7 +101,7 @@ def close_pictures() -> dict[str, dict]:
 
 
 def extra_memory(shape: tuple[int, ...], count: int, overlapping: bool, method: str) -> float:
-    """MiB at the peak of one forward and backward pass, beyond the student and its gradient; in its own process."""
+    """Return the peak MiB of one forward and backward pass, beyond the student and its gradient; in its own process."""
     case = make_case(shape, count, DEVICE, overlapping=overlapping)
     call, own = methods(case)[method], 2 * case.student.numel() * 4 / 2**20
     if DEVICE.type == "cuda":
@@ -110,7 +110,7 @@ def extra_memory(shape: tuple[int, ...], count: int, overlapping: bool, method: 
         before = torch.cuda.memory_allocated()
         call()
         return (torch.cuda.max_memory_allocated() - before) / 2**20 - own
-    methods(make_case((1, 3, 32, 32), 2, DEVICE))[method]()  # loads and compiles what is needed
+    methods(make_case((1, 3, 32, 32), 2, DEVICE))[method]()  # loads and compiles all code
 
     def peak() -> int:
         return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
@@ -124,7 +124,7 @@ def extra_memory(shape: tuple[int, ...], count: int, overlapping: bool, method: 
 
 
 def child(arguments: list[str], extra: dict[str, str]) -> dict:
-    """Run this file with other settings of malloc, and return what it printed last."""
+    """Run this file with other settings of malloc, and return its last printed line."""
     command = [sys.executable, __file__, *arguments]
     done = subprocess.run(command, env=os.environ | extra, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -145,15 +145,14 @@ def measure(options: argparse.Namespace) -> dict:
     result["close pictures, relative error"] = close_pictures()
     result["extra memory in MiB"] = {}
     for index, (*entry, method) in enumerate(MEMORY):
-        if method != "kornia" or "kornia" in methods(make_case((1, 3, 8, 8), 1, DEVICE)):
-            found = child(["--memory", str(index)], {"MALLOC_MMAP_THRESHOLD_": "65536"})
-            result["extra memory in MiB"][f"{name_of(*entry)}, {method}"] = found
-            print(name_of(*entry), method, found, "MiB", flush=True)
+        found = child(["--memory", str(index)], {"MALLOC_MMAP_THRESHOLD_": "65536"})
+        result["extra memory in MiB"][f"{name_of(*entry)}, {method}"] = found
+        print(name_of(*entry), method, found, "MiB", flush=True)
     return result
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds of each timing")
     parser.add_argument("--full", action="store_true", help="the slow baselines with more regions too")

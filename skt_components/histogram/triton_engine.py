@@ -4,8 +4,8 @@ Atomic additions of floats depend on their order and are slow where many pixels 
 therefore summed by the matrix unit, in registers:
 
 - Grid point i is column ``i - LOW * cell`` of row ``cell``: a value falls in one cell, and its kernel reaches only the
-  columns of that cell. ``one_hot(cell)^T @ kernel`` over a block of pixels is their histogram, whatever their values
-  are: a saturated picture costs as much as a natural one. A program is one warp: none waits for another.
+  columns of that cell. ``one_hot(cell)^T @ kernel`` over a block of pixels is their histogram, with the same cost for
+  all values: a saturated picture costs as much as a natural one. A program is one warp: none waits for another.
 - Kernels are split in two half-precision numbers (22 bits) and summed in float32 over one tile of pixels; the sums of
   a tile are added to the table in memory as 64-bit integers, by atomic additions whose order does not matter.
 - Student and teacher are read together and, where they are close, the *difference* of their kernels is evaluated, so

@@ -201,14 +201,28 @@ def _reduce(difference: Tensor, num_regions: Tensor | int, reduction: str) -> Te
 class _HistogramModule(nn.Module):
     """Check, hold and show the options of the two losses."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(
+        self,
+        num_bins: int = 256,
+        value_range: tuple[float, float] = (0.0, 1.0),
+        bandwidth: float = 1 / 400,
+        normalization: str = "pixels",
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
         super().__init__()
-        check_choice("normalization", options["normalization"], NORMALIZATIONS)
-        check_choice("reduction", options["reduction"], REDUCTIONS)
-        check_choice("backend", options["backend"], BACKENDS)
-        check_positive("bandwidth", options["bandwidth"])
-        check_count("num_bins", options["num_bins"], 1)
-        self.options = options | {"value_range": check_range("value_range", options["value_range"])}
+        check_choice("normalization", normalization, NORMALIZATIONS)
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("backend", backend, BACKENDS)
+        check_positive("bandwidth", bandwidth)
+        self.options: dict[str, Any] = {
+            "num_bins": check_count("num_bins", num_bins, 1),
+            "value_range": check_range("value_range", value_range),
+            "bandwidth": bandwidth,
+            "normalization": normalization,
+            "reduction": reduction,
+            "backend": backend,
+        }
 
     def _precompute(
         self, teacher: Tensor, masks: Tensor | None = None, labels: Tensor | None = None, num_regions: int = 1
@@ -233,24 +247,6 @@ class HistogramLoss(_HistogramModule):
         >>> loss(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16)).shape
         torch.Size([])
     """
-
-    def __init__(
-        self,
-        num_bins: int = 256,
-        value_range: tuple[float, float] = (0.0, 1.0),
-        bandwidth: float = 1 / 400,
-        normalization: str = "pixels",
-        reduction: str = "mean",
-        backend: str = "auto",
-    ) -> None:
-        super().__init__(
-            num_bins=num_bins,
-            value_range=value_range,
-            bandwidth=bandwidth,
-            normalization=normalization,
-            reduction=reduction,
-            backend=backend,
-        )
 
     def forward(self, student: Tensor, teacher: Tensor | HistogramTarget) -> Tensor:
         """Return the loss of ``student`` against ``teacher``, both ``(B, C, H, W)``."""
@@ -287,16 +283,9 @@ class SemanticHistogramLoss(_HistogramModule):
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
+        super().__init__(num_bins, value_range, bandwidth, normalization, reduction, backend)
         check_choice("soft_masks", soft_masks, SOFT_MASKS)
-        super().__init__(
-            num_bins=num_bins,
-            value_range=value_range,
-            bandwidth=bandwidth,
-            normalization=normalization,
-            reduction=reduction,
-            backend=backend,
-            soft_masks=soft_masks,
-        )
+        self.options["soft_masks"] = soft_masks
 
     def forward(
         self,
