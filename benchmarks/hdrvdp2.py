@@ -43,7 +43,7 @@ class Options:
     out: Path = ROOT / "benchmarks" / "results"
     """Folder of the JSON."""
     case: str = ""
-    """Run one case only, ``channels dtype grad``, and print its numbers; the main process starts one process for each case."""
+    """Run one case only, ``channels dtype grad``, and print its numbers; used by the main process."""
 
 
 def pictures(channels: int, batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

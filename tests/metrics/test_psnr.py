@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio
 
-from skt_components.metrics import MeanMetric, psnr, psnr_l, psnr_mu
+from skt_components.metrics import MeanMetric, psnr, psnr_l, psnr_mu, ssim
 from skt_components.metrics.psnr import quantize
 from skt_components.ops.transfer import mu_law
 
@@ -197,12 +197,13 @@ def test_rejects_bad_options(options, message):
         psnr_mu(torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), **options)
 
 
-def test_peak_has_no_default_and_no_position():
-    picture = torch.ones(1, 3, 4, 4)
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_peak_has_no_default_and_no_position(metric):
+    picture = torch.ones(1, 3, 16, 16)
     with pytest.raises(TypeError, match="peak"):
-        psnr(picture, picture)
+        metric(picture, picture)
     with pytest.raises(TypeError, match="positional"):
-        psnr(picture, picture, 1.0)
+        metric(picture, picture, 1.0)
 
 
 # compiles

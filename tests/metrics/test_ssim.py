@@ -233,12 +233,6 @@ def test_rejects_bad_options(metric, options, message):
         metric(torch.ones(1, 3, 16, 16), torch.ones(1, 3, 16, 16), **options)
 
 
-def test_peak_has_no_default():
-    picture = torch.ones(1, 3, 16, 16)
-    with pytest.raises(TypeError, match="peak"):
-        ssim(picture, picture)
-
-
 # compiles
 
 
