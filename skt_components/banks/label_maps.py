@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-_INSTALL = 'pip install "skt-components[data]"'
+from skt_components.files.packages import import_package
+from skt_components.files.unpickle import value_errors
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_COLORS = {2: "RGB", 4: "gray with alpha", 6: "RGBA"}
 _PNG_STEP = {2: 85, 4: 17}  # Pillow spreads gray of few bits over 0..255
@@ -73,44 +75,29 @@ def _read_png(path: Path) -> npt.NDArray[Any]:
     with path.open("rb") as file:
         header = file.read(26)
     if len(header) < 26 or not header.startswith(_PNG):
-        raise ValueError(f"{path}: broken, truncated or no PNG file")
+        raise ValueError(f"{path} is not a readable PNG file")
     depth, color = header[24], header[25]
     if color in _PNG_COLORS:
         raise ValueError(f"{path}: the picture is {_PNG_COLORS[color]}; {_HINT}")
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(f"region maps in .png files need Pillow: {_INSTALL}") from error
-    try:
-        with Image.open(path) as image:
-            array = np.array(image)
-    except Exception as error:  # Pillow raises SyntaxError, OSError, ValueError and its own
-        raise ValueError(f"{path}: broken or truncated PNG file ({error})") from error
+    pillow = import_package("PIL.Image", "region maps in .png files need Pillow", "data")
+    with value_errors(path, "a readable PNG file"), pillow.open(path) as image:
+        array = np.array(image)
     return array // _PNG_STEP[depth] if color == 0 and depth in _PNG_STEP else array
 
 
 def _read_tif(path: Path) -> npt.NDArray[Any]:
-    try:
-        import tifffile
-    except ImportError as error:
-        raise ImportError(f"region maps in .tif files need tifffile: {_INSTALL}") from error
-    try:
-        with tifffile.TiffFile(path) as file:
-            page: Any = file.pages[0]
-            samples, array = page.samplesperpixel, page.asarray()
-    except Exception as error:
-        raise ValueError(f"{path}: broken, truncated or unsupported TIFF file ({error})") from error
+    tifffile = import_package("tifffile", "region maps in .tif files need tifffile", "data")
+    with value_errors(path, "a readable TIFF file"), tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        samples, array = page.samplesperpixel, page.asarray()
     if samples != 1:
         raise ValueError(f"{path}: the picture has {samples} channels; {_HINT}")
     return array
 
 
 def _read_npy(path: Path) -> npt.NDArray[Any]:
-    try:
-        with path.open("rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except Exception as error:
-        raise ValueError(f"{path}: broken, truncated or no .npy array ({error})") from error
+    with value_errors(path, "a readable .npy array"), path.open("rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 _READERS = {".png": _read_png, ".tif": _read_tif, ".tiff": _read_tif, ".npy": _read_npy}

@@ -57,12 +57,7 @@ class ColorPositionKMeans:
     def __call__(
         self, images: Float[Tensor, "b 3 h w"], features: Sequence[Tensor] | None = None
     ) -> Int[Tensor, "b h w"]:
-        """Return int64 labels in [0, ``num_regions``).
-
-        Args:
-            images: RGB; clamped to [0, 1].
-            features: not used.
-        """
+        """Return int64 labels in [0, ``num_regions``) of RGB pictures, clamped to [0, 1]; ``features`` are not used."""
         check_tensor("images", images, ndim=4, layout="(B, 3, H, W)", channels=3)
         images = images.float().clamp(0, 1)
         height, width = images.shape[-2:]

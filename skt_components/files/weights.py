@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from skt_components.files.atomic import atomic_write
+from skt_components.files.packages import import_package
 
 _MOST_SHARING = 4  # tied weights are stored once and named several times
 _SHOWN = 8  # names listed per kind in an error, so that a wrong architecture does not print 300 lines
@@ -85,11 +87,8 @@ def hub_cache() -> Path:
 
 def import_safetensors(purpose: str) -> ModuleType:
     """Import safetensors; the ImportError names ``purpose`` and the extra to install."""
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(f'{purpose} needs safetensors: pip install "skt-components[fastsam]"') from error
-    return safetensors
+    import_package("safetensors.torch", f"{purpose} needs safetensors", "fastsam")
+    return sys.modules["safetensors"]
 
 
 def write_safetensors(

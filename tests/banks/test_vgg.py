@@ -161,12 +161,6 @@ def test_weights_of_another_network_list_the_keys(tmp_path: Path, plain: nn.Sequ
         VGG19Features(weights=tmp_path / "absent.pth")
 
 
-def test_missing_torchvision_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision.models", None)
-    with pytest.raises(ImportError, match=r'pip install "skt-components\[timm\]"'):
-        VGG19Features(weights="random")
-
-
 def test_rejects_bad_pictures() -> None:
     vgg = VGG19Features([(0, 1), (2, 1)], weights="random")
     with pytest.raises(ValueError, match=r"images must have 3 channels"):
@@ -175,3 +169,9 @@ def test_rejects_bad_pictures() -> None:
         vgg(torch.rand(1, 3, 3, 8))
     with pytest.raises(TypeError, match=r"images must be a floating-point tensor, got torch\.int64"):
         vgg(torch.zeros(1, 3, 8, 8, dtype=torch.long))
+
+
+def test_missing_torchvision_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision.models.vgg", None)
+    with pytest.raises(ImportError, match=r'pip install "skt-components\[timm\]"'):
+        VGG19Features(weights="random")

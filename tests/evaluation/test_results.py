@@ -12,7 +12,7 @@ import pytest
 from skt_components.evaluation.results import EvaluationResults
 from skt_components.evaluation.statistics import bootstrap_mean
 from skt_components.files.digest import file_digest
-from skt_components.files.versions import library_versions
+from skt_components.files.packages import library_versions
 
 DESCRIPTION = {"models": {"ours": {"sha256": "00"}}, "protocol": {"peak": 1.0, "metrics": ["PSNR-mu"]}}
 

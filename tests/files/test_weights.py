@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import builtins
 import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +142,7 @@ def test_anything_but_named_tensors_is_refused(tmp_path: Path, content: object, 
 
 def test_missing_safetensors_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"")
-    real = builtins.__import__
-
-    def blocked(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("safetensors"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", blocked)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(ImportError, match=r'pip install "skt-components\[fastsam\]"'):
         read_state_dict(tmp_path / "a.safetensors")
 
