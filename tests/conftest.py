@@ -35,7 +35,7 @@ def _seed() -> None:
 
 @pytest.fixture(scope="module", params=["numba", "torch"])
 def cpu_engine(request: pytest.FixtureRequest) -> Iterator[str]:
-    """What computes the histograms of pictures on the CPU: with numba, or as if it were not installed."""
+    """Select the engine for histograms on the CPU: numba, or torch as if numba were not installed."""
     if request.param == "numba":
         pytest.importorskip("numba")
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""What must hold on a CUDA device; skipped without one."""
+"""Tests that need a CUDA device; skipped without one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The teacher's side of a histogram loss, computed once."""
+"""Histograms of a fixed teacher, computed once for many losses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class HistogramTarget:
-    """The teacher's histograms and their regions, to be compared with many times; made by a loss's ``precompute``.
+    """Histograms and regions of a fixed teacher, which replace it in a loss; made by the loss's ``precompute``.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Soft histograms against eq. 6 to 8 and what a histogram means."""
+"""Soft histograms against eqs. 6 to 8 and the properties of a histogram."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Histogram losses against eq. 9 and 10 and what they mean."""
+"""Histogram losses against eqs. 9 and 10 and their properties."""
 
 from __future__ import annotations
 

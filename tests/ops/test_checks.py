@@ -1,4 +1,4 @@
-"""Boundary checks: what passes, what is refused, and that the message names the argument."""
+"""Checks of arguments: accepted values, rejected values, and the argument's name in the message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RAW operations against the package colour-demosaicing and against what they mean."""
+"""RAW operations against the packages colour-demosaicing and kornia, and their properties."""
 
 from __future__ import annotations
 
