@@ -1,8 +1,8 @@
-"""What a knowledge bank costs beside the rest of a training step.
+"""Measure the cost of a knowledge bank beside the rest of a training step.
 
 python benchmarks/banks.py                       # writes benchmarks/results/banks--<device>.json, prints a table
 python benchmarks/banks.py --batches 1 4         # leaves the largest batch out
-Random weights: they cost what real ones cost. The step is that of the full AHDRNet in the framework.
+Random weights cost as much as real ones. The step trains the full AHDRNet in the framework.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def timm(name: str) -> nn.Module:
 
 
 class FixedBank(nn.Module):
-    """Answer with priors made before: what is left of a step is everything but the bank."""
+    """Return precomputed priors, so that a step costs everything except the bank."""
 
     def __init__(self, bank: nn.Module, picture: Tensor) -> None:
         super().__init__()
@@ -70,14 +70,14 @@ class FixedBank(nn.Module):
 
 
 def picture_of(batch: int, crop: int) -> tuple[Tensor, Tensor]:
-    """Bracket and target of procedural scenes."""
+    """Return bracket and target of procedural scenes."""
     data = skt.SyntheticScenes(batch, crop)
     sample = torch.utils.data.default_collate([data[i] for i in range(batch)])
     return sample.bracket, sample.target
 
 
 def step_methods(batch: int, crop: int, device: torch.device) -> dict[str, Callable[[], object]]:
-    """The bare network's step, and the framework's step without its bank."""
+    """Return the bare network's step, and the framework's step without its bank."""
     torch.manual_seed(0)
     bracket, target = (x.to(device) for x in picture_of(batch, crop))
     bank = FixedBank(skt.FastSAMFeatureExtractor("random").to(device), skt.DomainTransfer("srgb")(target))
@@ -106,7 +106,7 @@ def step_methods(batch: int, crop: int, device: torch.device) -> dict[str, Calla
 
 
 def bank_method(make: Callable[[], nn.Module], tonemapped: Tensor) -> Callable[[], object]:
-    """One call of a bank as the framework makes it."""
+    """Return a function that calls a bank as the framework does."""
     torch.manual_seed(0)
     bank = make().to(tonemapped.device)
 
@@ -118,7 +118,7 @@ def bank_method(make: Callable[[], nn.Module], tonemapped: Tensor) -> Callable[[
 
 
 def peak_mib(method: Callable[[], object], device: torch.device) -> float | None:
-    """Memory that a call adds on a GPU."""
+    """Return the memory that a call adds on a GPU."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize(device)
@@ -130,7 +130,7 @@ def peak_mib(method: Callable[[], object], device: torch.device) -> float | None
 
 
 def measure(options: Options, device: torch.device) -> dict[str, dict]:
-    """Times per batch size; ratios are to the rest of the step where that was timed, else to lite0."""
+    """Return times per batch size; ratios are to the rest of the step where that was timed, else to lite0."""
     largest = options.largest_step or (16 if device.type == "cuda" else 1)
     found = {}
     for batch in options.batches:

@@ -1,4 +1,4 @@
-"""Look at what knowledge banks say about your pictures: the four feature levels and the regions.
+"""Draw the priors of a knowledge bank for your pictures: the four feature levels and the regions.
 
 python examples/show_bank.py photo.png --out priors.png                                  # the default bank
 python examples/show_bank.py photo.png --bank fastsam --weights FastSAM-s.pt --out priors.png
@@ -33,17 +33,17 @@ class Options:
     bank: str = "tf_efficientnet_lite0"
     """A model of timm by its name, or fastsam (weights under AGPL-3.0)."""
     weights: str | None = None
-    """File of the bank's weights; "random" shows what a bank without knowledge says."""
+    """File of the bank's weights; "random" shows a bank without knowledge."""
     layers: Literal["paper", "fast"] = "paper"
     """Layers of fastsam that give the features."""
     regions: Literal["own", "color", "features"] = "own"
-    """fastsam's own masks (other banks take color), or k-means on color or on features."""
+    """fastsam's own masks (other banks: color), or k-means on color or on features."""
     num_regions: int = 8
     """Regions per picture."""
     longest_side: int = 512
-    """Larger pictures are reduced to it."""
+    """Larger pictures are reduced to this size."""
     download: bool = False
-    """Let fastsam fetch its weights (AGPL-3.0) to its cache if they are missing."""
+    """Download fastsam's weights (AGPL-3.0) to the cache if they are missing."""
 
 
 def check(options: Options) -> None:
