@@ -43,9 +43,9 @@ class CachedBank(nn.Module):
     pixels, took 17 ms on one CPU core with a warm disk. So it saves time if the bank takes longer, as on a CPU.
     Nothing is deleted: remove the folder to free space.
 
-    The priors are bit for bit those of the bank's first call for the picture, which is made without autocast and
-    together with the other missing pictures of the batch; the rounding of a bank may depend on their number. Several
-    processes may share the folder. The bank is held in :class:`Frozen`.
+    The bank runs without autocast, once for all missing pictures of a batch, and its result is returned bit for bit
+    from then on; the rounding of a bank may depend on the number of pictures. Several processes may share the folder.
+    The bank is held in :class:`Frozen`.
 
     Args:
         bank: the bank; the number of its regions must not change from call to call.

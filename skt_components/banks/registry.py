@@ -52,7 +52,7 @@ def make_knowledge_bank(
         >>> make_knowledge_bank("fastsam", weights="random", layers="fast").channels
         (256, 128, 64, 32)
     """
-    check_bank_weights(name, "random")
+    check_bank_weights(name, "random")  # the name alone
     check_choice("regions", regions, ("own", "color", "features"))
     if name == "none":
         if weights is not None or regions != "own":

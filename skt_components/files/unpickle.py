@@ -234,7 +234,7 @@ def _rebuild_tensor(storage: tuple[torch.UntypedStorage, torch.dtype], offset: i
 
 
 def _walk(model: Inert, file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the items of the pickled module's ``state_dict()``: own tensors first, then those of its children."""
+    """Yield the items of the pickled module's ``state_dict()``: own tensors first, then its children's."""
     pending: list[tuple[str, object]] = [("", model)]
     for _ in range(_MAX_MODULES):
         if not pending:
