@@ -18,9 +18,7 @@ _BANK_LEVELS = 4  # feature maps of a bank
 _METADATA = ("white_balance", "color_matrix")
 
 
-def check_arguments(
-    orm: object, bank: object, weights: object, sample: object, functions: Mapping[str, object]
-) -> None:
+def check_arguments(orm: object, bank: object, weights: object, sample: object, **functions: object) -> None:
     """Raise TypeError or ValueError unless the arguments of the framework's constructor have the right kinds."""
     if not isinstance(orm, nn.Module):
         raise TypeError(f"orm must be an nn.Module, got {type(orm).__name__}")

@@ -56,10 +56,10 @@ def compare_gradients(
         return found
     first: list[Tensor] = []
     for name, term in terms.items():
-        gradients: list[Tensor] = [torch.zeros_like(tensor) for tensor in inputs]
         if term.requires_grad:
-            computed = torch.autograd.grad(scale * term, inputs, retain_graph=True, allow_unused=True)
-            gradients = [zero if g is None else g for zero, g in zip(gradients, computed, strict=True)]
+            gradients = [*torch.autograd.grad(scale * term, inputs, retain_graph=True, materialize_grads=True)]
+        else:
+            gradients = [torch.zeros_like(tensor) for tensor in inputs]
         first, start = first or gradients, 0
         for place, tensors in used.items():
             part = slice(start, start := start + len(tensors))

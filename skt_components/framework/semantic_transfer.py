@@ -143,13 +143,8 @@ class SemanticKnowledgeTransfer(nn.Module):
         super().__init__()
         check_choice("priors_of", priors_of, get_args(PriorsSource))
         check_choice("teacher_domain", teacher_domain, get_args(TeacherDomain))
-        functions = {
-            "orm_loss": orm_loss,
-            "perceptual": perceptual,
-            "color_loss": color_loss,
-            "forward_orm": forward_orm,
-        }
-        check_arguments(orm, knowledge_bank, weights, sample, functions)
+        losses = {"orm_loss": orm_loss, "perceptual": perceptual, "color_loss": color_loss}
+        check_arguments(orm, knowledge_bank, weights, sample, **losses, forward_orm=forward_orm)
         if teacher_stride is not None:
             check_count("teacher_stride", teacher_stride, 1)
         self.weights = weights if weights is not None else LossWeights.recommended(joint)
