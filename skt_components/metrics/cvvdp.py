@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from skt_components.files.packages import import_package
 from skt_components.metrics._inputs import check_pair
 from skt_components.ops.checks import check_positive
 
@@ -64,10 +65,7 @@ def color_video_vdp(
 
 @functools.lru_cache(maxsize=4)
 def _metric(display: str, device: torch.device) -> Any:
-    try:
-        import pycvvdp
-    except ImportError as error:
-        raise ImportError('ColorVideoVDP needs the package cvvdp: pip install "skt-components[cvvdp]"') from error
+    pycvvdp = import_package("pycvvdp", "ColorVideoVDP needs the package cvvdp", "cvvdp")
     try:
         return pycvvdp.cvvdp(display_name=display, quiet=True, device=device)
     except (RuntimeError, KeyError, pycvvdp.vq_exception) as error:

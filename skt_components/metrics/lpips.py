@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from skt_components.files.packages import import_package
 from skt_components.files.weights import read_state_dict
 from skt_components.metrics._inputs import check_pair
 from skt_components.ops.checks import check_choice
@@ -82,12 +83,7 @@ def lpips(
 @functools.lru_cache(maxsize=4)
 def _distance(network: str, weights: str, device: torch.device) -> Any:
     """Return the package's module with all its weights; keep the caller's random state."""
-    try:
-        import lpips as package
-    except ImportError as error:
-        raise ImportError(
-            'LPIPS needs the packages lpips and torchvision: pip install "skt-components[lpips]"'
-        ) from error
+    package = import_package("lpips", "LPIPS needs the packages lpips and torchvision", "lpips")
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # the package uses a deprecated call of torchvision
         torch.manual_seed(0)

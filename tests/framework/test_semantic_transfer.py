@@ -270,7 +270,7 @@ def test_rejects_bad_regions():
         framework(*data, num_regions=3)
     with pytest.raises(TypeError, match=r"labels must be an integer tensor, got torch.float32"):
         framework(*data, labels=labels.float(), num_regions=3)
-    with pytest.raises(ValueError, match=r"num_regions must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"num_regions must be a whole number >= 1, got 0"):
         framework(*data, labels=labels, num_regions=0)
     for bad in (labels[:1], labels[:, :-1], labels.transpose(1, 2)):
         with pytest.raises(ValueError, match=r"labels must be \(B, H, W\) = \(2, 32, 24\) on cpu, as the tone-mapped"):
