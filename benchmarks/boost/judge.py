@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,27 +10,51 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plan import Study, load_loop, root_arguments
+from plan import Study, root_arguments
 from torch import Tensor
 from torch.utils.data import DataLoader
 from units import Unit
 
 import skt_components as skt
+from skt_components.framework import BareNetwork
+from skt_components.training import (
+    METRICS,
+    WEIGHTS_FILES,
+    Engine,
+    RunData,
+    Validator,
+    build_bank,
+    build_data,
+    build_losses,
+    build_network,
+    framework_options,
+    parse_options,
+)
 
 
 def read_config(unit: Unit, study: Study, root: Path | None) -> skt.training.TrainConfig:
     """The options of a finished run."""
     options = ["--config", str(unit.folder / "config.toml"), *root_arguments(study, root), "--device", study.device]
-    return load_loop().parse(options)
+    return parse_options(options)
+
+
+def build_modules(config: skt.training.TrainConfig, data: RunData) -> tuple[skt.SemanticKnowledgeTransfer, BareNetwork]:
+    """The framework and the bare network of a run, as they are before its first step."""
+    bracket = data.validation[0].bracket[None]
+    torch.manual_seed(config.seed)
+    (network, forward), bank = build_network(config), build_bank(config)
+    org_loss, perceptual = build_losses(config, bank)
+    bare = BareNetwork(copy.deepcopy(network), org_loss, forward)
+    losses = {"orm_loss": org_loss, "perceptual": perceptual, "forward_orm": forward}
+    return skt.SemanticKnowledgeTransfer(network, bank, sample=bracket, **losses, **framework_options(config)), bare
 
 
 def load_trained(
     unit: Unit, config: skt.training.TrainConfig, device: torch.device | str
 ) -> Callable[[Tensor], Tensor]:
     """The network of a finished run, from bracket to picture."""
-    loop = load_loop()
-    network, forward = skt.models.load_network(config.orm, loop.ORMS, **loop.bracket_options(config))
-    skt.load_weights(unit.folder / f"{loop.FILES['bare' if config.bare else 'framework']}.safetensors", network)
+    network, forward = build_network(config)
+    skt.load_weights(unit.folder / f"{WEIGHTS_FILES['bare' if config.bare else 'framework']}.safetensors", network)
     return partial(forward, network.eval().to(device))
 
 
@@ -60,8 +85,8 @@ def judge(units: Sequence[Unit], study: Study, root: Path | None, photographs: P
         device = skt.training.pick_device(config.device)
         if batches is None:  # the same for all
             samples = DataLoader(make_unseen(config, photographs), 4)
-            batches = [skt.training.place_sample(sample, device) for sample in samples]
-        network, measures = load_trained(unit, config, device), load_loop().METRICS
+            batches = [skt.training.move_sample(sample, device) for sample in samples]
+        network, measures = load_trained(unit, config, device), METRICS
         scores: dict[str, list[float]] = {metric: [] for metric in measures}
         for sample in batches:
             hdr = network(sample.bracket)
@@ -96,13 +121,13 @@ def draw_pictures(path: Path, units: Sequence[Unit], study: Study, root: Path | 
     if study.shown is None or not {study.baseline, study.shown} <= found.keys():
         return False
     config = replace(read_config(found[study.shown], study, root), device="cpu")
-    loop = load_loop()
-    data, framework, _ = loop.build(config, 1)
     networks = {
         arm: load_trained(found[arm], read_config(found[arm], study, root), "cpu")
         for arm in (study.baseline, study.shown)
     }
-    loop.draw_samples(path, config, networks, framework.eval(), data[1])
+    data = build_data(config)
+    framework, _ = build_modules(config, data)
+    Validator(config, Engine(config), framework.eval(), data.validation).draw(path, networks)
     return True
 
 

@@ -7,12 +7,13 @@ import difflib
 import io
 import json
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from skt_components.training import TrainConfig, build_data, parse_options, to_arguments
+from skt_components.training.config import read_toml
 
 ROOT = Path(__file__).parents[2]
 # Data, its order, the number of steps and the network are the same for both of a pair.
@@ -23,7 +24,7 @@ PAIRED = (
 GIVEN = {  # by the study itself or its command line
     **{"seed": "seeds of the study", "seeds": "seeds of the study", "root": "--root", "out": "--out"},
     **{"device": "--device", "bare": "an arm", "resume": "the same command again", "config": "[base]"},
-    **{"compare": "the arms", "dry_run": "train_full.py itself", "val_names": "folds"},
+    **{"compare": "the arms", "dry_run": "the training script itself", "val_names": "folds"},
 }
 TOP = ("title", "seeds", "baseline", "processes", "base", "arms", "equal_compute", "picture", "folds")
 Options = dict[str, Any]
@@ -82,27 +83,6 @@ class Study:
         return replace(self, arms={**self.arms, self.equal_name: {**self.arms[self.baseline], "steps": steps}})
 
 
-def load_loop() -> ModuleType:
-    """Return ``examples/train_full.py`` as a module."""
-    if str(ROOT / "examples") not in sys.path:
-        sys.path.insert(0, str(ROOT / "examples"))
-    import train_full
-
-    return train_full
-
-
-def to_arguments(options: Options) -> list[str]:
-    """Options as the command line has them."""
-    arguments = []
-    for key, value in options.items():
-        flag = key.replace("_", "-")
-        if isinstance(value, bool):
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            arguments += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
-    return arguments
-
-
 def read_study(path: Path) -> Study:
     """Read a study's file; what its options mean is checked by :func:`check_options`.
 
@@ -110,8 +90,6 @@ def read_study(path: Path) -> Study:
         FileNotFoundError: there is no such file.
         ValueError: something in it is wrong; the message names it.
     """
-    from skt_components.training.config import read_toml
-
     table = read_toml(path)
     _check_names(f"{path}:", table, TOP)
     for name, kind, wanted in (
@@ -162,8 +140,6 @@ def check_seeds(name: str, seeds: Iterable[Any]) -> None:
 
 def check_options(path: Path, study: Study, root: Path | None) -> None:
     """Raise ValueError unless every arm is a run of the loop, and a pair with the baseline."""
-    from skt_components.training import TrainConfig
-
     if root is not None and study.base.get("data", "synthetic") == "synthetic":
         raise ValueError(f"--root {root}: {path} is of procedural scenes, which read no files: leave it away")
     known = [field.name for field in fields(TrainConfig)]
@@ -181,7 +157,7 @@ def check_options(path: Path, study: Study, root: Path | None) -> None:
         shown = io.StringIO()
         try:
             with contextlib.redirect_stderr(shown), contextlib.redirect_stdout(shown):
-                load_loop().parse([*to_arguments(study.options(arm)), *root_arguments(study, root)])
+                parse_options([*to_arguments(study.options(arm)), *root_arguments(study, root)])
         except SystemExit:
             lines = [line.strip(" \u2500\u2502\u256d\u256e\u2570\u256f-") for line in shown.getvalue().splitlines()]
             text = " ".join(line for line in lines if line and not line.startswith(("For full help", "Value error")))
@@ -208,8 +184,7 @@ def list_data(study: Study, root: Path | None) -> Any:
     """
     if root is None:
         return None
-    loop = load_loop()
-    data = loop.build_data(loop.parse([*to_arguments(study.base), *root_arguments(study, root)]))
+    data = build_data(parse_options([*to_arguments(study.base), *root_arguments(study, root)]))
     if study.base.get("data") != "hdr-folder":
         note = root / "simulated.json"
         return json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None

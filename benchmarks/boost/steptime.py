@@ -13,37 +13,39 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch.utils.data import default_collate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from plan import Study, load_loop, load_study, root_arguments, to_arguments
+from judge import build_modules
+from plan import Study, load_study, root_arguments
 from timing import environment, interleave, ratios
 
-import skt_components as skt
+from skt_components.training import (
+    Engine,
+    TrainConfig,
+    build_data,
+    build_optimizer,
+    move_sample,
+    parse_options,
+    sample_generators,
+    to_arguments,
+)
 
 
-def make_step(config: skt.training.TrainConfig, engine: skt.training.Engine) -> Callable[[], None]:
+def make_step(config: TrainConfig, engine: Engine) -> Callable[[], None]:
     """A whole step of the loop on one batch, which lies ready: loading is the same for all."""
-    from torch.utils.data import default_collate
-
-    loop = load_loop()
-    data, framework, bare = loop.build(config, 1)
+    data = build_data(config)
+    framework, bare = build_modules(config, data)
     module: Any = bare if config.bare else framework
-    if config.channels_last:
-        module.to(memory_format=torch.channels_last)
-    module.to(dtype=engine.dtype)
-    batch = default_collate([data[0][index] for index in range(config.batch_size)])
-    model, optimizer = engine.prepare(module, loop.build_optimizer(config, module), batch)
-    if config.compile:
-        for part in (module.orm, *([] if config.bare else [module.spgrm])):
-            part.compile()
-    sample = skt.training.place_sample(batch, engine.device, engine.dtype)
+    batch = default_collate([data.training[index] for index in range(config.batch_size)])
+    model, optimizer = engine.prepare(module, build_optimizer(config, module), data.training[0])
+    sample = move_sample(batch, engine.device, engine.dtype)
     module.train()
 
     def step() -> None:
         for _ in range(config.accumulate):
-            masks = skt.training.sample_generators(config.seed, 0, config.batch_size, engine.device)
-            metadata = loop.rendering(config, sample)
+            masks = sample_generators(config.seed, 0, config.batch_size, engine.device)
+            metadata = config.rendering_metadata(sample)
             output = model(sample.bracket, sample.target, ramp=1.0, generator=masks, metadata=metadata)
             engine.accelerator.backward(output.total)
         engine.accelerator.clip_grad_norm_(module.parameters(), config.clip_grad or float("inf"))
@@ -55,11 +57,10 @@ def make_step(config: skt.training.TrainConfig, engine: skt.training.Engine) -> 
 
 def time_arms(study: Study, root: Path | None, rounds: int, arms: Collection[str]) -> dict[str, Any]:
     """Median milliseconds of the step of arms and baseline, and its ratio to the baseline's."""
-    loop = load_loop()
     fixed = [*root_arguments(study, root), "--device", study.device, "--seed", str(study.seeds[0])]
     named = dict.fromkeys([study.baseline, *arms])  # each once, always in this order
-    configs = {arm: loop.parse([*to_arguments(study.options(arm)), *fixed]) for arm in named}
-    engine = skt.training.Engine(configs[study.baseline])
+    configs = {arm: parse_options([*to_arguments(study.options(arm)), *fixed]) for arm in named}
+    engine = Engine(configs[study.baseline])
     steps: dict[str, Callable[[], object]] = {arm: make_step(config, engine) for arm, config in configs.items()}
     found = ratios(interleave(steps, engine.device, rounds, warmup=2), study.baseline)
     return {

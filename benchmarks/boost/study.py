@@ -106,14 +106,14 @@ def run(options: argparse.Namespace) -> tuple[Study, list[Unit]]:
     known = [*wanted.arms, *([wanted.equal_name] if wanted.equal_compute else [])]
     if unknown := [arm for arm in options.arms or () if arm not in known]:
         raise ValueError(f"--arms must be among {', '.join(known)}, got {', '.join(unknown)}")
-    with locked(options.out) as lock:
+    with locked(options.out):
         study = join_studies(options.out, wanted)
         write_study(options.out, study)
         time_steps(study, options, processes)
         study = study.with_equal_compute(read_ratios(options.out))
         arms = options.arms or known
         units = [unit for unit in list_units(study, options.out) if unit.arm in arms and unit.seed in wanted.seeds]
-        failed = run_units(units, study, options.root, processes=processes, lock=lock)
+        failed = run_units(units, study, options.root, processes=processes)
     return study, failed
 
 

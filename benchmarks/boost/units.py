@@ -17,7 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plan import ROOT, Study, root_arguments, to_arguments
+from plan import ROOT, Study, root_arguments
+
+from skt_components.training import to_arguments
 
 SCRIPT = ROOT / "examples" / "train_full.py"
 TAIL = 15  # lines that are shown of a run that failed
@@ -89,20 +91,24 @@ def make_environment(slot: int, processes: int, device: str) -> dict[str, str]:
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[int]:
-    """Hold the folder's lock, which the runs inherit: as long as one of them lives, no other study starts here."""
-    import fcntl
+def locked(out: Path) -> Iterator[None]:
+    """Hold the folder's lock; no study starts while another one, or a run that one left behind, works in the folder."""
+    import psutil
+    from filelock import FileLock, Timeout
 
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / "study.lock", "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"--out {out}: a study, or a run that one left behind, is at work there") from None
-        yield file.fileno()
+    try:
+        with FileLock(out / "study.lock", timeout=0):
+            runs = str(out / "runs")
+            for process in psutil.process_iter(["cmdline"]):
+                if any(runs in argument for argument in process.info["cmdline"] or ()):
+                    raise ValueError(f"--out {out}: process {process.pid}, a run that a study left behind, works there")
+            yield
+    except Timeout:
+        raise ValueError(f"--out {out}: another study works there") from None
 
 
-def start(command: Sequence[str], log: Path, environment: dict[str, str], lock: int) -> subprocess.Popen[bytes]:
+def start(command: Sequence[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start a run in a session of its own: what the terminal sends, the study passes on."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as file:
@@ -115,7 +121,6 @@ def start(command: Sequence[str], log: Path, environment: dict[str, str], lock: 
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
-            pass_fds=[lock],
         )
 
 
@@ -140,7 +145,7 @@ def read_tail(log: Path) -> str:
 
 
 def run_units(
-    units: Sequence[Unit], study: Study, root: Path | None, *, processes: int, lock: int, pause: float = 0.2
+    units: Sequence[Unit], study: Study, root: Path | None, *, processes: int, pause: float = 0.2
 ) -> list[Unit]:
     """Run what is not finished, and return what failed.
 
@@ -160,7 +165,7 @@ def run_units(
             for slot in sorted({*range(processes)} - {*running})[: len(waiting)]:
                 unit = waiting.popleft()
                 command = make_command(unit, study, root)
-                running[slot] = unit, start(command, unit.log, environments[slot], lock)
+                running[slot] = unit, start(command, unit.log, environments[slot])
             time.sleep(pause)
             for slot, (unit, process) in list(running.items()):
                 if process.poll() is None:

@@ -1,4 +1,4 @@
-"""The batches of a run: the same samples whatever number of processes, batches and interruptions it is cut into."""
+"""The batches of a run: the same samples for any number of processes, passes and interruptions."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from skt_components.ops.checks import check_count
 
 
 class SamplePositions(Sampler[list[tuple[int, int]]]):
-    """Where the samples of each batch lie, as ``(epoch, index)``: without end, and from any batch on.
+    """Yield the samples of each batch as ``(epoch, index)``: without end, and from any batch on.
 
-    The samples of a run are one sequence: a permutation of the data set for every epoch, one behind the other. Batch
+    The samples of a run are one sequence: a permutation of the data set for every epoch, one after the other. Batch
     ``b`` of process ``rank`` takes the ``rank``-th part of the ``b``-th piece of it, so that two processes, or two
     batches whose gradients are added, get what one process gets in one batch of twice the size. A sequence does not
     change when a run is resumed. A batch may lie on the border of two epochs.
@@ -79,7 +79,7 @@ def training_batches(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Generator[HDRSample, None, None]:
-    """Yield batches on a device, without end; on a GPU the next one is on its way while the last one is used.
+    """Yield batches on a device, without end; on a GPU the next one is copied while the last one is used.
 
     Loading processes leave the signals of a terminal and of a scheduler to the process that trains. Close the stream
     (``contextlib.closing``) to end them.
@@ -88,8 +88,8 @@ def training_batches(
         dataset: takes ``(epoch, index)``, as the data sets of this library do.
         positions: which samples.
         workers: processes that load.
-        device: where the batches are wanted.
-        dtype: that they are wanted in; their own when None.
+        device: device of the batches.
+        dtype: dtype of the batches; the data set's when None.
     """
     device = torch.device(device)
     loader = DataLoader(
@@ -102,7 +102,7 @@ def training_batches(
     )
     batches = _start(loader)
     if device.type != "cuda":
-        yield from (place_sample(sample, device, dtype) for sample in batches)
+        yield from (move_sample(sample, device, dtype) for sample in batches)
         return
     side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     ahead = cast("HDRSample | None", None)
@@ -112,22 +112,22 @@ def training_batches(
         for tensor in [] if sample is None else _tensors(sample):
             tensor.record_stream(main)
         with torch.cuda.stream(side):  # the copy runs beside the kernels of the step before
-            ahead = place_sample(next(batches), device, dtype)
+            ahead = move_sample(next(batches), device, dtype)
         if sample is not None:
             yield sample
 
 
-def place_sample(sample: HDRSample, device: torch.device | str, dtype: torch.dtype | None = None) -> HDRSample:
+def move_sample(sample: HDRSample, device: torch.device | str, dtype: torch.dtype | None = None) -> HDRSample:
     """Return a sample with its tensors on a device, without waiting for it.
 
     Args:
         sample: one, or a batch.
-        device: where they are wanted.
-        dtype: that they are wanted in; their own when None.
+        device: device of the result.
+        dtype: dtype of the result; the sample's when None.
 
     Example:
         >>> from skt_components import SyntheticScenes
-        >>> place_sample(SyntheticScenes(1, 16)[0], "cpu", torch.float64).bracket.dtype
+        >>> move_sample(SyntheticScenes(1, 16)[0], "cpu", torch.float64).bracket.dtype
         torch.float64
     """
 
@@ -145,14 +145,14 @@ def place_sample(sample: HDRSample, device: torch.device | str, dtype: torch.dty
 def seed_everything(*key: int | str) -> None:
     """Seed Python, NumPy and PyTorch, on every device, by a key, such as (seed, batch, rank).
 
-    Called before every batch it makes what a batch draws depend on its number alone, not on what ran before: no state
-    of a generator has to be saved to resume.
+    Call it before every batch: the batch then draws numbers that depend on its own number alone, and no state of a
+    generator has to be saved to resume.
     """
     import numpy as np
 
     number = hash_key(*key)
     random.seed(number)
-    np.random.seed(number)  # noqa: NPY002  (what is seeded is what somebody else's code may draw from)
+    np.random.seed(number)  # noqa: NPY002  (code of others may draw from it)
     torch.manual_seed(number)
 
 
@@ -175,10 +175,10 @@ def sample_generators(seed: int, first: int, count: int, device: torch.device | 
 
 
 def _start(loader: DataLoader[HDRSample]) -> Iterator[HDRSample]:
-    """Start loading, in processes that are deaf to signals from their first moment."""
+    """Start the loader, in processes that block signals from their first moment."""
     if not hasattr(signal, "sigwaitinfo"):
         return iter(loader)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # which a new process takes over
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # inherited by a new process
     try:
         return iter(loader)
     finally:
@@ -186,7 +186,7 @@ def _start(loader: DataLoader[HDRSample]) -> Iterator[HDRSample]:
 
 
 def _leave_signals(_worker: int) -> None:
-    """Leave Ctrl-C and a scheduler's SIGTERM, which reach the whole group, to the process that trains."""
+    """Ignore Ctrl-C and a scheduler's SIGTERM, which reach the whole group: the training process handles them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):
         return

@@ -149,11 +149,11 @@ def restore_state(
     """
     step, before = int(state["step"]), state.get("samples_per_step")
     if step > steps:
-        raise ValueError(f"--steps {steps}, but the newest checkpoint is already at step {step}")
+        raise ValueError(f"steps={steps}, but the newest checkpoint is already at step {step}")
     if before != per_step:
         raise ValueError(
             f"the checkpoint of step {step} was made with {before} samples per step, now there are {per_step}: "
-            "processes times --batch-size times --accumulate must stay the same"
+            "processes times `batch_size` times `accumulate` must stay the same"
         )
     if missing := {*parts} ^ {key for key, value in state.items() if isinstance(value, Mapping)}:
         raise ValueError(f"the checkpoint of step {step} does not fit, other options: {', '.join(sorted(missing))}")

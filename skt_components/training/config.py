@@ -1,23 +1,34 @@
-"""The options of a training run."""
+"""The options of a training run: their meaning, their checks, and how a file and a command line give them."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import itertools
+import json
 import math
 import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
+from skt_components.data.registry import PUBLISHED
+from skt_components.data.sample import RAW_PEAK, HDRSample
 from skt_components.framework.loss_weights import LossWeights
 
-_COUNTS = (
-    *("steps", "batch_size", "accumulate", "log_every", "validate_every", "checkpoint_every", "keep"),
-    *("regions", "seeds", "val_samples"),
+_AT_LEAST = {
+    **dict.fromkeys(("steps", "batch_size", "accumulate", "log_every", "validate_every", "checkpoint_every"), 1),
+    **dict.fromkeys(("keep", "regions", "seeds", "val_samples", "teacher_stride"), 1),
+    **{"crop": 8, "val_crop": 16},
+}
+_NOT_NEGATIVE = (
+    *("workers", "transfer_start", "transfer_ramp", "warmup_steps", "warmup_lr", "weight_decay", "spike_factor"),
+    *("org_rms_weight", "org_perceptual_weight", *(field.name for field in fields(LossWeights))),
 )
-_LEAST = {"crop": 8, "val_crop": 16}
-_WEIGHTS = ("warmup_lr", "weight_decay", "spike_factor", "org_rms_weight", "org_perceptual_weight")
-_PUBLISHED = ("kalantari", "tel", "bracketire", "bracketire-plus")
 
 
 @dataclass(frozen=True)
@@ -29,18 +40,18 @@ class TrainConfig:
     root: Path | None = None
     """Folder of the data, of a published data set as published or prepared; all but synthetic need it."""
     camera: Literal["srgb", "raw", "raw-x4"] = "srgb"
-    """What takes the brackets of synthetic and hdr-folder: three exposures in colour, five dark to light RAW exposures
-    in which things move (as BracketIRE), or these at a quarter of the target's size (as BracketIRE+)."""
+    """Camera that takes the brackets of synthetic and hdr-folder: three color exposures, five dark to light RAW
+    exposures of a moving scene (as BracketIRE), or the same at a quarter of the target's size (as BracketIRE+)."""
     metadata: bool = False
-    """Render RAW with its white balance and colour matrix for the bank and the teacher; the paper does not."""
+    """Render RAW with its white balance and color matrix for the bank and the teacher; the paper does not."""
     orm: str = "ahdrnet-small"
-    """Network: ahdrnet, hdr-transformer, sctnet or tmrnet, each also with -small behind it, made for the data, or
-    package.module:callable that returns an nn.Module."""
+    """Network: ahdrnet, hdr-transformer, sctnet or tmrnet, each also with the ending -small, made for the data,
+    or package.module:callable that returns an nn.Module."""
     taps: tuple[str, ...] = ()
     """Three layers of the network to align; its own fusion_taps when empty."""
     knowledge_bank: str = "tf_efficientnet_lite0"
-    """Frozen network that knows about pictures: a model of timm by its name, fastsam (weights under AGPL-3.0), or none:
-    a teacher without semantic features, and the whole picture as the only region."""
+    """Frozen network: a timm model by its name, fastsam (weights under AGPL-3.0), or none: a teacher without semantic
+    features, and the whole picture as the only region."""
     weights: str | None = None
     """The bank's weights: a file; for timm also "pretrained" to download. The default bank's come from a pip package;
     fastsam looks for SKT_FASTSAM_WEIGHTS and in its cache."""
@@ -49,11 +60,11 @@ class TrainConfig:
     bank_taps: Literal["paper", "fast"] = "paper"
     """Layers of fastsam that give the features; fast is a quarter of the work."""
     region_source: Literal["own", "color", "features"] = "own"
-    """Regions: fastsam's own masks (other banks have none and take colour), or k-means on colour or on features."""
+    """Regions: fastsam's own masks (other banks have none and take color), or k-means on colour or on features."""
     regions: int = 8
     """Regions per picture; fastsam's masks have the background beside them."""
     loss_weights: Literal["recommended", "paper"] = "recommended"
-    """Weights of the terms; recommended ones depend on --joint, paper needs --perceptual."""
+    """Weights of the terms; recommended ones depend on joint, paper needs perceptual."""
     content_weight: float | None = None
     """Overrides lambda_1 of eq. 14."""
     color_weight: float | None = None
@@ -67,10 +78,10 @@ class TrainConfig:
     org_rms_weight: float = 0.0
     """Weight of the root mean square error of each picture in L_org, of the bare network too: large errors count."""
     org_perceptual_weight: float = 0.0
-    """Weight of a perceptual term in L_org, of the bare network too, over the features of --perceptual."""
+    """Weight of a perceptual term in L_org, of the bare network too, over the features of perceptual."""
     joint: bool = True
     """Let L_spg through the teacher into the network, and L_content and L_color into the teacher: teacher and network
-    move towards each other."""
+    approach each other."""
     detach_features: bool = True
     """Keep L_feat from training the teacher, which would make its features small."""
     transfer_start: int = 0
@@ -81,23 +92,23 @@ class TrainConfig:
     """Side of the picture's blocks that are one pixel of the teacher. The default makes its stages half as large as the
     bracket: 2 for sRGB, 4 for RAW; 1 is the paper's, at many times the work."""
     teacher_domain: Literal["network", "rgb"] = "network"
-    """What L_spg compares of RAW: the sensor's values, as L_org does, or the demosaiced picture, as the paper."""
+    """Domain in which L_spg compares RAW: the sensor's values, as L_org does, or the demosaiced picture."""
     steps: int = 300
-    """Optimisation steps."""
+    """Optimization steps."""
     batch_size: int = 4
     """Samples per forward pass of each process."""
     accumulate: int = 1
     """Forward passes per step, whose gradient is that of one large batch."""
     crop: int = 64
-    """Side of the training crops, in pixels; of RAW in blocks of 2 x 2 of them, as the target has them."""
+    """Side of the training crops, in pixels; for RAW in packed pixels, blocks of 2 x 2."""
     lr: float = 1e-3
     """Learning rate."""
     final_lr: float | None = None
-    """Learning rate at the end; a fiftieth of --lr when not given."""
+    """Learning rate at the end; a fiftieth of lr when not given."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """How the learning rate gets there: along a cosine, at once after four fifths of the steps, or never."""
+    """How the learning rate falls to it: along a cosine, at once after four fifths of the steps, or never."""
     warmup_steps: int = 0
-    """Steps over which the learning rate grows from --warmup-lr."""
+    """Steps over which the learning rate grows from warmup_lr."""
     warmup_lr: float = 0.0
     """Learning rate of the first of these steps."""
     optimizer: Literal["adam", "adamw"] = "adam"
@@ -111,24 +122,24 @@ class TrainConfig:
     seed: int = 0
     """Seeds weights, data and masks."""
     seeds: int = 1
-    """Train that many times, with --seed, --seed + 1, ..., and report them together."""
+    """Number of trainings, with seed, seed + 1, ..., which are reported together."""
     val_names: tuple[str, ...] = ()
-    """Photographs of hdr-folder that validate, as paths below --root; the last fifth by name when not given."""
+    """Photographs of hdr-folder that validate, as paths below root; the last fifth by name when not given."""
     val_crop: int = 128
-    """Side of the validation pictures, as that of the crops."""
+    """Side of the validation pictures, in the unit of crop."""
     val_samples: int = 16
-    """How many validation pictures of synthetic, hdr-folder and bracketire; the others have one of every test scene."""
+    """Validation pictures of synthetic, hdr-folder and bracketire; the others have one of every test scene."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
-    """Of the convolutions and products; losses are float32 always. auto is bf16 on a GPU that has it, else fp32; fp64,
-    of everything, is for comparisons."""
+    """Precision of convolutions and matrix products; losses are always float32. auto is bf16 on a GPU that has it, else
+    fp32; fp64 is for everything, and for comparisons."""
     channels_last: bool = False
     """Keep pictures with their channels last in memory: faster convolutions on most GPUs."""
     compile: bool = False
     """Compile network and teacher with torch.compile: minutes at the start, faster steps."""
     checkpointing: bool = False
-    """Compute the large blocks again in the backward pass: less memory, more time, the same gradient."""
+    """Recompute the large blocks in the backward pass: less memory, more time, the same gradient."""
     workers: int = 0
     """Processes that load data, for each process that trains."""
     out: Path | None = None
@@ -140,9 +151,9 @@ class TrainConfig:
     checkpoint_every: int = 100
     """Steps between checkpoints."""
     keep: int = 2
-    """How many of the newest checkpoints to keep, beside the best."""
+    """Number of the newest checkpoints to keep, beside the best."""
     trackers: tuple[str, ...] = ("tensorboard",)
-    """Where the numbers go beside metrics.jsonl: tensorboard, wandb, mlflow, ... of Hugging Face Accelerate."""
+    """Trackers that also get the numbers: tensorboard, wandb, mlflow, ... of Hugging Face Accelerate."""
     spike_factor: float = 10.0
     """A loss that many times the median of the last hundred is reported, and its batch kept; 0 looks for none."""
     resume: Path | None = None
@@ -150,147 +161,208 @@ class TrainConfig:
     compare: bool = False
     """Also train the bare network from the same weights on the same data, and print the paired gain."""
     bare: bool = False
-    """Train the bare network alone, as --compare does beside the framework: its regions are measured with the bank,
-    which must be there, and a network of your own needs its --taps."""
+    """Train the bare network alone, as compare does beside the framework. Its regions are measured with the bank, which
+    must be there, and a network of your own needs its taps."""
     config: Path | None = None
     """TOML file of these options; those on the command line win."""
     dry_run: bool = False
-    """Train nothing: print parameters, operations, memory and steps, and check that every file is there."""
+    """Train nothing: print parameters, operations and steps, and check that every file is there."""
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{_flag(name)} must be >= 1, got {getattr(self, name)}")
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"--{_flag(name)} must be >= {least}, got {getattr(self, name)}")
-        largest = 2**63 - 1 - self.seeds  # what generators take
+        for name, least in _AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be >= {least}, got {value}")
+        largest = 2**63 - 1 - self.seeds  # the largest seed of a generator
         if not 0 <= self.seed <= largest:
-            raise ValueError(f"--seed must be in [0, {largest}], got {self.seed}")
+            raise ValueError(f"seed must be in [0, {largest}], got {self.seed}")
         for name in ("lr", "final_lr", "clip_grad"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"--{_flag(name)} must be a finite number > 0, got {value}")
-        of_terms = (field.name for field in fields(LossWeights))
-        for name in ("workers", "transfer_start", "transfer_ramp", "warmup_steps", *_WEIGHTS, *of_terms):
+                raise ValueError(f"{name} must be a finite number > 0, got {value}")
+        for name in _NOT_NEGATIVE:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"--{_flag(name)} must be a finite number >= 0, got {value}")
+                raise ValueError(f"{name} must be a finite number >= 0, got {value}")
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"--ema-decay must be in [0, 1), got {self.ema_decay}")
-        if self.teacher_stride is not None and self.teacher_stride < 1:
-            raise ValueError(f"--teacher-stride must be >= 1, got {self.teacher_stride}")
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         if self.perceptual is None:
             self._check_no_features()
         if self.bank_taps != "paper" and self.knowledge_bank != "fastsam":
             raise ValueError(
-                f"--bank-taps {self.bank_taps} is for fastsam: --knowledge-bank {self.knowledge_bank} has none"
+                f"bank_taps={self.bank_taps} is for fastsam: knowledge_bank={self.knowledge_bank} has none"
             )
         if self.final_lr is not None and self.schedule == "constant":
-            raise ValueError("--final-lr is where a schedule ends: --schedule constant has none")
+            raise ValueError("final_lr is where a schedule ends: schedule=constant has none")
         if self.warmup_lr and not self.warmup_steps:
-            raise ValueError("--warmup-lr is where a warm-up begins: give --warmup-steps")
+            raise ValueError("warmup_lr is where a warm-up begins: give `warmup_steps`")
         if self.bare and self.compare:
-            raise ValueError("--bare trains no framework to --compare with: give one of them")
+            raise ValueError("bare trains no framework to `compare` with: give one of them")
         if self.resume is not None and self.out is not None:
-            raise ValueError("--resume continues in its own folder: leave --out away")
+            raise ValueError(f"resume continues in its own folder: it cannot be given with out={self.out}")
         self._check_data()
 
     @property
     def domain(self) -> Literal["srgb", "raw"]:
-        """Domain of brackets and targets, as :class:`DomainTransfer` calls it."""
+        """Domain of brackets and targets, as :class:`DomainTransfer` names it."""
         return "raw" if self.camera != "srgb" or self.data.startswith("bracketire") else "srgb"
 
     @property
     def scale(self) -> int:
-        """How many times as large as its bracket a target is: 1 or 4."""
+        """Ratio of the sizes of target and bracket: 1 or 4."""
         return 4 if self.camera == "raw-x4" or self.data == "bracketire-plus" else 1
 
     @property
     def peak(self) -> float:
         """Linear value of white."""
-        return 16.0 if self.domain == "raw" else 1.0
+        return RAW_PEAK if self.domain == "raw" else 1.0
 
     @property
     def term_weights(self) -> LossWeights:
-        """Weights of the terms: those of --loss-weights, and what overrides them."""
+        """Weights of the terms: the preset ``loss_weights``, with single weights replaced."""
         paper = self.loss_weights == "paper"
         preset = LossWeights.paper() if paper else LossWeights.recommended(self.joint)
         given = {field.name: getattr(self, field.name) for field in fields(preset)}
         return replace(preset, **{name: value for name, value in given.items() if value is not None})
 
+    def rendering_metadata(self, sample: HDRSample) -> dict[str, Tensor]:
+        """Return the metadata with which RAW pictures are rendered: none, as in the paper, unless ``metadata``."""
+        return sample.metadata if self.metadata else {}
+
+    def unreached_options(self) -> list[str]:
+        """Return a sentence for each option that this number of steps is too small for; no error in a short trial."""
+        effects = {"warmup_steps": f"the learning rate does not reach lr={self.lr:g}"}
+        if not self.bare:
+            effects["transfer_start"] = "the framework does not train the network"
+        values = {name: getattr(self, name) for name in effects}
+        late = {name: value for name, value in values.items() if value >= self.steps}
+        return [f"{name}={value} of steps={self.steps}: {effects[name]}" for name, value in late.items()]
+
     def _check_no_features(self) -> None:
         weights = self.term_weights
         used = not self.bare and weights.content_weight > 0 and weights.perceptual_weight > 0
         options = {
-            "--org-perceptual-weight": self.org_perceptual_weight > 0,
-            f"--perceptual-weight {self.perceptual_weight}": used and self.perceptual_weight is not None,
-            "--loss-weights paper": used,
+            "org_perceptual_weight": self.org_perceptual_weight > 0,
+            f"perceptual_weight={self.perceptual_weight}": used and self.perceptual_weight is not None,
+            "loss_weights=paper": used,
         }
         for option, needed in options.items():
             if needed:
-                raise ValueError(f"{option} needs features: give --perceptual bank, pretrained or FILE")
+                raise ValueError(f"{option} needs features: give perceptual=bank, pretrained or FILE")
 
     def _check_data(self) -> None:
+        simulated = self.data in ("synthetic", "hdr-folder")
         if self.data == "synthetic" and self.root is not None:
             raise ValueError(
-                "--root is a folder of data, which --data synthetic does not read: choose --data hdr-folder or "
-                + ", ".join(_PUBLISHED)
+                "root is a folder of data, which data=synthetic does not read: choose data=hdr-folder or "
+                + ", ".join(PUBLISHED)
             )
         if self.data != "synthetic" and self.root is None:
-            raise ValueError(f"--data {self.data} needs --root FOLDER")
-        if self.data in _PUBLISHED and self.camera != "srgb":
-            raise ValueError(
-                f"--camera {self.camera} takes pictures of synthetic or hdr-folder: --data {self.data} has its own"
-            )
+            raise ValueError(f"data={self.data} needs root=FOLDER")
+        if not simulated and self.camera != "srgb":
+            scenes = "synthetic or hdr-folder"
+            raise ValueError(f"camera={self.camera} takes pictures of {scenes}: data={self.data} has its own")
         if self.val_names and self.data != "hdr-folder":
-            raise ValueError(f"--val-names are photographs of --data hdr-folder: --data {self.data} has its own split")
+            raise ValueError(f"val_names are photographs of data=hdr-folder: data={self.data} has its own split")
         if self.metadata and self.domain == "srgb":
-            raise ValueError("--metadata is that of RAW data: it goes with --camera raw, raw-x4 or --data bracketire")
+            raise ValueError("metadata is for RAW data: it goes with camera=raw, raw-x4 or data=bracketire")
         for name in ("crop", "val_crop"):
             if getattr(self, name) % self.scale:
                 raise ValueError(
-                    f"--{_flag(name)} must be a multiple of 4, the factor between the sizes of bracket and "
-                    f"target, got {getattr(self, name)}"
+                    f"{name} must be a multiple of 4, the ratio of the sizes of target and bracket, "
+                    f"got {getattr(self, name)}"
                 )
 
 
+class Options(TrainConfig):
+    """Options from a command line: errors name the options as they are typed."""
+
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise ValueError(name_options(str(error))) from None
+
+
+def parse_options(arguments: Sequence[str]) -> TrainConfig:
+    """Read the options of a command line, over the files named there by ``resume`` and ``config``, over the defaults.
+
+    Args:
+        arguments: without the program's name.
+
+    Raises:
+        SystemExit: an option does not exist or is out of its range; the reason is printed.
+        FileNotFoundError, ValueError: a file of options is missing or wrong.
+        ImportError: tyro is not installed.
+    """
+    try:
+        import tyro
+    except ImportError as error:
+        raise ImportError('reading options needs tyro: pip install "skt-components[train]"') from error
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument(_flag("resume"), type=lambda run: Path(run) / "config.toml")
+    files.add_argument(_flag("config"), type=Path)
+    found = [file for file in vars(files.parse_known_args(arguments)[0]).values() if file is not None]
+    options = tyro.cli(Options, args=[*itertools.chain(*map(read_options, found)), *arguments])
+    return TrainConfig(**{field.name: getattr(options, field.name) for field in fields(TrainConfig)})
+
+
+def name_options(message: str, names: Iterable[str] = ()) -> str:
+    """Return an error message with the names of arguments as options of a command line.
+
+    The name at the beginning, names in backticks, and names with ``=`` are replaced.
+
+    Args:
+        message: such as "batch_size must be >= 1, got 0".
+        names: of the arguments; None are the fields of :class:`TrainConfig`.
+
+    Example:
+        >>> name_options("batch_size must be >= 1, got 0").split()[0] == _flag("batch_size")
+        True
+    """
+    names = "|".join(names or (field.name for field in fields(TrainConfig)))
+    message = re.sub(rf"^({names})(?=[ :])|`({names})`", lambda match: _flag(match[1] or match[2]), message)
+    return re.sub(rf"(?<![\w-])({names})=", lambda match: f"{_flag(match[1])} ", message)
+
+
+def to_arguments(options: Mapping[str, Any]) -> list[str]:
+    """Return options as arguments of a command line."""
+    arguments = []
+    for key, value in options.items():
+        if isinstance(value, bool):
+            arguments.append(_flag(key) if value else _flag(f"no_{key}"))
+        else:
+            arguments += [_flag(key), *map(str, value if isinstance(value, (list, tuple)) else [value])]
+    return arguments
+
+
 def read_options(path: str | os.PathLike[str]) -> list[str]:
-    """Read a TOML file of options as command-line arguments, so that the command line's own checks apply to it.
+    """Read a TOML file of options as command-line arguments, so that the checks of the command line apply to it.
 
     Args:
         path: keys are option names with underscores; values are numbers, strings, booleans or lists of them.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not TOML, or holds a table or a name that is no option.
-
-    Example:
-        >>> read_options("run/config.toml")  # doctest: +SKIP
-        ['--steps', '300', '--no-compare']
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not TOML, or holds a table or an unknown name.
     """
-    path, arguments = Path(path), []
+    path, options = Path(path), read_toml(path)
     known = [field.name for field in fields(TrainConfig)]
-    for key, value in read_toml(path).items():
+    for key, value in options.items():
         if key.replace("-", "_") not in known:
             similar = difflib.get_close_matches(key, known, n=1)
             raise ValueError(f"{path}: no option {key!r}{f', is {similar[0]} meant?' if similar else ''}")
-        flag = _flag(key)
         if isinstance(value, dict):
             raise ValueError(f"{path}: {key} is a table, expected a plain option")
-        if isinstance(value, bool):
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            arguments += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
-    return arguments
+    return to_arguments(options)
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a TOML file, whatever its names are.
+    """Read a TOML file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not TOML.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not TOML.
     """
     try:
         import tomllib
@@ -300,11 +372,23 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file at {path}")
     try:
-        options = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a TOML file: {error}") from error
-    return options
+
+
+def to_toml(value: Any) -> str:
+    """Return a value as TOML writes it."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(to_toml, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    # TOML's strings are JSON's, except surrogate pairs, which must be characters, and DEL, which must be escaped.
+    value = value.resolve() if isinstance(value, Path) else value  # a run may be resumed from another folder
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _flag(name: str) -> str:
-    return name.replace("_", "-")
+    return "--" + name.replace("_", "-")

@@ -1,16 +1,19 @@
-"""What one loop needs to run on one device or many: Hugging Face Accelerate, set up for this framework."""
+"""One device or many for one loop: Hugging Face Accelerate, set up for this framework."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from skt_components.data.sample import HDRSample
 from skt_components.modules.taps import eval_mode
+from skt_components.training.batches import move_sample
 from skt_components.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -20,10 +23,10 @@ T = TypeVar("T")
 
 
 class Engine:
-    """One process of a run: alone, or one of several that torchrun or accelerate started.
+    """Hold one process of a run: alone, or one of several that torchrun or accelerate started.
 
     Args:
-        config: its ``device``, ``precision``, ``accumulate`` and ``trackers``.
+        config: its ``device``, ``precision``, ``accumulate``, ``trackers``, ``channels_last`` and ``compile``.
 
     Attributes:
         accelerator: Hugging Face's ``Accelerator``, for the loop: ``accumulate``, ``backward``, ``clip_grad_norm_``.
@@ -39,7 +42,7 @@ class Engine:
 
     Example:
         >>> engine = Engine(TrainConfig(device="cpu", trackers=()))
-        >>> engine.rank, engine.processes, engine.largest(2)
+        >>> engine.rank, engine.processes, engine.maximum(2)
         (0, 1, 2)
     """
 
@@ -65,33 +68,55 @@ class Engine:
         self.processes: int = self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        self._channels_last, self._compile = config.channels_last, config.compile
         scaler = self.accelerator.scaler
         self._scaler_state = None if scaler is None else scaler.state_dict()
         # A group of the processors: the GPUs' own would make the host wait for the device.
         self._group: Any = torch.distributed.new_group(backend="gloo") if self.processes > 1 else None
 
-    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, sample: HDRSample) -> tuple[nn.Module, Any]:
-        """Put a module on this process's device and, if there are several, into DistributedDataParallel.
+    @property
+    def gradient_scale(self) -> float:
+        """Factor of the loss in fp16; 1 in other precisions."""
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
-        Gradients are synchronised once a step; buffers only where there are statistics of batches. Parameters that a
-        step leaves without gradient are looked for in every step only if there are any.
+    def download_in_turn(self, config: TrainConfig) -> AbstractContextManager[None]:
+        """Return a context in which the main process of each machine goes first if the options need downloads."""
+        downloads = config.download or "pretrained" in (config.weights, config.perceptual)
+        return self.accelerator.local_main_process_first() if downloads else nullcontext()
+
+    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, sample: HDRSample) -> tuple[nn.Module, Any]:
+        """Put a module on this process's device and, with several processes, into DistributedDataParallel.
+
+        Gradients are synchronized once a step, buffers only if there are batch statistics. Parameters that a step
+        leaves without gradient are searched for in every step only if there are any.
+
+        The options ``channels_last``, ``precision`` and ``compile`` are applied too.
 
         Args:
-            module: called as ``module(bracket, target)``, returns something with a ``total`` to differentiate.
-            optimizer: of its parameters.
-            sample: a small batch, on the CPU; the module runs on it once if there are several processes.
+            module: called as ``module(bracket, target)``, returns an output with a ``total`` to differentiate; its
+                ``orm`` and ``spgrm`` are compiled.
+            optimizer: its optimizer.
+            sample: a training sample; the module runs on it once if there are several processes.
         """
+        if self._channels_last:
+            module.to(memory_format=torch.channels_last)
+        module.to(dtype=self.dtype)
         if self.processes > 1:
             from accelerate.utils import DistributedDataParallelKwargs
 
+            batch = move_sample(default_collate([sample]), "cpu", self.dtype)
             self.accelerator.ddp_handler = DistributedDataParallelKwargs(
-                find_unused_parameters=bool(unused_parameters(module, sample.bracket, sample.target)),
+                find_unused_parameters=bool(unused_parameters(module, batch.bracket, batch.target)),
                 broadcast_buffers=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()),
                 gradient_as_bucket_view=True,
             )
         if self.accelerator.scaler is not None:  # shared by all modules; each begins with the first scale
             self.accelerator.scaler.load_state_dict(self._scaler_state)
         prepared, optimizer = self.accelerator.prepare(module, optimizer)
+        for name in ("orm", "spgrm") if self._compile else ():
+            if isinstance(part := getattr(module, name, None), nn.Module):
+                part.compile()
         return prepared, optimizer
 
     def start_trackers(self, folder: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> None:
@@ -129,10 +154,10 @@ class Engine:
             raise result[1]
         return result[0]
 
-    def largest(self, number: int) -> int:
-        """Return the largest number that any process calls this with, without waiting for a device.
+    def maximum(self, number: int) -> int:
+        """Return the largest number that any process gives, without waiting for a device.
 
-        Every process must call it. So a signal that one of them got ends all at the same step.
+        Every process must call it, so that a signal to one of them ends all at the same step.
         """
         if self._group is None:
             return number
@@ -203,16 +228,16 @@ def _check_trackers(trackers: tuple[str, ...]) -> None:
     available = {str(tracker) for tracker in get_available_trackers()}
     for tracker in trackers:
         if tracker not in LOGGER_TYPE_TO_CLASS:
-            raise ValueError(f"--trackers must be among {', '.join(LOGGER_TYPE_TO_CLASS)}, got {tracker!r}")
+            raise ValueError(f"trackers must be among {', '.join(LOGGER_TYPE_TO_CLASS)}, got {tracker!r}")
         if tracker not in available:
-            raise ImportError(f"--trackers {tracker} needs its package: pip install {tracker}, or --trackers for none")
+            raise ImportError(f"trackers={tracker} needs its package: pip install {tracker}, or give no tracker")
 
 
 def _choose_device(name: str) -> torch.device:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or name == "cpu" or not torch.cuda.is_available():
         return pick_device(name)
     if name not in ("auto", "cuda"):
-        raise ValueError(f"--device {name}: each of several processes has a GPU of its own, leave it away")
+        raise ValueError(f"device={name} must be auto for several processes, of which each has its own GPU")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
@@ -222,5 +247,5 @@ def mixed_precision(wanted: str, device: torch.device) -> str:
         real = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bf16" if real else "no"
     if wanted == "fp16" and device.type != "cuda":
-        raise ValueError(f"--precision fp16 needs a GPU, whose gradients are then scaled; on {device.type} take bf16")
+        raise ValueError(f"precision=fp16 needs a GPU, whose gradients are then scaled; on {device.type} take bf16")
     return "no" if wanted in ("fp32", "fp64") else wanted

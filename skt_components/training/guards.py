@@ -90,7 +90,7 @@ class StepWatch:
 
     Example:
         >>> watch = StepWatch("run/inspect", "framework")
-        >>> watch.look(0, {"total": torch.tensor(0.5)}, [{"the bracket": torch.rand(1, 3, 6, 8, 8)}])
+        >>> watch.check(0, {"total": torch.tensor(0.5)}, [{"the bracket": torch.rand(1, 3, 6, 8, 8)}])
         >>> watch.notices
         []
     """
@@ -103,7 +103,7 @@ class StepWatch:
         self._pending: deque[_Step] = deque()
         self._spikes = 0
 
-    def look(self, step: int, numbers: Mapping[str, Tensor], batch: Batch = ()) -> None:
+    def check(self, step: int, numbers: Mapping[str, Tensor], batch: Batch = ()) -> None:
         """Take one step's numbers.
 
         Args:
@@ -134,7 +134,7 @@ class StepWatch:
             self._examine()
 
     def flush(self) -> None:
-        """Wait for every number that is on its way; raises what :meth:`look` raises."""
+        """Wait for every number that is on its way; raises what :meth:`check` raises."""
         while self._pending:
             self._examine()
 

@@ -5,89 +5,203 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from skt_components.files.atomic import write_text
-from skt_components.training.config import TrainConfig, read_toml
+from torch import Tensor
+from torch.utils.data import Dataset
 
-# What makes a run the run that it is; the rest may change when it goes on.
+from skt_components import evaluation
+from skt_components.data.sample import HDRSample
+from skt_components.files.atomic import write_text
+from skt_components.files.json_lines import append_json_line, read_json_lines
+from skt_components.training.config import TrainConfig, read_toml, to_toml
+from skt_components.training.engine import Engine
+from skt_components.training.environment import write_environment
+from skt_components.training.run_summary import write_run_summary
+from skt_components.training.validation import Scores, Validator, results_table
+
+# Options that make a run the run that it is; the others may change when it is resumed.
 _FIXED = (
     *("data", "camera", "metadata", "orm", "taps", "knowledge_bank", "bank_taps", "region_source", "regions"),
-    *(
-        "perceptual",
-        "joint",
-        "detach_features",
-        "org_rms_weight",
-        "org_perceptual_weight",
-        "teacher_stride",
-        "teacher_domain",
-    ),
-    *("optimizer", "crop", "val_crop", "seed", "seeds", "bare", "val_samples", "val_names"),
+    *("perceptual", "joint", "detach_features", "org_rms_weight", "org_perceptual_weight", "teacher_stride"),
+    *("teacher_domain", "optimizer", "crop", "val_crop", "seed", "seeds", "bare", "val_samples", "val_names"),
 )
+_NOT_STORED = ("config", "resume", "out", "dry_run")
 
 
-def make_run_folder(config: TrainConfig) -> Path:
-    """Create the run's folder with the options in its ``config.toml``, or return the one to resume as it is.
+class RunFolder:
+    """Make or resume the folder of a run, start its trackers and print where it is.
+
+    With several seeds each has a folder below it.
+
+    Args:
+        config: the options.
+        engine: the process; the main one writes.
+
+    Attributes:
+        path: the folder.
 
     Raises:
         FileExistsError: ``config.out`` exists and is not empty.
         FileNotFoundError: ``config.resume`` does not exist.
-        ValueError: the run to resume was another: other data, networks or seeds.
+        ValueError: the run to resume has other data, networks or seeds.
+    """
+
+    def __init__(self, config: TrainConfig, engine: Engine) -> None:
+        self.config, self.engine = config, engine
+        self.path: Path = engine.on_main(make_run_folder, config)
+        self._recorded, self._current = False, self.path
+        engine.start_trackers(self.path, asdict(config))
+        if engine.is_main:
+            several = engine.processes > 1
+            device = f"{engine.processes} x {engine.device.type}" if several else str(engine.device)
+            task = f"{config.orm} with {config.knowledge_bank} on {config.data}"
+            print(f"{task}, {device}, {config.steps} steps -> {self.path}")
+
+    def seed_configs(self) -> Iterator[tuple[TrainConfig, Path]]:
+        """Yield the options and the folder of every seed."""
+        first, count = self.config.seed, self.config.seeds
+        for seed in range(first, first + count):
+            folder = self.path / f"seed-{seed}" if count > 1 else self.path
+            folder.mkdir(exist_ok=True)
+            self._current = folder
+            yield replace(self.config, seed=seed), folder
+
+    def record_start(self) -> None:
+        """Write the environment and the options, once and in the main process.
+
+        A resumed run calls this when it has found its state, so that a rejected one does not change the folder.
+        """
+        if self.engine.is_main and not self._recorded:
+            self._recorded = True
+            write_environment(self.path)
+            write_options(self.path, self.config)
+
+    @contextmanager
+    def explain_errors(self) -> Iterator[None]:
+        """If the block ends with an error, write it into the log, the curves and the page of the run."""
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            if self.engine.is_main and (self.config.resume is None or self._recorded):
+                self._write_error(error)
+            raise
+
+    def finish_seed(
+        self,
+        folder: Path,
+        scores: Mapping[str, Scores],
+        networks: Mapping[str, Callable[[Tensor], Tensor]],
+        validator: Validator,
+    ) -> None:
+        """Write the pictures, the curves and the scores of a seed; every process calls it.
+
+        Args:
+            folder: the folder of the seed.
+            scores: the last scores, by "framework" and "bare".
+            networks: title -> function from bracket to linear picture, for ``samples.png``.
+            validator: draws the pictures.
+        """
+        if self.engine.is_main:
+            validator.framework.eval()
+            validator.draw(folder / "samples.png", networks)
+            evaluation.save_curves(folder / "metrics.jsonl", folder / "curves.png")
+            listed = {
+                name: {of: {metric: values.tolist() for metric, values in row.items()} for of, row in rows.items()}
+                for name, rows in scores.items()
+            }
+            write_text(folder / "scores.json", json.dumps(listed) + "\n")  # this file marks a finished run
+            if self.config.seeds > 1:  # the page of the whole run is written with its table
+                write_run_summary(folder)
+        self.engine.accelerator.wait_for_everyone()
+
+    def finish(self, results: Sequence[Mapping[str, Scores]], data: Dataset[HDRSample]) -> None:
+        """Write and print the table of all seeds, and write the page of the run; every process calls it.
+
+        Args:
+            results: for each seed the last scores, by "framework" and "bare".
+            data: the validation pictures.
+        """
+        if self.engine.is_main:
+            folders = [folder for _, folder in self.seed_configs()]
+            table = results_table(self.config, folders, results, data)
+            (self.path / "table.txt").write_text(table + "\n", encoding="utf-8")
+            write_run_summary(self.path)
+            print(table)
+        self.engine.accelerator.end_training()
+
+    def _write_error(self, error: BaseException) -> None:
+        folder = self._current
+        lines = folder / "metrics.jsonl"
+        with suppress(OSError, ValueError):
+            if not isinstance(error, KeyboardInterrupt):  # an interrupted run can go on as if nothing had happened
+                entries = read_json_lines(lines) if lines.is_file() else []
+                last = max((entry["step"] for entry in entries), default=0)
+                step = getattr(error, "step", None)
+                append_json_line(
+                    lines, {"run": "end", "step": last if step is None else step, "notice": explain(error)}
+                )
+        with suppress(OSError, ValueError):
+            evaluation.save_curves(lines, folder / "curves.png")
+        with suppress(OSError, ValueError):
+            write_run_summary(self.path)
+
+
+def make_run_folder(config: TrainConfig) -> Path:
+    """Create the run's folder with the options in its ``config.toml``, or return the one to resume unchanged.
+
+    Raises:
+        FileExistsError: ``config.out`` exists and is not empty.
+        FileNotFoundError: ``config.resume`` does not exist.
+        ValueError: the run to resume has other data, networks or seeds.
     """
     if config.resume is not None:
         if not config.resume.is_dir():
-            raise FileNotFoundError(f"--resume: no run folder at {config.resume}")
+            raise FileNotFoundError(f"resume: no run folder at {config.resume}")
         _check_same_run(config, config.resume / "config.toml")
         return config.resume
     name = f"{config.data}-{config.orm.replace(':', '.')}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = config.out if config.out is not None else Path("runs") / name
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        way_out = f", or --resume {run}" if (run / "config.toml").is_file() else ""
-        raise FileExistsError(f"--out {run} exists and is not empty: choose another{way_out}")
+        alternative = f", or resume={run}" if (run / "config.toml").is_file() else ""
+        raise FileExistsError(f"out={run} exists and is not empty: choose another{alternative}")
     run.mkdir(parents=True, exist_ok=True)
     write_options(run, config)
     return run
 
 
 def write_options(folder: str | os.PathLike[str], config: TrainConfig) -> None:
-    """Write the options into ``config.toml``, whole or not at all; call it when a resumed run has found its state."""
-    lines = [f"{key} = {value}" for key, value in _options(config).items()]
+    """Write the options into ``config.toml`` of a folder, whole or not at all."""
+    lines = [f"{key} = {value}" for key, value in _stored_options(config).items()]
     write_text(Path(folder) / "config.toml", "\n".join(lines) + "\n")
 
 
-def _options(config: TrainConfig) -> dict[str, str]:
-    """Options as TOML has them, without where the run came from, which is not what it is."""
-    options = {key: value for key, value in asdict(config).items() if value is not None}
+def explain(error: BaseException) -> str:
+    """Return the message of an error; for an error in a loader process, without the traceback of that process."""
+    text = str(error)
+    return text.rstrip().splitlines()[-1] if text.startswith("Caught ") else text
+
+
+def _stored_options(config: TrainConfig) -> dict[str, str]:
+    options: dict[str, Any] = {key: value for key, value in asdict(config).items() if value is not None}
     for key in ("weights", "perceptual"):
         if key in options and Path(options[key]).is_file():
             options[key] = Path(options[key])
-    skipped = ("config", "resume", "out", "dry_run")
-    return {key: to_toml(value) for key, value in options.items() if key not in skipped}
+    return {key: to_toml(value) for key, value in options.items() if key not in _NOT_STORED}
 
 
 def _check_same_run(config: TrainConfig, path: Path) -> None:
-    before, now = read_toml(path), _options(config)
+    before, now = read_toml(path), _stored_options(config)
     if not before:
-        raise ValueError(f"--resume: {path} has no options, it is not the file of a run")
+        raise ValueError(f"resume: {path} has no options, it is not the file of a run")
     for key in _FIXED:
-        was = to_toml(before[key]) if key in before else None
-        if was is not None and was != now.get(key):
+        old = to_toml(before[key]) if key in before else None
+        if old is not None and old != now.get(key):
             raise ValueError(
-                f"--resume: {key} was {was} and is {now.get(key)} now, which is another run: start one with "
-                f"--config {path} and the options that shall differ"
+                f"resume: {key} was {old} and is {now.get(key)} now, which is another run: start one with "
+                f"config={path} and the options that differ"
             )
-
-
-def to_toml(value: Any) -> str:
-    """Return a value as TOML has it."""
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(to_toml, value))}]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return repr(value)
-    # TOML's strings are JSON's, but for surrogate pairs, which must be characters, and DEL, which must not.
-    value = value.resolve() if isinstance(value, Path) else value  # a run may be resumed from elsewhere
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -18,6 +18,7 @@ import units
 from boost_study import EQUAL, SMALL, read, write
 
 import skt_components as skt
+from skt_components.models.registry import NETWORKS
 
 
 def fabricate(out: Path, study: plan.Study, values: dict[tuple, list[float]], **start: float) -> None:
@@ -183,7 +184,7 @@ def test_trained_networks_are_judged_on_all_photographs_of_another_folder(tmp_pa
     run.folder.mkdir(parents=True)
     (run.folder / "scores.json").write_text("{}")
     (run.folder / "config.toml").write_text('val_crop = 16\nval_samples = 4\norm = "ahdrnet-small"\nbare = true\n')
-    network = plan.load_loop().ORMS["ahdrnet-small"](num_frames=3, in_channels=6, out_channels=3)
+    network = NETWORKS["ahdrnet-small"](num_frames=3, in_channels=6, out_channels=3)
     skt.save_weights(run.folder / "bare.safetensors", network)
     (row,) = judge.judge([run], study, None, photographs)
     data = skt.HDRFolder(photographs, crop=16, split="val", val_fraction=1.0, samples_per_epoch=4)

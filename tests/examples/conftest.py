@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -45,3 +46,24 @@ def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
 def load_script() -> Callable[[str], ModuleType]:
     """Import ``examples/NAME`` as a module."""
     return _load_script
+
+
+@pytest.fixture
+def call_script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Sequence[object]], None]:
+    """Run ``examples/NAME`` in this process, as its command does: ``call_script(name, arguments)``.
+
+    It ends with SystemExit if the command does; its message or number is the command's.
+    """
+
+    def call(name: str, arguments: Sequence[object]) -> None:
+        path = str(EXAMPLES / name)
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        runpy.run_path(path, run_name="__main__")
+
+    return call
+
+
+@pytest.fixture
+def train(call_script: Callable[[str, Sequence[object]], None]) -> Callable[[Sequence[object]], None]:
+    """Run ``examples/train_full.py`` in this process: ``train(arguments)``."""
+    return lambda arguments: call_script("train_full.py", arguments)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 import math
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import tyro
 
+from skt_components.models.registry import NETWORKS as MAKERS
+from skt_components.models.registry import bracket_options
 from skt_components.training import TrainConfig, read_options
 
 try:
@@ -51,24 +51,14 @@ def read(name: str) -> TrainConfig:
     return tyro.cli(TrainConfig, args=[*options, *root])
 
 
-@pytest.fixture(scope="module")
-def loop() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_full", ROOT / "examples" / "train_full.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_every_experiment_has_its_file_and_no_file_is_unknown() -> None:
     assert set(FILES) == {*PAPER, *ABLATIONS, *OFFICIAL, *CPU}
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_is_a_valid_run_of_a_network_that_exists(name: str, loop: ModuleType) -> None:
+def test_a_file_is_a_valid_run_of_a_network_that_exists(name: str) -> None:
     config = read(name)
-    assert config.orm in loop.ORMS
+    assert config.orm in MAKERS
     written = tomllib.loads(FILES[name].read_text(encoding="utf-8"))
     for key, value in written.items():  # nothing is lost or changed on its way through the command line
         assert getattr(config, key) == value
@@ -121,9 +111,11 @@ def test_the_official_runs_have_their_authors_numbers(name: str) -> None:
     assert "# Not reproduced:" in FILES[name].read_text(encoding="utf-8")
 
 
-def test_the_official_networks_are_those_of_the_facts(loop: ModuleType) -> None:
+def test_the_official_networks_are_those_of_the_facts() -> None:
     for name in OFFICIAL:
-        loop.ORMS[read(name).orm](**loop.bracket_options(read(name)))  # full size, for the data of its run
+        MAKERS[read(name).orm](
+            **bracket_options(read(name).domain, scale=read(name).scale)
+        )  # full size, for the data of its run
 
 
 @pytest.mark.parametrize("name", CPU)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import importlib.util
 import json
 import os
 import re
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +22,22 @@ import torch
 from torch import nn
 
 import skt_components as skt
+from skt_components import evaluation, training
+from skt_components.framework import BareNetwork
+from skt_components.models.registry import NETWORKS, bracket_options
+from skt_components.training import (
+    METRICS,
+    RunData,
+    TrainConfig,
+    build_bank,
+    build_data,
+    build_losses,
+    build_network,
+    framework_options,
+    parse_options,
+)
 
+Train = Callable[[Sequence[object]], None]
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = ["--steps", "4", "--batch-size", "2", "--crop", "32", "--log-every", "1", "--checkpoint-every", "2"]
 STAGES = ("first", "body.0", "body")
@@ -29,16 +45,6 @@ FILES = (
     *("orm.safetensors", "orm-best.safetensors", "config.toml", "metrics.jsonl", "scores.json", "environment.json"),
     *("curves.png", "samples.png", "table.txt", "README.md", "checkpoints", "logs"),
 )
-
-
-@pytest.fixture(scope="module")
-def loop() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_full", EXAMPLES / "train_full.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(autouse=True)
@@ -54,22 +60,35 @@ def _strangers(monkeypatch: pytest.MonkeyPatch) -> None:
 def _quick_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take longer than these runs; who looks at them asks for real ones."""
     if "pictures" not in request.keywords:
-        monkeypatch.setattr(skt, "save_samples", lambda path, rows: Path(path).write_bytes(b"picture"))
-        monkeypatch.setattr(skt, "save_curves", lambda metrics, path: Path(path).write_bytes(b"picture"))
+        monkeypatch.setattr(evaluation, "save_samples", lambda path, rows: Path(path).write_bytes(b"picture"))
+        monkeypatch.setattr(evaluation, "save_curves", lambda metrics, path: Path(path).write_bytes(b"picture"))
 
 
 @pytest.fixture(autouse=True)
-def _few_validation_pictures(loop: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    build_data = loop.build_data
+def _few_validation_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fewer(config: TrainConfig, processes: int = 1) -> RunData:
+        data = build_data(config, processes)
+        if config.data != "synthetic":
+            return data
+        size = 48 if config.domain == "srgb" else 16
+        return RunData(data.training, skt.SyntheticScenes(3, size, split="val", camera=data.validation.camera))
 
-    def fewer(config: skt.training.TrainConfig, processes: int = 1) -> tuple:
-        train, validation = build_data(config, processes)
-        if config.data == "synthetic":
-            size = 48 if config.domain == "srgb" else 16
-            validation = skt.SyntheticScenes(3, size, split="val", camera=validation.camera)
-        return train, validation
+    monkeypatch.setattr(training, "build_data", fewer)
 
-    monkeypatch.setattr(loop, "build_data", fewer)
+
+def build_modules(config: TrainConfig, bracket: torch.Tensor) -> tuple[skt.SemanticKnowledgeTransfer, BareNetwork]:
+    """The framework and the bare network of a run with these options."""
+    torch.manual_seed(config.seed)
+    (network, forward), bank = build_network(config), build_bank(config)
+    org_loss, perceptual = build_losses(config, bank)
+    bare = BareNetwork(copy.deepcopy(network), org_loss, forward)
+    losses = {"orm_loss": org_loss, "perceptual": perceptual, "forward_orm": forward}
+    return skt.SemanticKnowledgeTransfer(network, bank, sample=bracket, **losses, **framework_options(config)), bare
+
+
+def options_of(config: TrainConfig) -> dict:
+    """The options of a network for the brackets of a run."""
+    return bracket_options(config.domain, scale=config.scale)
 
 
 def left_in(run: Path) -> set[str]:
@@ -93,11 +112,6 @@ def weights(run: Path, name: str = "framework") -> dict[str, torch.Tensor]:
     return state(run, name)["module"]
 
 
-def run_script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(EXAMPLES / "train_full.py"), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
-
-
 def photographs(folder: Path) -> Path:
     """Two small flat HDR photographs with structure and a range of 1000."""
     rng = np.random.default_rng(0)
@@ -114,9 +128,9 @@ def photographs(folder: Path) -> Path:
 
 
 @pytest.mark.pictures
-def test_leaves_everything_in_its_run_folder(loop: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_leaves_everything_in_its_run_folder(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = tmp_path / "run"
-    loop.main([*SMALL, "--validate-every", "2", "--out", str(run)])
+    train([*SMALL, "--validate-every", "2", "--out", str(run)])
     assert left_in(run) == {*FILES, "samples"}
     assert [path.name for path in (run / "samples").iterdir()] == ["orm-00000002.png"]
     assert all((run / name).stat().st_size > 0 for name in FILES)
@@ -129,19 +143,19 @@ def test_leaves_everything_in_its_run_folder(loop: ModuleType, tmp_path: Path, c
     assert set(steps[-1]["gradients"]["picture"]) == {"org", "content", "color", "alignment", "spgrm"}
 
 
-def test_the_saved_network_is_the_plain_network(loop: ModuleType, tmp_path: Path) -> None:
+def test_the_saved_network_is_the_plain_network(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    loop.main([*SMALL, "--out", str(run)])
-    network = loop.ORMS["ahdrnet-small"]()
+    train([*SMALL, "--out", str(run)])
+    network = NETWORKS["ahdrnet-small"]()
     skt.load_weights(run / "orm.safetensors", network)
     inside = {k.removeprefix("orm."): v for k, v in weights(run).items() if k.startswith("orm.")}
     assert inside.keys() == network.state_dict().keys()
     assert all(torch.equal(inside[k], v) for k, v in network.state_dict().items())
 
 
-def test_training_learns(loop: ModuleType, tmp_path: Path) -> None:
+def test_training_learns(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    loop.main(["--steps", "40", "--batch-size", "2", "--crop", "48", "--lr", "1e-3", "--out", str(run)])
+    train(["--steps", "40", "--batch-size", "2", "--crop", "48", "--lr", "1e-3", "--out", str(run)])
     lines = metrics(run)
     losses = [line["terms"]["org"] for line in lines if "terms" in line]
     scores = [line["validation"]["ORM"]["PSNR-mu"] for line in lines if "validation" in line]
@@ -150,17 +164,17 @@ def test_training_learns(loop: ModuleType, tmp_path: Path) -> None:
 
 
 def test_compare_trains_the_bare_network_from_the_same_start(
-    loop: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     run = tmp_path / "run"
     off = ["--no-joint", "--content-weight", "0", "--color-weight", "0", "--alignment-weight", "0"]
-    loop.main([*SMALL, *off, "--compare", "--out", str(run)])
+    train([*SMALL, *off, "--compare", "--out", str(run)])
     # Without a transfer term the framework leaves the network's training exactly as it is.
     bare, ours = weights(run, "bare"), weights(run)
     assert all(torch.equal(value, ours[key]) for key, value in bare.items())
     assert "paired gain over 1 seed and 3 pictures: +0.000 dB" in capsys.readouterr().out
     alone = tmp_path / "alone"
-    loop.main([*SMALL, "--bare", "--out", str(alone)])
+    train([*SMALL, "--bare", "--out", str(alone)])
     assert all(torch.equal(value, weights(alone, "bare")[key]) for key, value in bare.items())
     found, before = (json.loads((folder / "scores.json").read_text()) for folder in (alone, run))
     assert found == {"bare": before["bare"]}
@@ -170,30 +184,30 @@ def test_compare_trains_the_bare_network_from_the_same_start(
     assert 'load_model("bare.safetensors")' in (alone / "README.md").read_text()
 
 
-def test_a_bare_run_asks_for_no_features_of_terms_that_it_has_not(loop: ModuleType) -> None:
+def test_a_bare_run_asks_for_no_features_of_terms_that_it_has_not() -> None:
     bracket = torch.rand(1, 3, 6, 32, 32)
     plain, paper = (
-        loop.build_modules(skt.training.TrainConfig(bare=bare, **options), bracket)[1].state_dict()
+        build_modules(TrainConfig(bare=bare, **options), bracket)[1].state_dict()
         for bare, options in ((False, {}), (True, {"loss_weights": "paper"}))
     )
     assert all(torch.equal(value, paper[key]) for key, value in plain.items())
 
 
-def test_options_that_come_too_late_are_named(loop: ModuleType, capsys: pytest.CaptureFixture) -> None:
+def test_options_that_come_too_late_are_named(train: Train, capsys: pytest.CaptureFixture) -> None:
     late = ["--dry-run", "--steps", "5", "--warmup-steps", "5", "--transfer-start", "9"]
-    loop.main(late)
+    train(late)
     assert capsys.readouterr().err.splitlines() == [
-        "--warmup-steps 5 of --steps 5: the learning rate does not reach --lr",
+        "--warmup-steps 5 of --steps 5: the learning rate does not reach --lr 0.001",
         "--transfer-start 9 of --steps 5: the framework does not train the network",
     ]
-    loop.main([*late, "--steps", "10"])
+    train([*late, "--steps", "10"])
     assert capsys.readouterr().err == ""
 
 
-def test_the_root_mean_square_joins_l_org_of_both(loop: ModuleType) -> None:
-    config = skt.training.TrainConfig(org_rms_weight=0.5, camera="raw", device="cpu", trackers=())
+def test_the_root_mean_square_joins_l_org_of_both() -> None:
+    config = TrainConfig(org_rms_weight=0.5, camera="raw", device="cpu", trackers=())
     bracket, target = torch.rand(1, 5, 4, 32, 32), 16 * torch.rand(1, 4, 32, 32)
-    framework, bare = loop.build_modules(config, bracket)
+    framework, bare = build_modules(config, bracket)
     torch.testing.assert_close(bare(bracket, target).total, framework(bracket, target).terms["org"])
     hdr = bare.orm(bracket)
     wanted = skt.mu_l1_loss(hdr, target, peak=16.0) + 0.5 * skt.losses.mu_rms_loss(hdr, target, peak=16.0)
@@ -208,10 +222,10 @@ def test_the_root_mean_square_joins_l_org_of_both(loop: ModuleType) -> None:
         (["--no-joint", "--no-detach-features"], {"spgrm": False, "content": False, "alignment": False}),
     ],
 )
-def test_options_decide_which_gradients_pass(loop: ModuleType, options: list[str], passes: dict[str, bool]) -> None:
-    config = loop.parse([*options, "--device", "cpu", "--trackers"])
+def test_options_decide_which_gradients_pass(options: list[str], passes: dict[str, bool]) -> None:
+    config = parse_options([*options, "--device", "cpu", "--trackers"])
     bracket, target = torch.rand(1, 3, 6, 32, 32), torch.rand(1, 3, 32, 32)
-    framework, _ = loop.build_modules(config, bracket)
+    framework, _ = build_modules(config, bracket)
     torch.nn.init.normal_(framework.spgrm.tail.weight, std=0.1)  # which starts at zero, and lets nothing through
     terms = framework(bracket, target).terms
     network, teacher = next(framework.orm.parameters()), next(framework.spgrm.stages.parameters())
@@ -220,10 +234,10 @@ def test_options_decide_which_gradients_pass(loop: ModuleType, options: list[str
         assert (gradient is not None and bool(gradient.any())) == passes[term], term
 
 
-def test_resume_is_exact(loop: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_is_exact(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    loop.main([*SMALL, "--out", str(whole)])
-    look = skt.StepWatch.look
+    train([*SMALL, "--out", str(whole)])
+    look = skt.training.StepWatch.check
 
     def stop_at_three(self: skt.training.StepWatch, step: int, *args: object) -> None:
         look(self, step, *args)
@@ -231,32 +245,32 @@ def test_resume_is_exact(loop: ModuleType, tmp_path: Path, monkeypatch: pytest.M
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(skt.training.StepWatch, "look", stop_at_three)
-        with pytest.raises(KeyboardInterrupt):
-            loop.main([*SMALL, "--out", str(broken)])
+        patch.setattr(skt.training.StepWatch, "check", stop_at_three)
+        with pytest.raises(SystemExit, match="130"):
+            train([*SMALL, "--out", str(broken)])
     assert state(broken)["step"] == 2
-    loop.main(["--resume", str(broken)])
+    train(["--resume", str(broken)])
     assert all(torch.equal(value, weights(broken)[key]) for key, value in weights(whole).items())
     assert (broken / "config.toml").read_text() == (whole / "config.toml").read_text()
 
 
-def test_resume_with_too_few_steps_or_another_network_is_explained(loop: ModuleType, tmp_path: Path) -> None:
+def test_resume_with_too_few_steps_or_another_network_is_explained(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    loop.main([*SMALL, "--out", str(run)])
-    with pytest.raises(ValueError, match=r"--steps 3, but the newest checkpoint is already at step 4"):
-        loop.main(["--resume", str(run), "--steps", "3"])
-    with pytest.raises(ValueError, match=r'--resume: orm was "ahdrnet-small" and is "strangers:Stranger" now'):
-        loop.main(["--resume", str(run), "--steps", "5", "--orm", "strangers:Stranger", "--layers", *STAGES])
-    loop.main(["--resume", str(run), "--steps", "6", "--orm", "ahdrnet-small", "--layers"])
-    loop.main(["--resume", str(run)])  # finished: only reports again
+    train([*SMALL, "--out", str(run)])
+    with pytest.raises(SystemExit, match=r"--steps 3, but the newest checkpoint is already at step 4"):
+        train(["--resume", str(run), "--steps", "3"])
+    with pytest.raises(SystemExit, match=r'--resume: orm was "ahdrnet-small" and is "strangers:Stranger" now'):
+        train(["--resume", str(run), "--steps", "5", "--orm", "strangers:Stranger", "--taps", *STAGES])
+    train(["--resume", str(run), "--steps", "6", "--orm", "ahdrnet-small", "--taps"])
+    train(["--resume", str(run)])  # finished: only reports again
     steps = [line["step"] for line in metrics(run) if "terms" in line]
     assert steps == [0, 1, 2, 3, 4, 5]
     assert [line["step"] for line in metrics(run) if "validation" in line] == [0, 4, 6]
 
 
-def test_ctrl_c_saves_and_the_log_has_no_doubles(loop: ModuleType, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_the_log_has_no_doubles(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
-    loop.main([*SMALL, "--out", str(whole)])
+    train([*SMALL, "--out", str(whole)])
     color, calls = skt.SemanticHistogramLoss.forward, []
 
     def interrupted(self: nn.Module, *args: object, **kwargs: object) -> torch.Tensor:
@@ -267,31 +281,33 @@ def test_ctrl_c_saves_and_the_log_has_no_doubles(loop: ModuleType, tmp_path: Pat
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(skt.SemanticHistogramLoss, "forward", interrupted)
-        with pytest.raises(KeyboardInterrupt, match=r"stopped after \d steps; continue with --resume"):
-            loop.main([*SMALL, "--checkpoint-every", "100", "--out", str(run)])
+        with pytest.raises(SystemExit, match="130"):
+            train([*SMALL, "--checkpoint-every", "100", "--out", str(run)])
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.fullmatch(rf"train_full.py: stopped after \d steps; continue with --resume {run}", last)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"run": "framework", "step": 3, "te')  # as a killed run leaves it
-    loop.main(["--resume", str(run)])
+    train(["--resume", str(run)])
     assert all(torch.equal(value, weights(run)[key]) for key, value in weights(whole).items())
     assert metrics(run) == metrics(whole)
 
 
-def test_a_network_with_a_call_of_its_own(loop: ModuleType, tmp_path: Path) -> None:
+def test_a_network_with_a_call_of_its_own(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    loop.main([*SMALL, "--orm", "strangers:called_differently", "--layers", *STAGES, "--compare", "--out", str(run)])
+    train([*SMALL, "--orm", "strangers:called_differently", "--taps", *STAGES, "--compare", "--out", str(run)])
     skt.load_weights(run / "orm.safetensors", Stranger())
 
 
-def test_configuration_file_and_command_line(loop: ModuleType, tmp_path: Path) -> None:
+def test_configuration_file_and_command_line(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text('steps = 7\nlr = 1e-3\ncompare = true\ntaps = ["RDB1", "RDB2", "RDB3"]\n')
-    config = loop.parse(["--config", str(file), "--steps", "9"])
+    config = parse_options(["--config", str(file), "--steps", "9"])
     assert (config.steps, config.lr, config.compare, config.taps) == (9, 1e-3, True, ("RDB1", "RDB2", "RDB3"))
 
 
 def test_options_keep_their_names() -> None:
-    names = {field.name for field in dataclasses.fields(skt.training.TrainConfig)}
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
     stable = "data root orm knowledge_bank weights taps steps batch_size crop seed device out checkpoint_every"
     assert names >= {*stable.split(), "resume", "compare", "config"}
 
@@ -309,37 +325,37 @@ class Stranger(nn.Module):
         return torch.sigmoid(self.last(self.body(torch.relu(self.first(bracket.flatten(1, 2))))))
 
 
-def test_a_strangers_network_by_name(loop: ModuleType, tmp_path: Path) -> None:
+def test_a_strangers_network_by_name(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    loop.main([*SMALL, "--orm", "strangers:Stranger", "--layers", *STAGES, "--out", str(run)])
+    train([*SMALL, "--orm", "strangers:Stranger", "--taps", *STAGES, "--out", str(run)])
     skt.load_weights(run / "orm.safetensors", Stranger())
 
 
 @pytest.mark.parametrize("name", ["hdr-transformer-small", "sctnet-small", "tmrnet-small"])
-def test_every_network_of_ours_trains_by_name(loop: ModuleType, tmp_path: Path, name: str) -> None:
+def test_every_network_of_ours_trains_by_name(train: Train, tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
-    loop.main([*SMALL, "--steps", "2", "--orm", name, "--out", str(run)])
+    train([*SMALL, "--steps", "2", "--orm", name, "--out", str(run)])
     network = skt.load_model(run / "orm.safetensors")
-    expected = loop.ORMS[name](**loop.bracket_options(skt.training.TrainConfig()))
+    expected = NETWORKS[name](**options_of(TrainConfig()))
     assert network.state_dict().keys() == expected.state_dict().keys()
 
 
 @pytest.mark.pictures
-def test_a_folder_of_photographs(loop: ModuleType, tmp_path: Path) -> None:
+def test_a_folder_of_photographs(train: Train, tmp_path: Path) -> None:
     run, root = tmp_path / "run", photographs(tmp_path / "photos")
-    loop.main([*SMALL, "--data", "hdr-folder", "--root", str(root), "--out", str(run)])
+    train([*SMALL, "--data", "hdr-folder", "--root", str(root), "--out", str(run)])
     assert (run / "samples.png").stat().st_size > 10_000
     first = skt.HDRFolder(root, split="all").files[0].name
-    config = loop.parse(["--data", "hdr-folder", "--root", str(root), "--val-names", first])
-    train, held_out = loop.build_data(config)
+    config = parse_options(["--data", "hdr-folder", "--root", str(root), "--val-names", first])
+    train, held_out = build_data(config)
     assert [path.name for path in held_out.files] == [first]
     assert first not in [path.name for path in train.files]
 
 
 @pytest.mark.slow
-def test_real_photographs_improve(loop: ModuleType, tmp_path: Path, hdri_dir: Path) -> None:
+def test_real_photographs_improve(train: Train, tmp_path: Path, hdri_dir: Path) -> None:
     run = tmp_path / "run"
-    loop.main(["--steps", "40", "--val-crop", "64", "--data", "hdr-folder", "--root", str(hdri_dir), "--out", str(run)])
+    train(["--steps", "40", "--val-crop", "64", "--data", "hdr-folder", "--root", str(hdri_dir), "--out", str(run)])
     lines = metrics(run)
     scores = [line["validation"]["ORM"]["PSNR-mu"] for line in lines if "validation" in line]
     losses = [line["terms"]["org"] for line in lines if "terms" in line]
@@ -347,28 +363,28 @@ def test_real_photographs_improve(loop: ModuleType, tmp_path: Path, hdri_dir: Pa
     assert losses[-1] < losses[0]
 
 
-def test_perceptual_term_over_the_bank(loop: ModuleType, tmp_path: Path) -> None:
+def test_perceptual_term_over_the_bank(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    loop.main([*SMALL, "--loss-weights", "paper", "--perceptual", "bank", "--out", str(run)])
+    train([*SMALL, "--loss-weights", "paper", "--perceptual", "bank", "--out", str(run)])
     assert all(np.isfinite(list(line["terms"].values())).all() for line in metrics(run) if "terms" in line)
 
 
 # --- the table
 
 
-def fabricated(loop: ModuleType, folder: Path, pictures: int, validation: object, **options: object) -> str:
+def fabricated(folder: Path, pictures: int, validation: object, **options: object) -> str:
     """The table of two seeds, whose framework is 1 and 2 dB better than the bare network."""
-    (folder / "metrics.jsonl").write_text(json.dumps({"validation": {"ORM": dict.fromkeys(loop.METRICS, 20.0)}}) + "\n")
+    (folder / "metrics.jsonl").write_text(json.dumps({"validation": {"ORM": dict.fromkeys(METRICS, 20.0)}}) + "\n")
     results = []
     for gain in (1.0, 2.0):
-        scores = {name: torch.full((pictures,), 30.0, dtype=torch.float64) for name in loop.METRICS}
+        scores = {name: torch.full((pictures,), 30.0, dtype=torch.float64) for name in METRICS}
         better = {name: values + gain for name, values in scores.items()}
         results.append({"framework": {"ORM": better, "SPGRM": better}, "bare": {"ORM": scores}})
-    return loop.make_table(skt.training.TrainConfig(compare=True, **options), [folder, folder], results, validation)
+    return training.results_table(TrainConfig(compare=True, **options), [folder, folder], results, validation)
 
 
-def test_one_validation_picture_gives_a_gain_without_an_interval(loop: ModuleType, tmp_path: Path) -> None:
-    text = fabricated(loop, tmp_path, 1, skt.SyntheticScenes(1, 16, split="val"))
+def test_one_validation_picture_gives_a_gain_without_an_interval(tmp_path: Path) -> None:
+    text = fabricated(tmp_path, 1, skt.SyntheticScenes(1, 16, split="val"))
     assert text.splitlines()[-1] == "paired gain over 1 picture: +1.500 dB PSNR-mu; an interval needs two pictures"
     assert "bare ORM after" in text
 
@@ -377,10 +393,10 @@ def test_one_validation_picture_gives_a_gain_without_an_interval(loop: ModuleTyp
     ("pictures", "said"),
     [(16, "16 views of 2 photographs"), (1, "1 view of 1 photograph"), (2, "2 views of 2 photographs")],
 )
-def test_views_are_counted_by_photograph(loop: ModuleType, tmp_path: Path, pictures: int, said: str) -> None:
+def test_views_are_counted_by_photograph(tmp_path: Path, pictures: int, said: str) -> None:
     root = photographs(tmp_path / "photos")
     data = skt.HDRFolder(root, crop=16, split="val", val_names=["a.hdr", "b.hdr"])
-    text = fabricated(loop, tmp_path, pictures, data, data="hdr-folder", root=root)
+    text = fabricated(tmp_path, pictures, data, data="hdr-folder", root=root)
     assert text.endswith(f" ({said})")
     assert ("95 % interval" in text) == (pictures > 1)
 
@@ -390,9 +406,9 @@ def test_views_are_counted_by_photograph(loop: ModuleType, tmp_path: Path, pictu
 
 @pytest.mark.parametrize(("camera", "scale"), [("raw", 1), ("raw-x4", 4)])
 @pytest.mark.parametrize("name", ["ahdrnet-small", "hdr-transformer-small", "sctnet-small", "tmrnet-small"])
-def test_every_network_of_ours_takes_raw_brackets(loop: ModuleType, name: str, camera: str, scale: int) -> None:
-    options = loop.bracket_options(skt.training.TrainConfig(camera=camera))
-    network, forward = skt.models.load_network(name, loop.ORMS, **options)
+def test_every_network_of_ours_takes_raw_brackets(name: str, camera: str, scale: int) -> None:
+    options = options_of(TrainConfig(camera=camera))
+    network, forward = skt.models.load_network(name, NETWORKS, **options)
     hdr = forward(network, torch.rand(1, 5, 4, 8, 12) * torch.tensor([16 / 4**i for i in range(5)]).view(1, 5, 1, 1, 1))
     assert hdr.shape == (1, 4, 8 * scale, 12 * scale)
     assert (network.reference, network.peak) == (0, 16.0)
@@ -400,7 +416,7 @@ def test_every_network_of_ours_takes_raw_brackets(loop: ModuleType, name: str, c
 
 @pytest.mark.pictures
 def test_raw_brackets_train_end_to_end_and_resume(
-    loop: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, told = tmp_path / "run", []
     step = skt.SemanticKnowledgeTransfer.forward
@@ -411,13 +427,13 @@ def test_raw_brackets_train_end_to_end_and_resume(
 
     monkeypatch.setattr(skt.SemanticKnowledgeTransfer, "forward", watched)
     options = ["--camera", "raw", "--crop", "16", "--steps", "2", "--batch-size", "2", "--log-every", "1"]
-    loop.main([*options, "--metadata", "--out", str(run)])
+    train([*options, "--metadata", "--out", str(run)])
     assert left_in(run) == set(FILES)
     network = skt.load_model(run / "orm.safetensors")
     assert (network.config["in_channels"], network.peak) == (4, 16.0)
     before = weights(run)
-    loop.main(["--resume", str(run), "--steps", "3"])
-    config = loop.parse(["--resume", str(run)])
+    train(["--resume", str(run), "--steps", "3"])
+    config = parse_options(["--resume", str(run)])
     assert (config.camera, config.metadata, config.steps) == ("raw", True, 3)
     assert any(not torch.equal(value, before[key]) for key, value in weights(run).items())
     assert all(keys == {"white_balance", "color_matrix"} for keys in told)
@@ -426,16 +442,16 @@ def test_raw_brackets_train_end_to_end_and_resume(
     assert all(np.isfinite(list(line["terms"].values())).all() for line in steps)
 
 
-def test_metadata_is_for_those_who_ask(loop: ModuleType) -> None:
+def test_metadata_is_for_those_who_ask() -> None:
     sample = skt.SyntheticScenes(1, 8, camera=skt.RawCamera())[0]
-    plain, asked = skt.training.TrainConfig(camera="raw"), skt.training.TrainConfig(camera="raw", metadata=True)
-    assert loop.rendering(plain, sample) == {}
-    told = loop.rendering(asked, sample)
+    plain, asked = TrainConfig(camera="raw"), TrainConfig(camera="raw", metadata=True)
+    assert plain.rendering_metadata(sample) == {}
+    told = asked.rendering_metadata(sample)
     assert torch.equal(told["white_balance"], sample.metadata["white_balance"])
     assert torch.equal(told["color_matrix"], sample.metadata["color_matrix"])
 
 
-def test_raw_is_scored_against_its_peak(loop: ModuleType) -> None:
+def test_raw_is_scored_against_its_peak() -> None:
     target = torch.rand(2, 4, 16, 16) * 16
     samples = [skt.HDRSample(torch.zeros(5, 4, 16, 16), torch.ones(5), t, "a", "raw") for t in target]
 
@@ -443,10 +459,10 @@ def test_raw_is_scored_against_its_peak(loop: ModuleType) -> None:
         def reconstruct(self, bracket: torch.Tensor, **_: object) -> tuple[torch.Tensor, None]:
             return target + 0.16, None
 
-    config = skt.training.TrainConfig(camera="raw", device="cpu", trackers=())
-    framework = loop.build_modules(config, samples[0].bracket[None])[0]
-    measures = loop.make_measures(config, framework)
-    scores = loop.validate(config, skt.training.Engine(config), Known(), nn.Identity(), samples, measures)["ORM"]
+    config = TrainConfig(camera="raw", device="cpu", trackers=())
+    framework = build_modules(config, samples[0].bracket[None])[0]
+    validator = training.Validator(config, training.Engine(config), framework, samples)
+    scores = validator.score(Known(), nn.Identity())["ORM"]
     assert 0 < scores["region distance"].max() < 0.1
     torch.testing.assert_close(scores["PSNR-L"], torch.full((2,), 40.0, dtype=torch.float64), atol=1e-4, rtol=0)
     literal = (torch.log1p(5000 * (target + 0.16) / 16) - torch.log1p(5000 * target / 16)) / np.log(5001)
@@ -491,11 +507,11 @@ def published(root: Path, data: str) -> Path:
     ],
 )
 def test_published_data_sets_train_on_crops_of_one_split_and_validate_on_the_other(
-    loop: ModuleType, tmp_path: Path, data: str, bracket: tuple, target: tuple
+    tmp_path: Path, data: str, bracket: tuple, target: tuple
 ) -> None:
     root = published(tmp_path / "data", data)
-    config = skt.training.TrainConfig(data=data, root=root, crop=32, val_crop=16, batch_size=2)  # type: ignore[arg-type]
-    train, validation = loop.build_data(config)
+    config = TrainConfig(data=data, root=root, crop=32, val_crop=16, batch_size=2)  # type: ignore[arg-type]
+    train, validation = build_data(config)
     assert (train.split, len(train), train.augment) == ("train", 200, "dihedral")
     windows = 16 if config.domain == "raw" else 2  # of the two test scenes one each, or as many as the frames allow
     assert (validation.split, len(validation), validation.augment) == ("test", windows, "none")
@@ -504,14 +520,14 @@ def test_published_data_sets_train_on_crops_of_one_split_and_validate_on_the_oth
     assert list(batch.domain) == [config.domain] * 2
     assert set(batch.metadata) == ({"white_balance", "color_matrix"} if config.domain == "raw" else set())
     assert validation[0].target.shape == (target[0], 16, 16)
-    network, forward = skt.models.load_network("ahdrnet-small", loop.ORMS, **loop.bracket_options(config))
+    network, forward = skt.models.load_network("ahdrnet-small", NETWORKS, **options_of(config))
     assert forward(network, batch.bracket).shape == batch.target.shape
 
 
-def test_a_published_data_set_trains(loop: ModuleType, tmp_path: Path) -> None:
+def test_a_published_data_set_trains(train: Train, tmp_path: Path) -> None:
     root = published(tmp_path / "data", "bracketire-plus")
     options = ["--data", "bracketire-plus", "--root", str(root), "--val-crop", "16", "--steps", "1"]
-    loop.main([*SMALL, *options, "--out", str(tmp_path / "run")])
+    train([*SMALL, *options, "--out", str(tmp_path / "run")])
     assert left_in(tmp_path / "run") == set(FILES)
 
 
@@ -519,7 +535,7 @@ def test_a_published_data_set_trains(loop: ModuleType, tmp_path: Path) -> None:
 
 
 def test_a_nan_stops_the_run_and_keeps_the_checkpoint(
-    loop: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     color = skt.SemanticHistogramLoss.forward
@@ -530,17 +546,15 @@ def test_a_nan_stops_the_run_and_keeps_the_checkpoint(
 
     count = {"calls": 0}
     monkeypatch.setattr(skt.SemanticHistogramLoss, "forward", poisoned)
-    with pytest.raises(skt.training.NonFiniteError, match=r"NaN or infinity in color at step \d"):
-        loop.main([*SMALL, "--steps", "20", "--validate-every", "100", "--out", str(run)])
+    with pytest.raises(SystemExit, match=r"NaN or infinity in color at step \d"):
+        train([*SMALL, "--steps", "20", "--validate-every", "100", "--out", str(run)])
     assert re.search(r"\*\*Not finished\*\*: framework \d of 20 steps\.", (run / "README.md").read_text())
     good = weights(run)
     assert all(value.isfinite().all() for value in good.values() if value.is_floating_point())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_broken_input_is_named(
-    loop: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
-) -> None:
+def test_a_broken_input_is_named(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     item = skt.SyntheticScenes.__getitem__
 
     def broken(self: skt.SyntheticScenes, index: int | tuple[int, int]) -> skt.HDRSample:
@@ -549,16 +563,16 @@ def test_a_broken_input_is_named(
         return sample
 
     monkeypatch.setattr(skt.SyntheticScenes, "__getitem__", broken)
-    with pytest.raises(skt.training.NonFiniteError, match="the bracket"):
-        loop.main([*SMALL, "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit, match="the bracket"):
+        train([*SMALL, "--out", str(tmp_path / "run")])
 
 
-def test_nothing_is_written_over(loop: ModuleType, tmp_path: Path) -> None:
+def test_nothing_is_written_over(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "mine.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match="is not empty"):
-        loop.main([*SMALL, "--out", str(run)])
+    with pytest.raises(SystemExit, match="is not empty"):
+        train([*SMALL, "--out", str(run)])
     assert [file.name for file in run.iterdir()] == ["mine.txt"]
 
 
@@ -581,12 +595,12 @@ def test_nothing_is_written_over(loop: ModuleType, tmp_path: Path) -> None:
         (["--data", "bracketire-plus", "--root", "missing"], "missing"),
         (["--taps", "RDB1", "RDB2"], "taps must name 3"),
         (["--taps", "RDB1", "RDB2", "RDB9"], "RDB9"),
-        (["--orm", "strangers:Stranger"], "Stranger has no attribute fusion_taps: pass taps="),
+        (["--orm", "strangers:Stranger"], "Stranger has no attribute fusion_taps: pass --taps"),
     ],
 )
-def test_mistakes_are_explained(loop: ModuleType, tmp_path: Path, arguments: list[str], message: str) -> None:
-    with pytest.raises((ValueError, OSError), match=message):
-        loop.main([*SMALL, *arguments, "--out", str(tmp_path / "run")])
+def test_mistakes_are_explained(train: Train, tmp_path: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        train([*SMALL, *arguments, "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 
 
@@ -601,26 +615,24 @@ def test_mistakes_are_explained(loop: ModuleType, tmp_path: Path, arguments: lis
         (["--data", "kodak"], "kodak"),
         (["--data", "bracketire"], "--data bracketire needs --root"),
         (["--data", "tel", "--root", ".", "--camera", "raw"], "--data tel has its own"),
-        (["--metadata"], "--metadata is that of RAW data"),
+        (["--metadata"], "--metadata is for RAW data"),
         (["--content-weight", "-1"], "--content-weight must be a finite number >= 0, got -1"),
         (["--loss-weights", "paper"], "--loss-weights paper needs features: give --perceptual"),
         (["--seed", "99999999999999999999"], "--seed must be in [0, "),
     ],
 )
-def test_options_out_of_range_are_refused(
-    loop: ModuleType, capsys: pytest.CaptureFixture, arguments: list[str], message: str
-) -> None:
+def test_options_out_of_range_are_refused(capsys: pytest.CaptureFixture, arguments: list[str], message: str) -> None:
     with pytest.raises(SystemExit) as stop:
-        loop.parse(arguments)
+        parse_options(arguments)
     assert stop.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_script_ends_with_a_line_not_a_traceback(tmp_path: Path) -> None:
-    unknown = run_script("--stepz", "4", cwd=tmp_path)
+def test_the_script_ends_with_a_line_not_a_traceback(tmp_path: Path, run_script: Callable) -> None:
+    unknown = run_script("train_full.py", "--stepz", "4", cwd=tmp_path)
     assert unknown.returncode != 0
     assert "--stepz" in unknown.stdout + unknown.stderr
-    missing = run_script("--data", "hdr-folder", "--root", "nowhere", cwd=tmp_path)
+    missing = run_script("train_full.py", "--data", "hdr-folder", "--root", "nowhere", cwd=tmp_path)
     assert missing.returncode == 1
     assert missing.stderr.startswith("train_full.py: ")
     assert "nowhere" in missing.stderr
@@ -628,9 +640,9 @@ def test_the_script_ends_with_a_line_not_a_traceback(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fastsam_as_the_bank(loop: ModuleType, tmp_path: Path, fastsam_file: Path) -> None:
+def test_fastsam_as_the_bank(train: Train, tmp_path: Path, fastsam_file: Path) -> None:
     options = ["--knowledge-bank", "fastsam", "--weights", str(fastsam_file), "--bank-taps", "fast", "--regions", "3"]
-    loop.main([*SMALL, *options, "--out", str(tmp_path / "run")])
+    train([*SMALL, *options, "--out", str(tmp_path / "run")])
     assert left_in(tmp_path / "run") == set(FILES)
     assert not any("bank" in name or "network" in name for name in weights(tmp_path / "run"))
     first, *_, last = (line["terms"] for line in metrics(tmp_path / "run") if "terms" in line)

@@ -47,7 +47,7 @@ class Partly(nn.Module):
 def test_one_process_is_the_main_one() -> None:
     engine = make()
     assert (engine.rank, engine.processes, engine.is_main, engine.device.type) == (0, 1, True, "cpu")
-    assert engine.largest(15) == 15
+    assert engine.maximum(15) == 15
     assert engine.gather({2: "c", 0: "a", 1: "b"}) == ["a", "b", "c"]
     assert engine.mean({"org": torch.tensor(0.5), "color": torch.tensor([2.0])}) == {"org": 0.5, "color": 2.0}
     assert engine.mean({}) == {}
@@ -115,7 +115,7 @@ def test_several_processes_and_a_certain_gpu_do_not_go_together(monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("WORLD_SIZE", "2")
     for device in ("cuda:0", "cuda:1"):
-        with pytest.raises(ValueError, match=f"--device {device}: each of several processes has a GPU of its own"):
+        with pytest.raises(ValueError, match=f"device={device} must be auto for several processes"):
             Engine(TrainConfig(device=device, trackers=()))
 
 

@@ -18,7 +18,7 @@ def batch(value: float = 0.5) -> dict[str, torch.Tensor]:
 def test_finite_steps_leave_nothing_behind(tmp_path: Path) -> None:
     watch = StepWatch(tmp_path / "inspect", "run")
     for step in range(50):
-        watch.look(step, {"org": torch.tensor(0.1), "total": torch.tensor(0.2)}, [batch()])
+        watch.check(step, {"org": torch.tensor(0.1), "total": torch.tensor(0.2)}, [batch()])
     watch.flush()
     assert watch.notices == []
     assert not (tmp_path / "inspect").exists()
@@ -29,7 +29,7 @@ def test_a_term_that_is_not_finite_stops_the_run_and_its_batch_is_kept(tmp_path:
     watch, found = StepWatch(tmp_path / "inspect", "run"), batch()
     numbers = {"org": torch.tensor(0.1), "color": torch.tensor(value), "the gradient": torch.tensor(value)}
     with pytest.raises(NonFiniteError, match=r"NaN or infinity in color at step 7; its batch is in .*"):
-        watch.look(7, numbers, [found])
+        watch.check(7, numbers, [found])
     kept = load_file(tmp_path / "inspect" / "run-00000007.safetensors")
     assert kept.keys() == {"bracket", "target"}
     assert torch.equal(kept["target"], found["the target"])
@@ -37,13 +37,13 @@ def test_a_term_that_is_not_finite_stops_the_run_and_its_batch_is_kept(tmp_path:
 
 def test_a_gradient_that_breaks_alone_is_named(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match="NaN or infinity in the gradient at step 1"):
-        StepWatch(tmp_path, "run").look(1, {"org": torch.tensor(0.1), "the gradient": torch.tensor(float("inf"))})
+        StepWatch(tmp_path, "run").check(1, {"org": torch.tensor(0.1), "the gradient": torch.tensor(float("inf"))})
 
 
 def test_inputs_are_watched_too_and_every_pass_is_kept(tmp_path: Path) -> None:
     watch = StepWatch(tmp_path, "run")
     with pytest.raises(NonFiniteError, match="NaN or infinity in the bracket at step 0"):
-        watch.look(0, {"org": torch.tensor(1.0)}, [batch(), batch(float("nan"))])
+        watch.check(0, {"org": torch.tensor(1.0)}, [batch(), batch(float("nan"))])
     kept = load_file(tmp_path / "run-00000000.safetensors")
     assert kept.keys() == {"bracket.0", "target.0", "bracket.1", "target.1"}
     assert kept["bracket.1"].isnan().all()
@@ -52,9 +52,9 @@ def test_inputs_are_watched_too_and_every_pass_is_kept(tmp_path: Path) -> None:
 def test_a_loss_that_jumps_is_reported_and_kept_but_nothing_stops(tmp_path: Path) -> None:
     watch = StepWatch(tmp_path, "run", spike_factor=10.0)
     for step in range(30):
-        watch.look(step, {"total": torch.tensor(1.0 + step / 100)}, [batch()])
-    watch.look(30, {"total": torch.tensor(25.0)}, [batch()])
-    watch.look(31, {"total": torch.tensor(1.0)}, [batch()])
+        watch.check(step, {"total": torch.tensor(1.0 + step / 100)}, [batch()])
+    watch.check(30, {"total": torch.tensor(25.0)}, [batch()])
+    watch.check(31, {"total": torch.tensor(1.0)}, [batch()])
     ((step, text),) = watch.notices
     assert step == 30
     assert "the loss jumped to 25, 22 times its median; its batch is in" in text
@@ -64,27 +64,27 @@ def test_a_loss_that_jumps_is_reported_and_kept_but_nothing_stops(tmp_path: Path
 def test_the_first_steps_and_a_falling_loss_are_no_spikes(tmp_path: Path) -> None:
     watch = StepWatch(tmp_path, "run", spike_factor=2.0)
     for step in range(10):
-        watch.look(step, {"total": torch.tensor(10.0**step)}, [batch()])
+        watch.check(step, {"total": torch.tensor(10.0**step)}, [batch()])
     other = StepWatch(tmp_path, "other", spike_factor=2.0)
     for step in range(100):
-        other.look(step, {"total": torch.tensor(0.9**step)}, [batch()])
+        other.check(step, {"total": torch.tensor(0.9**step)}, [batch()])
     assert watch.notices == other.notices == []
 
 
 def test_no_factor_no_spikes(tmp_path: Path) -> None:
     watch = StepWatch(tmp_path, "run", spike_factor=0)
     for step in range(30):
-        watch.look(step, {"total": torch.tensor(1.0)})
-    watch.look(30, {"total": torch.tensor(1e9)}, [batch()])
+        watch.check(step, {"total": torch.tensor(1.0)})
+    watch.check(30, {"total": torch.tensor(1e9)}, [batch()])
     assert watch.notices == []
 
 
 def test_a_run_that_diverges_does_not_fill_the_disk(tmp_path: Path) -> None:
     watch = StepWatch(tmp_path, "run", spike_factor=10.0)
     for step in range(100):
-        watch.look(step, {"total": torch.tensor(1.0)})
+        watch.check(step, {"total": torch.tensor(1.0)})
     for step in range(100, 140):
-        watch.look(step, {"total": torch.tensor(1e3)}, [batch()])
+        watch.check(step, {"total": torch.tensor(1e3)}, [batch()])
     assert len(watch.notices) == 40
     assert len(list(tmp_path.iterdir())) == 10
 
@@ -93,7 +93,7 @@ def test_a_batch_that_cannot_be_kept_does_not_hide_the_nan(tmp_path: Path) -> No
     (tmp_path / "inspect").write_text("a file where the folder should be")
     watch = StepWatch(tmp_path / "inspect", "run")
     with pytest.raises(NonFiniteError, match="NaN or infinity in org at step 3; its batch could not be kept"):
-        watch.look(3, {"org": torch.tensor(float("nan"))}, [batch()])
+        watch.check(3, {"org": torch.tensor(float("nan"))}, [batch()])
 
 
 def test_a_full_disk_does_not_stop_a_healthy_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,8 +105,8 @@ def test_a_full_disk_does_not_stop_a_healthy_run(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     watch = StepWatch(tmp_path, "run")
     for step in range(30):
-        watch.look(step, {"total": torch.tensor(1.0)})
-    watch.look(30, {"total": torch.tensor(1e3)}, [batch()])
+        watch.check(step, {"total": torch.tensor(1.0)})
+    watch.check(30, {"total": torch.tensor(1e3)}, [batch()])
     ((_, text),) = watch.notices
     assert "its batch could not be kept" in text
 
@@ -116,12 +116,12 @@ def test_what_has_not_arrived_is_looked_at_two_steps_later_or_when_asked(
 ) -> None:
     monkeypatch.setattr(StepWatch, "_has_arrived", lambda self: False)  # as a GPU that is busy
     watch = StepWatch(tmp_path, "run")
-    watch.look(0, {"org": torch.tensor(float("nan"))}, [batch()])
-    watch.look(1, {"org": torch.tensor(1.0)}, [batch()])
+    watch.check(0, {"org": torch.tensor(float("nan"))}, [batch()])
+    watch.check(1, {"org": torch.tensor(1.0)}, [batch()])
     with pytest.raises(NonFiniteError, match="at step 0"):
-        watch.look(2, {"org": torch.tensor(1.0)}, [batch()])
+        watch.check(2, {"org": torch.tensor(1.0)}, [batch()])
     again = StepWatch(tmp_path, "again")
-    again.look(0, {"org": torch.tensor(float("nan"))}, [batch()])
+    again.check(0, {"org": torch.tensor(float("nan"))}, [batch()])
     with pytest.raises(NonFiniteError, match="at step 0"):
         again.flush()
 
@@ -134,7 +134,7 @@ def test_the_host_looks_at_the_device_once_a_step(tmp_path: Path, monkeypatch: p
     watch = StepWatch(tmp_path, "run")
     numbers = {name: torch.tensor(1.0) for name in "abcdefg"}
     monkeypatch.setattr(StepWatch, "_has_arrived", lambda self: False)
-    watch.look(0, numbers, [batch()])
+    watch.check(0, numbers, [batch()])
     assert looks == []
 
 
@@ -143,12 +143,12 @@ def test_looking_does_not_wait_for_the_device(tmp_path: Path) -> None:
     watch = StepWatch(tmp_path, "run")
     numbers = {"org": torch.ones((), device="cuda"), "total": torch.ones((), device="cuda")}
     inputs = {"the bracket": torch.rand(2, 3, 6, 64, 64, device="cuda")}
-    watch.look(0, numbers, [inputs])
+    watch.check(0, numbers, [inputs])
     watch.flush()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        watch.look(1, numbers, [inputs])
-        watch.look(2, numbers, [inputs])
+        watch.check(1, numbers, [inputs])
+        watch.check(2, numbers, [inputs])
     finally:
         torch.cuda.set_sync_debug_mode("default")
     watch.flush()

@@ -1,0 +1,127 @@
+"""Data, network, bank, losses and optimizer of a run, built from its options."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from skt_components.banks.priors import KnowledgeBank
+from skt_components.banks.registry import make_knowledge_bank
+from skt_components.banks.vgg import VGG19Features
+from skt_components.data.dataset import SampleDataset
+from skt_components.data.registry import PUBLISHED
+from skt_components.framework import ReconstructionLoss
+from skt_components.losses import PerceptualLoss
+from skt_components.models.registry import ForwardORM, bracket_options, load_network
+from skt_components.simulation import Camera, HDRFolder, RawCamera, SyntheticScenes
+from skt_components.training.config import TrainConfig
+
+_STEPS_PER_EPOCH = 100  # of simulated data and random crops, which have no length of their own
+
+
+class RunData(NamedTuple):
+    """The data of a run."""
+
+    training: SampleDataset
+    """Crops."""
+    validation: SampleDataset
+    """A fixed list of pictures."""
+
+
+def build_data(config: TrainConfig, processes: int = 1) -> RunData:
+    """Open the data set that the options name.
+
+    Args:
+        config: the options.
+        processes: number of processes that train together.
+
+    Raises:
+        FileNotFoundError: a folder or file of the data set is missing.
+        ValueError: a file is broken, or too small for the crops.
+    """
+    per_epoch = _STEPS_PER_EPOCH * config.batch_size * config.accumulate * processes
+    camera = RawCamera(scale=config.scale) if config.domain == "raw" else Camera()
+    if config.root is None:
+        scenes = partial(SyntheticScenes, camera=camera)
+        crops = scenes(per_epoch, config.crop, seed=config.seed)
+        return RunData(crops, scenes(config.val_samples, config.val_crop, split="val"))
+    train: dict[str, Any] = {"crop": config.crop, "seed": config.seed, "samples_per_epoch": per_epoch}
+    validation: dict[str, Any] = {"crop": config.val_crop, "samples_per_epoch": config.val_samples}
+    if config.data == "hdr-folder":
+        names = config.val_names or None
+        photographs = partial(HDRFolder, config.root, camera=camera, val_fraction=0.2, val_names=names)
+        return RunData(photographs(**train), photographs(split="val", **validation))
+    if config.domain == "srgb":
+        validation["samples_per_epoch"] = None  # one crop of every test scene
+    published = partial(PUBLISHED[config.data], config.root)
+    return RunData(
+        published(split="train", augment="dihedral", **train),
+        published(split="test", **validation),
+    )
+
+
+def build_network(config: TrainConfig) -> tuple[nn.Module, ForwardORM]:
+    """Make the network with the seed's weights, and the function that calls it."""
+    options = bracket_options(config.domain, scale=config.scale)
+    if config.checkpointing:
+        options["checkpointing"] = True
+    return load_network(config.orm, **options)
+
+
+def build_bank(config: TrainConfig) -> KnowledgeBank:
+    """Make the knowledge bank; the errors are those of :func:`make_knowledge_bank`."""
+    bank: Any = make_knowledge_bank(
+        config.knowledge_bank,
+        weights=config.weights,
+        regions=config.region_source,
+        num_regions=config.regions,
+        layers=config.bank_taps,
+        download=config.download,
+    )
+    return bank
+
+
+def build_losses(config: TrainConfig, bank: KnowledgeBank) -> tuple[ReconstructionLoss, PerceptualLoss | None]:
+    """Make L_org, and the perceptual loss of eq. 5 if the options name features for it."""
+    perceptual = None
+    if config.perceptual is not None:
+        features: Any = bank if config.perceptual == "bank" else VGG19Features(weights=config.perceptual)
+        perceptual = PerceptualLoss(features)
+    weight = config.org_perceptual_weight
+    org_loss = ReconstructionLoss(
+        config.domain, rms_weight=config.org_rms_weight, perceptual=perceptual, perceptual_weight=weight
+    )
+    return org_loss, perceptual
+
+
+def framework_options(config: TrainConfig) -> dict[str, Any]:
+    """Return the keyword arguments of :class:`SemanticKnowledgeTransfer` that the options decide."""
+    no_terms = config.bare and config.perceptual is None  # a bare run has no features for the weights of the paper
+    return {
+        "taps": config.taps or None,
+        "domain": config.domain,
+        "weights": None if no_terms else config.term_weights,
+        "joint": config.joint,
+        "detach_teacher": not config.joint,
+        "detach_features": config.detach_features,
+        "teacher_domain": config.teacher_domain,
+        "teacher_stride": config.teacher_stride,
+    }
+
+
+def build_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """Make Adam or AdamW for all trained parameters, which it updates in one kernel."""
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return kind(parameters, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay, fused=True)
+
+
+def build_average(config: TrainConfig, network: nn.Module) -> AveragedModel | None:
+    """Make the moving average of a network's parameters, or None without ``ema_decay``; buffers are copied."""
+    if not config.ema_decay:
+        return None
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
