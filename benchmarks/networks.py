@@ -1,8 +1,8 @@
-"""What the networks cost: parameters, operations, time and memory of a training step and of a whole picture.
+"""Measure the networks: parameters, operations, time and memory of a training step and of a whole picture.
 
 python benchmarks/networks.py                  # writes benchmarks/results/networks--<device>.json, prints a table
-python benchmarks/networks.py --picture 0      # leaves the whole picture out
-Random weights: they cost what real ones cost. Packed RAW has half the sides, four channels and five exposures.
+python benchmarks/networks.py --picture 0 0    # without the whole picture
+The weights are random; cost does not depend on them. Packed RAW has half the sides, four channels, five exposures.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import skt_components as skt
 
 ROOT = Path(__file__).parents[1]
-NETWORKS: dict[str, Callable[..., skt.models.ReconstructionNetwork]] = {
-    "AHDRNet": skt.AHDRNet,
-    "HDRTransformer": skt.HDRTransformer,
-    "SCTNet": skt.SCTNet,
-    "TMRNet": skt.TMRNet,
-    "TMRNetPlus": skt.TMRNetPlus,
-}
+NETWORKS = {network.__name__: network for network in skt.models.NETWORK_CLASSES.values()}
 
 
 @dataclass(frozen=True)
@@ -41,35 +34,35 @@ class Options:
     crop: int = 256
     """Side of the training crop in pixels of the bracket (packed ones for RAW: 128 then)."""
     picture: tuple[int, int] = (1000, 1500)
-    """Height and width of the whole picture (500 x 750 packed); 0 0 leaves it out."""
+    """Height and width of the whole picture (500 x 750 packed); 0 0 to skip it."""
     rounds: int = 3
-    """Timed repetitions, after one that is not; a whole picture on a CPU is timed once."""
+    """Timed repetitions, after one warm-up; a whole picture on a CPU is timed once."""
     networks: tuple[str, ...] = tuple(NETWORKS)
-    """Which ones."""
+    """Names of the networks to measure."""
     out: Path = ROOT / "benchmarks" / "results"
     """Folder of the JSON."""
     one: str = ""
-    """For internal use: "NAME,what,checkpointing" in a process of its own."""
+    """For internal use: "NAME,step or picture,checkpointing" in a process of its own."""
 
 
 def bracket_of(
     network: skt.models.ReconstructionNetwork, height: int, width: int, device: torch.device
 ) -> torch.Tensor:
-    """A random bracket; packed RAW has half the sides."""
+    """Make a random bracket; packed RAW has half the sides."""
     shrink = 2 if network.in_channels == 4 else 1
     shape = (1, network.num_frames, network.in_channels, height // shrink, width // shrink)
     return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def peak_memory(device: torch.device) -> float:
-    """MiB at the peak of this process so far; on a GPU, of its tensors."""
+    """Return the peak memory of this process so far in MiB; on a GPU, of its tensors."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure_one(name: str, what: str, checkpointing: bool, options: Options) -> dict[str, float]:
-    """Time and memory of one kind of work, in this process alone."""
+    """Measure time and memory of a training step or a whole picture in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = NETWORKS[name](checkpointing=checkpointing).to(device)
     size = (options.crop, options.crop) if what == "step" else options.picture
@@ -102,9 +95,9 @@ def measure_one(name: str, what: str, checkpointing: bool, options: Options) -> 
 
 
 def operations(name: str) -> dict[str, float]:
-    """Parameters, and multiply-adds in one forward pass of a 256 x 256 bracket (packed for RAW)."""
-    # The recurrent networks, half a minute a pass on a CPU, are counted without computing; the window attention is
-    # another elsewhere than on the CPU, with padded heads.
+    """Count parameters, and multiply-adds in one forward pass of a 256 x 256 bracket (packed for RAW)."""
+    # The recurrent networks take half a minute a pass on a CPU, so they are counted on the meta device. The window
+    # attention pads its heads there, so the other networks are counted on the CPU.
     with torch.device("meta" if name.startswith("TMRNet") else "cpu"):
         network = NETWORKS[name]().eval()
         bracket = torch.empty(1, network.num_frames, network.in_channels, 256, 256)
@@ -117,7 +110,7 @@ def operations(name: str) -> dict[str, float]:
 
 
 def child(name: str, what: str, checkpointing: bool, options: Options) -> dict[str, float]:
-    """The same in a fresh process, so that memory is its own."""
+    """Call :func:`measure_one` in a fresh process, so that the memory is its own."""
     sizes = ["--crop", str(options.crop), "--picture", *map(str, options.picture), "--rounds", str(options.rounds)]
     command = [sys.executable, __file__, "--one", f"{name},{what},{int(checkpointing)}", *sizes]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -125,7 +118,7 @@ def child(name: str, what: str, checkpointing: bool, options: Options) -> dict[s
 
 
 def main(options: Options) -> None:
-    """Measure, print, write."""
+    """Measure all networks, print and write the results."""
     if options.one:
         name, what, checkpointing = options.one.split(",")
         print(json.dumps(measure_one(name, what, checkpointing == "1", options)))

@@ -32,18 +32,9 @@ import skt_components as skt
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CUDA = DEVICE.type == "cuda"
 Network = skt.models.ReconstructionNetwork
-NETWORKS: dict[str, Callable[[], Network]] = {
-    "AHDRNet": skt.AHDRNet,
-    "HDRTransformer": skt.HDRTransformer,
-    "SCTNet": skt.SCTNet,
-    "TMRNet": skt.TMRNet,
-}
-SMALL: dict[str, Callable[[], Network]] = {
-    "AHDRNet": partial(skt.AHDRNet, features=16, num_layers=4, growth=8),
-    "HDRTransformer": partial(skt.HDRTransformer, features=24, depths=(2,) * 3, num_heads=(4,) * 3),
-    "SCTNet": partial(skt.SCTNet, features=30, depths=(2,) * 4, num_heads=(2,) * 4, channel_heads=2),
-    "TMRNet": partial(skt.TMRNet, features=16, num_blocks=(1, 2, 2, 1)),
-}
+_NAMES = {"AHDRNet": "ahdrnet", "HDRTransformer": "hdr-transformer", "SCTNet": "sctnet", "TMRNet": "tmrnet"}
+NETWORKS: dict[str, Callable[..., Network]] = {name: skt.models.NETWORKS[key] for name, key in _NAMES.items()}
+SMALL: dict[str, Callable[..., Network]] = {name: skt.models.NETWORKS[f"{key}-small"] for name, key in _NAMES.items()}
 BANKS: dict[str, Callable[[], nn.Module]] = {
     "lite0": skt.TimmFeatureExtractor,
     "fastsam": partial(skt.FastSAMFeatureExtractor, "random", layers="fast"),

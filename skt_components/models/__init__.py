@@ -5,6 +5,7 @@ from skt_components.models.export import export_onnx, export_program
 from skt_components.models.hdr_transformer import HDRTransformer
 from skt_components.models.network import ReconstructionNetwork
 from skt_components.models.registry import (
+    NETWORK_CLASSES,
     NETWORKS,
     bracket_options,
     load_model,
@@ -19,6 +20,7 @@ from skt_components.models.tmrnet import TMRNet, TMRNetPlus
 
 __all__ = [
     "NETWORKS",
+    "NETWORK_CLASSES",
     "SPGRM",
     "AHDRNet",
     "HDRTransformer",

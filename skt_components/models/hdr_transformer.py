@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from skt_components.models.ahdrnet import reference_attention
 from skt_components.models.network import run_block
-from skt_components.models.swin import ChannelNorm, SwinBlock, SwinNetwork, SwinStage, to_planes
+from skt_components.models.swin import SwinBlock, SwinNetwork, SwinStage, to_planes
 from skt_components.models.upscale import UpscaleHead
+from skt_components.modules.fusion import ChannelNorm
 
 
 class ReferenceAttention(nn.Module):

@@ -43,7 +43,7 @@ def _tmrnet_plus(*, scale: int = 4, **options: Any) -> TMRNetPlus:
     return TMRNetPlus(**options)
 
 
-PUBLISHED: dict[str, type[ReconstructionNetwork]] = {
+NETWORK_CLASSES: dict[str, type[ReconstructionNetwork]] = {
     "ahdrnet": AHDRNet,
     "hdr-transformer": HDRTransformer,
     "sctnet": SCTNet,
@@ -53,7 +53,7 @@ PUBLISHED: dict[str, type[ReconstructionNetwork]] = {
 """Class of each published network by name."""
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    **PUBLISHED,
+    **NETWORK_CLASSES,
     "tmrnet": _tmrnet,
     "tmrnet-plus": _tmrnet_plus,
     "ahdrnet-small": partial(AHDRNet, features=16, num_layers=4, growth=8),
@@ -130,7 +130,7 @@ def load_official(name: str, weights: str | os.PathLike[str] | Mapping[str, Any]
     """Make a published network by name with the weights of its authors.
 
     Args:
-        name: a key of ``PUBLISHED``.
+        name: a key of ``NETWORK_CLASSES``.
         weights: file or state dict, as :meth:`ReconstructionNetwork.from_official` takes it.
         **options: constructor options that differ from the published network's, such as :func:`bracket_options`.
 
@@ -138,9 +138,11 @@ def load_official(name: str, weights: str | os.PathLike[str] | Mapping[str, Any]
         FileNotFoundError: there is no such file.
         ValueError: the name is unknown, or the weights do not fit.
     """
-    if name not in PUBLISHED:
-        raise ValueError(f"the network must be one of {', '.join(PUBLISHED)} to have official weights, got {name!r}")
-    network = PUBLISHED[name]
+    if name not in NETWORK_CLASSES:
+        raise ValueError(
+            f"the network must be one of {', '.join(NETWORK_CLASSES)} to have official weights, got {name!r}"
+        )
+    network = NETWORK_CLASSES[name]
     if issubclass(network, TMRNet):  # its scale follows from its name
         options.pop("scale", None)
     return network.from_official(weights, **options)
@@ -196,7 +198,7 @@ def load_model(path: str | os.PathLike[str]) -> ReconstructionNetwork:
     """
     state = read_state_dict(path)  # raises for a damaged file
     metadata = read_safetensors_metadata(path) if Path(path).suffix == ".safetensors" else {}
-    classes = {network.__name__: network for network in PUBLISHED.values()}
+    classes = {network.__name__: network for network in NETWORK_CLASSES.values()}
     if metadata.get("network") not in classes:
         found = f"names {metadata['network']!r}" if "network" in metadata else "names none"
         raise ValueError(

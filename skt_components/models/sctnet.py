@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from skt_components.models.network import run_block
-from skt_components.models.swin import ChannelNorm, Mlp, SwinNetwork, initialize, to_pixels, to_planes
+from skt_components.models.swin import Mlp, SwinNetwork, initialize, to_pixels, to_planes
 from skt_components.models.upscale import UpscaleHead
+from skt_components.modules.fusion import ChannelNorm
 from skt_components.ops.attention import transposed_attention
 
 

@@ -130,14 +130,6 @@ class SwinStage(nn.Module):
         return refined[..., :height, :width]
 
 
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of a map ``(B, C, H, W)``; the result is channels-last in memory."""
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Return the normalized map."""
-        return to_planes(super().forward(to_pixels(x)))
-
-
 class SwinNetwork(ReconstructionNetwork):
     """Base of the networks made of Swin stages.
 

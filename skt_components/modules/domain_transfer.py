@@ -1,4 +1,4 @@
-"""Domain transfer T (eq. 1): from the network's HDR output to a display-like picture."""
+"""Domain transfer T (eq. 1): tone mapping of the network's HDR output."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Matrix = Float[Tensor, "3 3"] | Float[Tensor, "b 3 3"]
 
 
 class DomainTransfer(nn.Module):
-    """Tone-map HDR with the mu-law, after rendering it if it is RAW (the T of eq. 1).
+    """Tone-map HDR with the mu-law; render packed RAW first (the T of eq. 1).
 
     ``domain="srgb"``: ``(B, 3, H, W)`` linear RGB -> ``(B, 3, H, W)``.
     ``domain="raw"``: ``(B, 4, h, w)`` packed R, Gr, Gb, B -> ``(B, 3, 2h, 2w)``.
 
-    The paper's T of RAW is demosaicing and mu-law, in the sensor's own greenish colours. With the metadata of a
-    picture, ``white_balance`` and ``color_matrix``, it is rendered in the colours that a knowledge bank was trained
-    on; each is one for all pictures or one per picture.
+    In the paper T demosaics RAW and applies the mu-law, in the sensor's greenish colors. With the metadata
+    ``white_balance`` and ``color_matrix``, one for all pictures or one per picture, it renders the colors that
+    a knowledge bank was trained on.
 
     Args:
         domain: "srgb" or "raw".
         mu: amount of compression.
-        peak: linear value that maps to 1; None takes 1 for sRGB and 16 for RAW (BracketIRE's scale).
+        peak: linear value that maps to 1; None for 1 with sRGB and 16 with RAW (BracketIRE's scale).
         cfa_pattern: Bayer pattern of RAW data.
         method: demosaicing method, "bilinear" or "malvar".
 
@@ -80,7 +80,7 @@ class DomainTransfer(nn.Module):
         """
         if self.domain == "srgb":
             check_tensor("hdr", hdr, ndim=4, layout="(B, 3, H, W)", channels=3)
-            _refuse_metadata(white_balance, color_matrix)
+            _reject_metadata(white_balance, color_matrix)
             return mu_law(hdr / self.peak, self.mu)
         check_tensor("hdr", hdr, ndim=4, layout="(B, 4, h, w) packed RAW", channels=4)
         linear = render_raw(
@@ -101,18 +101,18 @@ class DomainTransfer(nn.Module):
     ) -> Float[Tensor, "b c *hw"]:
         """Return the linear picture whose transfer, with the same metadata, is ``tonemapped``.
 
-        Exact for sRGB. For RAW it samples the colour filter array, so that ``inverse(T(raw)) == raw`` up to
+        Exact for sRGB. For RAW it samples the color filter array, so that ``inverse(T(raw)) == raw`` up to
         rounding; ``T(inverse(x)) == x`` holds only for pictures that a demosaicing can produce.
 
         Raises:
             TypeError: ``tonemapped`` or ``color_matrix`` is no floating-point tensor.
             ValueError: wrong shapes, metadata of RAW data with ``domain="srgb"``, or gains of 0 or a singular matrix
-                on the CPU; on other devices, where no value is looked at, the picture is not finite then.
+                on the CPU; on other devices values are not checked and the picture is then not finite.
         """
         check_tensor("tonemapped", tonemapped, ndim=4, layout="(B, 3, H, W)", channels=3)
         linear = mu_law_inverse(tonemapped, self.mu) * self.peak
         if self.domain == "srgb":
-            _refuse_metadata(white_balance, color_matrix)
+            _reject_metadata(white_balance, color_matrix)
             return linear
         if color_matrix is not None:
             check_tensor("color_matrix", color_matrix)
@@ -134,19 +134,19 @@ class DomainTransfer(nn.Module):
         return text + (raw if self.domain == "raw" else "")
 
 
-def _refuse_metadata(white_balance: object, color_matrix: object) -> None:
+def _reject_metadata(white_balance: object, color_matrix: object) -> None:
     for name, value in (("white_balance", white_balance), ("color_matrix", color_matrix)):
         if value is not None:
             raise ValueError(f'{name} is metadata of RAW data: it must be None for domain="srgb"')
 
 
 def _invert(matrix: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3 3"]:
-    """Invert by cross products: unlike ``torch.linalg.inv`` without a look at the device."""
+    """Invert by cross products; unlike ``torch.linalg.inv`` without a device synchronization."""
     first, second, third = matrix.unbind(dim=-2)
     columns = [torch.linalg.cross(a, b) for a, b in ((second, third), (third, first), (first, second))]
     determinant = (first * columns[0]).sum(-1)
     if can_read_values(matrix):
-        # Against the largest that rows of this length can have, so that the scale does not matter.
+        # Relative to the largest determinant of rows of this length, so that the scale does not matter.
         largest = matrix.norm(dim=-1).prod(-1)
         if (determinant.abs() <= 8 * torch.finfo(matrix.dtype).eps * largest).any():
             raise ValueError(f"color_matrix must be invertible, got {matrix.tolist()}")

@@ -11,6 +11,14 @@ from skt_components.ops.attention import transposed_attention
 from skt_components.ops.checks import check_count, check_same_dtype, check_same_shape, check_tensor
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of a map ``(B, C, H, W)``; the result is channels-last in memory."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the normalized map."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
 class _DenseLayer(nn.Module):
     def __init__(self, channels: int, growth: int, dilation: int) -> None:
         super().__init__()
@@ -62,7 +70,7 @@ class DilatedResidualDenseBlock(nn.Module):
 
 
 class PriorFusionBlock(nn.Module):
-    """Let the semantic prior decide how the channels of the image features mix (eq. 4).
+    """Mix the channels of the image features, guided by the semantic prior (eq. 4).
 
     ``out = W_c V . Softmax(K . Q / gamma) + F``: Q comes from the prior, K and V from the features F, each by a
     1x1 and a depth-wise 3x3 convolution. The attention is over channels, so its cost is linear in the pixels.
@@ -71,7 +79,7 @@ class PriorFusionBlock(nn.Module):
         channels: channels of the image features.
         prior_channels: channels of the prior.
         num_heads: groups of channels that attend among themselves; divides ``channels``.
-        normalize: layer-normalise both inputs and L2-normalise Q and K, as in Restormer. False is eq. 4 literally.
+        normalize: layer-normalize both inputs and L2-normalize Q and K, as in Restormer. False is eq. 4 literally.
         bias: give the convolutions a bias.
 
     Raises:
@@ -96,14 +104,15 @@ class PriorFusionBlock(nn.Module):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (("channels", channels), ("prior_channels", prior_channels), ("num_heads", num_heads)):
-            check_count(name, value, 1)
+        check_count("channels", channels, 1)
+        check_count("prior_channels", prior_channels, 1)
+        check_count("num_heads", num_heads, 1)
         if channels % num_heads:
             raise ValueError(f"num_heads must divide channels={channels}, got {num_heads}")
         self.channels, self.prior_channels = channels, prior_channels
         self.num_heads, self.normalize = num_heads, normalize
-        self.norm = _LayerNorm2d(channels) if normalize else nn.Identity()
-        self.prior_norm = _LayerNorm2d(prior_channels) if normalize else nn.Identity()
+        self.norm = ChannelNorm(channels) if normalize else nn.Identity()
+        self.prior_norm = ChannelNorm(prior_channels) if normalize else nn.Identity()
         self.to_query = _projection(prior_channels, channels, channels, bias)
         self.to_key_value = _projection(channels, 2 * channels, 2 * channels, bias)
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
@@ -123,8 +132,8 @@ class PriorFusionBlock(nn.Module):
         if prior.shape[-2:] != features.shape[-2:]:
             prior = F.interpolate(prior, size=features.shape[-2:], mode="bilinear", align_corners=False)
         key, value = self.to_key_value(self.norm(features)).chunk(2, dim=1)
-        # gamma divides: kept away from 0, where the softmax would turn into a hard choice without gradient. The
-        # clamp's own gradient is bypassed, so that a gamma that fell below can come back.
+        # gamma is a divisor, kept away from 0, where the softmax has no gradient. The clamp's gradient is bypassed, so
+        # that a gamma below the limit can grow again.
         below = (self.temperature.clamp_min(1e-2) - self.temperature).detach()
         attended = transposed_attention(
             self.to_query(prior),
@@ -138,10 +147,7 @@ class PriorFusionBlock(nn.Module):
 
     def check_inputs(self, features: Tensor, prior: Tensor) -> None:
         """Raise TypeError/ValueError unless :meth:`forward` takes these ``features`` and ``prior``."""
-        for name, value, channels in (
-            ("features", features, self.channels),
-            ("prior", prior, self.prior_channels),
-        ):
+        for name, value, channels in [("features", features, self.channels), ("prior", prior, self.prior_channels)]:
             check_tensor(name, value, ndim=4, layout="(B, C, H, W)", channels=channels)
             check_same_dtype(name, value, "the module's parameters", self.temperature)
         if prior.shape[0] != features.shape[0]:
@@ -151,13 +157,13 @@ class PriorFusionBlock(nn.Module):
 
 
 class SemanticGuidedFusion(nn.Module):
-    """A fusion module followed by a prior fusion block: one stage of the SPGRM.
+    """Apply a fusion module and a prior fusion block: one stage of the SPGRM.
 
     Args:
         channels: channels of the image features.
         prior_channels: channels of the prior.
         fusion: the inner fusion module, ``(B, C, H, W) -> (B, C, H, W)``; a dilated residual dense block when
-            None. The paper uses the kind that the boosted network has.
+            None. The paper uses the ORM's own kind.
         num_heads: heads of the prior fusion block.
 
     Example:
@@ -181,18 +187,11 @@ class SemanticGuidedFusion(nn.Module):
             TypeError: an argument is no floating-point tensor, or has another dtype than the module without autocast.
             ValueError: wrong axes, channels or batch sizes, or the inner fusion module changes the shape.
         """
-        self.prior_fusion.check_inputs(features, prior)  # before the inner module, which may be anybody's
+        self.prior_fusion.check_inputs(features, prior)  # before the inner module, which may not check
         fused = self.fusion(features)
         check_tensor("the output of fusion", fused)
         check_same_shape("features", features, "the output of fusion", fused)
         return self.prior_fusion(fused, prior)
-
-
-class _LayerNorm2d(nn.LayerNorm):
-    """Layer normalisation over the channels of each pixel."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 def _projection(in_channels: int, hidden: int, out_channels: int, bias: bool) -> nn.Sequential:

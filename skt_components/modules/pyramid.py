@@ -12,7 +12,7 @@ from skt_components.ops.checks import check_count
 
 
 class FeaturePyramid(nn.Module):
-    """Let the levels of p_f interact, coarse to fine, and bring them to one width (before eq. 3).
+    """Combine the levels of p_f, coarse to fine, at one width (before eq. 3).
 
     The usual top-down pyramid: a 1x1 convolution per level, each level added to the coarser one upsampled by
     nearest neighbour, then a 3x3 convolution.
@@ -20,8 +20,8 @@ class FeaturePyramid(nn.Module):
     Args:
         in_channels: channels of each level, coarse to fine.
         out_channels: channels of every output level.
-        levels: indices of the levels to return; all when None. What only the others would need is left out, so
-            that every parameter takes part in the output.
+        levels: indices of the levels to return; None for all. Layers that only the other levels need do not exist,
+            so that every parameter contributes to the output.
 
     Raises:
         TypeError: ``in_channels`` is no sequence.
@@ -58,9 +58,9 @@ class FeaturePyramid(nn.Module):
         )
 
     def forward(self, features: Sequence[Float[Tensor, "b _c _h _w"]]) -> list[Float[Tensor, "b c _h _w"]]:
-        """Return one map for each of ``levels``, at that level's own size; ``features`` hold all, coarse to fine.
+        """Return one map for each of ``levels``, at the level's own size; ``features`` are all levels, coarse to fine.
 
-        Raises ValueError when the number of levels or a level's channels are not those of the constructor.
+        Raises ValueError unless the channels of all levels are ``in_channels``.
         """
         found = tuple(f.shape[1] for f in features)
         if found != self.in_channels:

@@ -22,7 +22,7 @@ from skt_components.ops.masking import complementary_masks, mix_features
 
 
 class SKAMOutput(NamedTuple):
-    """What :class:`SKAM` returns."""
+    """Output of :class:`SKAM`."""
 
     loss: Float[Tensor, ""]
     """Alignment loss of eq. 12."""
@@ -94,7 +94,7 @@ class SKAM(nn.Module):
         Raises:
             TypeError: a feature is not a floating-point tensor, or ``mask`` is neither a bool nor a floating-point one.
             ValueError: the batch is empty, the batch sizes differ, or ``mask`` has another shape than the latent or,
-                looked at on the CPU outside of a compiled graph, other values than 0 and 1.
+                checked on the CPU outside of a compiled graph only, other values than 0 and 1.
         """
         check_tensor("student", student, ndim=4, layout="(B, C, H, W)", channels=self.student_channels)
         check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)", channels=self.teacher_channels)
@@ -102,7 +102,7 @@ class SKAM(nn.Module):
             raise ValueError(
                 f"student and teacher must have one batch size, got {tuple(student.shape)}, {tuple(teacher.shape)}"
             )
-        check_batch("student", student)  # whose loss, a mean over nothing, would be NaN
+        check_batch("student", student)  # the loss of an empty batch would be NaN
         teacher = teacher.detach() if detach_teacher else teacher
         size = (teacher.shape[-2], teacher.shape[-1])
         if tuple(student.shape[-2:]) != size and student.shape[-2] >= size[0] and student.shape[-1] >= size[1]:

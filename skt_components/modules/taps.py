@@ -21,7 +21,7 @@ _COMPILED = (
 
 
 class TapError(RuntimeError):
-    """A tapped layer did not give what was asked of it."""
+    """A tapped layer did not run, or returned no tensor."""
 
 
 class FeatureTaps:
@@ -60,21 +60,20 @@ class FeatureTaps:
 
     @contextmanager
     def capture(self, model: nn.Module) -> Iterator[list[Tensor]]:
-        """Within the block, run ``model``; afterwards the list holds one tensor per layer, in order.
+        """Record the layers while ``model`` runs within the block; after it the list holds one tensor per layer.
 
-        Captures may nest and may run in any order; each fills its own list. A layer that returns a tuple or list
-        gives its first tensor. For a compiled model PyTorch is told to heed hooks from here on
-        (``torch._dynamo.config.skip_nnmodule_hook_guards = False``).
+        Captures may nest and may run in any order; each fills its own list. Of a layer that returns a tuple or list
+        the first tensor is recorded. A compiled model sets ``torch._dynamo.config.skip_nnmodule_hook_guards = False``.
 
         Raises:
             ValueError: the model has no such layer (similar names are listed).
-            RuntimeError: a layer did not run, or not as often as its index asks for, or gave no tensor.
+            TapError: a layer did not run, or not as often as its index requires, or returned no tensor.
         """
         parsed = [_parse(spec) for spec in self.layers]
         calls: list[list[Tensor]] = [[] for _ in parsed]
         handles = []
         stages: list[Tensor] = []
-        if _is_compiled(model):  # else a graph that was compiled outside a capture would be reused inside one
+        if _is_compiled(model):  # or a graph compiled outside of a capture would be reused inside one
             torch._dynamo.config.skip_nnmodule_hook_guards = False
         try:
             for (name, _), outputs in zip(parsed, calls, strict=True):
@@ -155,14 +154,14 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def as_feature_map(feature: Tensor, size: tuple[int, int], channels_last: bool | None = None) -> Tensor:
-    """Bring a stage's output to ``(B, C, H, W)``.
+    """Return a stage's output as ``(B, C, H, W)``.
 
     Args:
         feature: a map ``(B, C, H, W)``, which is returned as it is, a channels-last map ``(B, H, W, C)``, or tokens
             ``(B, L, C)`` in row-major order.
-        size: height and width of the picture; channels-last maps and tokens must lie on it divided by a whole number.
-        channels_last: whether a map is ``(B, H, W, C)``; None tells by its shape, and where both are possible it is
-            ``(B, C, H, W)``.
+        size: height and width of the picture; those of channels-last maps and tokens are the picture's, divided by a
+            whole number and rounded up.
+        channels_last: True for a map ``(B, H, W, C)``; None decides by its shape, ``(B, C, H, W)`` if both fit.
 
     Raises:
         ValueError: the output is none of these.
@@ -176,18 +175,18 @@ def as_feature_map(feature: Tensor, size: tuple[int, int], channels_last: bool |
             if height * width == length:
                 return feature.transpose(1, 2).reshape(batch, channels, height, width)
     raise ValueError(
-        f"a tapped layer gave {tuple(feature.shape)}: wanted a map (B, C, H, W) or (B, H, W, C), or tokens (B, L, C) "
-        f"that cover the picture {size}"
+        f"the output of a tapped layer must be a map (B, C, H, W) or (B, H, W, C), or tokens (B, L, C) that cover the "
+        f"picture {size}, got {tuple(feature.shape)}"
     )
 
 
 def _grids(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Sizes of the picture divided by 1, 2, 3, ..."""
+    """Yield the size of the picture divided by 1, 2, 3, ..."""
     return ((-(-size[0] // stride), -(-size[1] // stride)) for stride in range(1, max(size) + 1))
 
 
 def is_channels_last(feature: Tensor, size: tuple[int, int]) -> bool | None:
-    """Whether a stage is a map ``(B, H, W, C)``; None where its shape is also that of a map ``(B, C, H, W)``."""
+    """Return True if a stage is a map ``(B, H, W, C)``, None if its shape also fits ``(B, C, H, W)``."""
     if feature.ndim != 4:
         return False
     grids = set(_grids(size))
@@ -202,16 +201,16 @@ def suggest_taps(
     forward_orm: Callable[[nn.Module, Tensor], object] | None = None,
     max_depth: int = 2,
 ) -> list[tuple[str, tuple[int, ...]]]:
-    """Print, in the order they run, the layers whose output could be a stage, with their shapes.
+    """Print the layers whose output can be a stage, in the order in which they run, with the shapes.
 
     Args:
         model: any network. It runs once, in eval mode and without gradient.
-        sample: an input for it.
-        forward_orm: how to call it, ``forward_orm(model, sample)``; ``model(sample)`` when None.
-        max_depth: how deep into nested modules to look.
+        sample: an input of the network.
+        forward_orm: function that calls it, ``forward_orm(model, sample)``; None for ``model(sample)``.
+        max_depth: depth of nested modules to include.
 
     Returns:
-        ``(name, shape)`` of each layer that gives a feature map ``(B, C, H, W)`` or ``(B, H, W, C)``, or tokens
+        ``(name, shape)`` of each layer that returns a feature map ``(B, C, H, W)`` or ``(B, H, W, C)``, or tokens
         ``(B, L, C)``, of at least 8 channels.
 
     Example:

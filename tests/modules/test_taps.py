@@ -423,7 +423,7 @@ def test_tokens_become_the_map_they_came_from(size, stride):
 
 @pytest.mark.parametrize("shape", [(1, 7, 8), (1, 61, 8), (1, 0, 8), (2, 8), (1, 8, 2, 2, 2)])
 def test_what_covers_no_picture_is_an_error(shape):
-    with pytest.raises(ValueError, match=r"wanted a map .*, or tokens \(B, L, C\) that cover the picture"):
+    with pytest.raises(ValueError, match=r"must be a map .*, or tokens \(B, L, C\) that cover the picture"):
         as_feature_map(torch.rand(shape), (6, 10))
 
 
