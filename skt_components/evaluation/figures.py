@@ -82,15 +82,13 @@ def save_samples(path: str | os.PathLike[str], rows: Sequence[SampleRow]) -> Non
             raise ValueError(f"rows must have the same pictures: {row.name!r} has {found}, the first has {wanted}")
     plt = load_pyplot()
     height, width = len(drawn), len(drawn[0])
-    figure, axes = plt.subplots(
-        height, width, figsize=(2.2 * width, 2.35 * height), squeeze=False, layout="constrained"
-    )
+    size = (2.2 * width, 2.35 * height)
+    figure, axes = plt.subplots(height, width, figsize=size, squeeze=False, layout="constrained")
     for row, line, panels in zip(rows, axes, drawn, strict=True):
         for axis, (title, picture, options) in zip(line, panels, strict=True):
             axis.imshow(picture, interpolation="nearest", **options)
             axis.set_title(title, fontsize=8)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(row.name, fontsize=7)
     figure.savefig(path, dpi=110)
     plt.close(figure)

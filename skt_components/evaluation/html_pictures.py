@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from skt_components.files.packages import import_package
+
 BINS = 64
 # Anchors of matplotlib's inferno and viridis, evenly spaced.
 INFERNO = ["000004", "1b0c41", "4a0c6b", "781c6d", "a52c60", "cf4446", "ed6925", "fb9b06", "f7d13d", "fcffa4"]
@@ -47,12 +49,9 @@ def radiance_url(picture: Tensor) -> str:
 
 
 def _data_url(pixels: np.ndarray, kind: str, **options: int) -> str:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError('the report needs Pillow: pip install "skt-components[data]"') from error
+    pillow = import_package("PIL.Image", "the report needs Pillow", "data")
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, kind, **options)
+    pillow.fromarray(np.ascontiguousarray(pixels)).save(buffer, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

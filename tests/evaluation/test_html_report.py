@@ -18,7 +18,13 @@ from PIL import Image
 from skimage.measure import block_reduce
 
 from skt_components.evaluation import html_pictures as draw
-from skt_components.evaluation.html_report import ReportScene, render_scene, save_report, scene_anchor
+from skt_components.evaluation.html_report import (
+    ReportScene,
+    SceneSections,
+    render_scene,
+    save_report,
+    scene_anchor,
+)
 from skt_components.evaluation.results import EvaluationResults
 from skt_components.ops import mu_law
 
@@ -231,6 +237,18 @@ def test_an_evaluation_without_pictures_has_a_report_too(tmp_path):
     page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
     assert page.open == []
     assert " ValueError: cut short" in page.words
+
+
+def test_sections_of_the_worst_pictures_are_kept(tmp_path):
+    results, sections = EvaluationResults(tmp_path, {}), SceneSections(tmp_path / "sections", 2)
+    for name, psnr in (("a", 30.0), ("b", 40.0), ("c", 20.0)):
+        scene = make_scene(name)._replace(scores={"ours": {"PSNR-mu": psnr}})
+        sections.write(scene, results)
+        results.add(name, scene.scores)
+    again = SceneSections(tmp_path / "sections", 2).read(results)
+    assert list(again) == ["a", "c"]
+    assert again["a"] == render_scene(make_scene("a")._replace(scores={"ours": {"PSNR-mu": 30.0}}))
+    assert len(list((tmp_path / "sections").iterdir())) == 2
 
 
 # in a browser

@@ -1,0 +1,51 @@
+"""Networks under evaluation: names, identities, tiles, and brackets that do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from skt_components.evaluation import Protocol, load_networks
+from skt_components.files.digest import file_digest
+from skt_components.models import AHDRNet, TMRNetPlus, save_weights
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    save_weights(tmp_path / "ours.safetensors", AHDRNet(features=8, num_layers=2, growth=4))
+    return tmp_path / "ours.safetensors"
+
+
+def test_a_file_names_and_identifies_its_network(weights):
+    (model,) = load_networks([(weights, "saved", False)])
+    sha256 = file_digest(weights)
+    assert model.name == "ours"
+    assert model.identity == {"orm": "saved", "official": False, "checkpoint": weights.name, "sha256": sha256}
+    assert not model.network.training
+    assert [model.name for model in load_networks([(weights, "saved", False)] * 2)] == ["ours-1", "ours-2"]
+
+
+def test_tiles_replace_the_inference_of_the_protocol(weights):
+    bracket = torch.rand(1, 3, 6, 60, 70)
+    (whole,) = load_networks([(weights, "saved", False)])
+    (tiled,) = load_networks([(weights, "saved", False)], tile=56)
+    protocol = Protocol("whole pictures")
+    torch.testing.assert_close(tiled.reconstruct(bracket, protocol), whole.reconstruct(bracket, protocol))
+
+
+def test_a_prediction_that_is_not_finite_is_an_error(weights):
+    (model,) = load_networks([(weights, "saved", False)])
+    with pytest.raises(ValueError, match=r"ours: \d+ of 300 predicted values are infinite or NaN"):
+        model.reconstruct(torch.full((1, 3, 6, 10, 10), torch.nan), Protocol("whole pictures"))
+
+
+def test_networks_for_other_brackets_are_rejected(weights, tmp_path):
+    with pytest.raises(ValueError, match="3 exposures of 6 channels, scale 1; the data are 5 exposures of 4"):
+        load_networks([(weights, "saved", False)], domain="raw")
+    save_weights(tmp_path / "plus.safetensors", TMRNetPlus(features=8, num_blocks=(1, 1, 1, 1)))
+    with pytest.raises(ValueError, match=r"plus is for 5 exposures of 4 channels, scale 4; the data are .* scale 1"):
+        load_networks([(tmp_path / "plus.safetensors", "saved", False)], domain="raw")
+    with pytest.raises(ValueError, match="checkpoint must be a file of weights for the network 'sctnet', got None"):
+        load_networks([(None, "sctnet", False)])
