@@ -3,7 +3,6 @@
 from skt_components.evaluation.figures import (
     PriorsRow,
     SampleRow,
-    rewind_metrics,
     save_curves,
     save_priors,
     save_samples,
@@ -43,7 +42,6 @@ __all__ = [
     "paired_summary",
     "picture_source",
     "render_scene",
-    "rewind_metrics",
     "save_curves",
     "save_priors",
     "save_report",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,6 @@ from torch.nn import functional as F
 from skt_components.banks.priors import SemanticPriors
 from skt_components.data.preview import load_pyplot, show_exposures, show_radiance
 from skt_components.data.sample import HDRSample
-from skt_components.files.atomic import write_text
 from skt_components.files.json_lines import read_json_lines
 
 
@@ -298,18 +296,3 @@ def region_colors(picture: Float[Tensor, "3 h w"], masks: Bool[Tensor, "r h w"])
         color = 0.5 + 0.5 * torch.cos(2 * math.pi * phase)
         drawn[:, masks[index]] = 0.45 * gray[:, masks[index]] + 0.55 * color[:, None]
     return drawn
-
-
-def rewind_metrics(path: str | os.PathLike[str], run: str, step: int) -> None:
-    """Delete the lines that ``run`` logged from ``step`` on, before it continues there, if the file exists.
-
-    A validation at ``step`` itself was made before the step; it is kept.
-    """
-    if not os.path.exists(path):
-        return
-    kept = [
-        line
-        for line in read_json_lines(path)
-        if line.get("run") != run or line["step"] < step or ("validation" in line and line["step"] == step > 0)
-    ]
-    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
