@@ -23,17 +23,18 @@ def export_program(
     """Trace the network with ``torch.export``; ``torch.export.save`` writes the result.
 
     Args:
-        network: of this library, or one of yours; it is traced in eval mode and not changed.
-        bracket: an input ``(B, N, C, H, W)`` to trace with; two small random brackets when None, for networks of this
-            library alone.
-        dynamic: let the program take any batch size, height and width; the sides must be multiples of the network's
-            ``size_multiple`` (1 if it has none) then, and twice that at least. Otherwise it takes the bracket's shape.
+        network: any network; it is traced in eval mode and not changed.
+        bracket: an input ``(B, N, C, H, W)`` to trace with; None for two small random brackets, with networks of this
+            library only.
+        dynamic: let the program take any batch size, height and width; the sides must then be multiples of the
+            network's ``size_multiple`` (1 if it has none), and at least twice that. Otherwise it takes the bracket's
+            shape only.
 
     Returns:
         The program: ``program.module()(bracket)``.
 
     Raises:
-        ValueError: the sides are not multiples of ``size_multiple``, or a bracket for your own network is missing.
+        ValueError: the sides are not multiples of ``size_multiple``, or your own network has no bracket.
 
     Example:
         >>> from skt_components import AHDRNet
@@ -55,10 +56,10 @@ def export_onnx(
     opset: int = 20,
     tolerance: float = 1e-4,
 ) -> float:
-    """Write the network as an ONNX file, and compare it with PyTorch in onnxruntime.
+    """Write the network as an ONNX file after comparing it with PyTorch in onnxruntime.
 
     Args:
-        network: of this library, or one of yours; it is traced in eval mode and not changed.
+        network: any network; it is traced in eval mode and not changed.
         path: the ``.onnx`` file; it is replaced if it exists, its folder must exist.
         bracket: as for :func:`export_program`.
         dynamic: as for :func:`export_program`; the file is then also compared at a second size.
@@ -66,18 +67,17 @@ def export_onnx(
         tolerance: largest accepted difference, relative to the output's largest value.
 
     Returns:
-        The largest relative difference that was found.
+        The largest relative difference.
 
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is not installed.
-        ValueError: the sides are not multiples of ``size_multiple``, a bracket for your own network is missing, or the
-            outputs differ; nothing is written then.
+        ValueError: as for :func:`export_program`, or the outputs differ; nothing is written then.
     """
     for package in ("onnx", "onnxscript"):
         _import(package)
     bracket = _example(network, bracket)
     with eval_mode(network), torch.no_grad():
-        network(bracket)  # imports what it needs, whose operators ONNX's exporter then knows
+        network(bracket)  # imports optional packages, so that ONNX's exporter knows their operators
         program = torch.onnx.export(
             network,
             (bracket,),
@@ -110,7 +110,7 @@ def _example(network: nn.Module, bracket: Tensor | None) -> Tensor:
     multiple = _multiple(network)
     if bracket is None:
         if not isinstance(network, ReconstructionNetwork):
-            raise ValueError(f"bracket must be given: {type(network).__name__} does not say what it takes")
+            raise ValueError(f"bracket must be given for {type(network).__name__}, which is not of this library")
         parameter = next(network.parameters())
         side = multiple * max(2, -(-32 // multiple))
         bracket = torch.rand(2, network.num_frames, network.in_channels, side, side + multiple).to(parameter)

@@ -103,12 +103,7 @@ class SwinStage(nn.Module):
     dilation: ClassVar[int] = 1
 
     def __init__(
-        self,
-        features: int,
-        num_heads: int,
-        mlp_ratio: float = 2.0,
-        window_size: int = 8,
-        drop_path: Sequence[float] = (0.0,) * 6,
+        self, features: int, num_heads: int, mlp_ratio: float, window_size: int, drop_path: Sequence[float]
     ) -> None:
         super().__init__()
         self.window_size = window_size
@@ -174,9 +169,7 @@ class SwinNetwork(ReconstructionNetwork):
         return nn.ModuleList(map(self._make_stage, self.config["num_heads"], rates))
 
     def _make_stage(self, num_heads: int, drop_path: Sequence[float]) -> SwinStage:
-        return self.stage(
-            self.features, num_heads, self.config["mlp_ratio"], self.config["window_size"], drop_path=drop_path
-        )
+        return self.stage(self.features, num_heads, self.config["mlp_ratio"], self.size_multiple, drop_path)
 
     def _branches(self) -> dict[int, str]:
         """Name of each moving frame's branch."""

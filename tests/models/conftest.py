@@ -63,13 +63,15 @@ def official_shapes() -> Callable[[str], dict[str, tuple[int, ...]]]:
 
 
 class LiteralSwin:
-    """Convolutions, norms and window attention from a network's parameters, for one padded size.
+    """Convolutions, norms and window attention from a network's parameters, for the padded size of one bracket.
 
     Windows are made by masking pixels that are not in one of them, out of an attention of all pixels to all.
     """
 
-    def __init__(self, network: ReconstructionNetwork, height: int, width: int) -> None:
+    def __init__(self, network: ReconstructionNetwork, bracket: Tensor) -> None:
         self.w = dict(network.named_parameters())
+        self.padded = mirror_to_windows(bracket)
+        height, width = self.padded.shape[-2:]
         self.height, self.width, self.features = height, width, network.features
         self.y, self.x = torch.arange(height * width) // width, torch.arange(height * width) % width
 
