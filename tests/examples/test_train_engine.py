@@ -600,7 +600,7 @@ def test_a_validation_that_fails_loses_no_step(train, tmp_path: Path, monkeypatc
         return score(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "validate", failing)
+        patch.setattr(training.Validator, "score", failing)
         with pytest.raises(RuntimeError, match="out of memory"):
             train([*options, "--out", str(tmp_path / "run")])
     assert checkpoint(tmp_path / "run")["step"] == 2
