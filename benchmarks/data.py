@@ -65,8 +65,8 @@ def write_bracketire(root: Path, count: int) -> None:
         for exposure in (1, 4, 16, 64, 256):
             np.save(folder / f"raw_{exposure}.npy", rng.integers(0, 1024, (540, 960, 4), dtype=np.uint16))
         np.save(folder / "raw_gt.npy", 16 * rng.random((540, 960, 4), np.float32))
-        colours = {"red_gain": 2.0, "blue_gain": 1.5, "cam2rgb": np.eye(3), "rgb2cam": np.eye(3), "rgb_gain": 1.0}
-        np.save(folder / "metadata.npy", colours, allow_pickle=True)
+        colors = {"red_gain": 2.0, "blue_gain": 1.5, "cam2rgb": np.eye(3), "rgb2cam": np.eye(3), "rgb_gain": 1.0}
+        np.save(folder / "metadata.npy", colors, allow_pickle=True)
 
 
 def cut_beforehand(source: Path, out: Path, crop: int) -> None:
@@ -91,7 +91,7 @@ def cut_beforehand(source: Path, out: Path, crop: int) -> None:
 
 
 def read_cut(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read one crop as the published recipe does: decode, scale, linearise, stack."""
+    """Read one crop as the published recipe does: decode, scale, linearize, stack."""
     times = 2 ** np.loadtxt(folder / "exposure.txt")
     ldrs = [cv2.imread(str(folder / f"{i}.tif"), -1)[..., ::-1].astype(np.float32) / 65536 for i in range(3)]
     frames = [np.concatenate([ldr**2.2 / (t + 1e-8), ldr], -1) for ldr, t in zip(ldrs, times, strict=True)]

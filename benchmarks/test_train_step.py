@@ -158,7 +158,7 @@ def parts_of(framework: skt.SemanticKnowledgeTransfer, bracket: Tensor, target: 
         "bank, with regions": describe,
         "SPGRM, with its pyramid": gradient_of(refine, spgrm),
         "SKAMs": gradient_of(align, [*maps, *skams]),
-        "colour loss": gradient_of(color, [leaf]),
+        "color loss": gradient_of(color, [leaf]),
         "content loss": gradient_of(lambda: skt.content_loss(leaf, refined), [leaf]),
         "domain transfer": tonemap,
         "Adam of SPGRM and SKAMs": adam_of([*spgrm, *skams]),

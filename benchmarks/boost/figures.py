@@ -29,7 +29,7 @@ def draw_gains(path: Path, summary: Mapping[str, Row], study: Study) -> bool:
     plt = load_pyplot()
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.45 * len(arms)), layout="constrained")
     for place, (arm, gain) in enumerate(reversed(arms.items())):
-        color = "grey" if study.is_bare(arm) else "C0"
+        color = "gray" if study.is_bare(arm) else "C0"
         axis.plot([gain["low"], gain["high"]], [place, place], color=color, linewidth=2)
         axis.plot(gain["gain"], place, "D", color=color)
         axis.plot(gain["seed_gains"], [place] * len(gain["seed_gains"]), "o", color="black", markersize=3, alpha=0.5)
@@ -60,7 +60,7 @@ def draw_curves(path: Path, units: Sequence[Unit], study: Study) -> bool:
 
 
 def draw_diagnosis(path: Path, units: Sequence[Unit], study: Study) -> bool:
-    """For each arm with the framework: how strongly the terms pull and where to, the lead, the regions' colours."""
+    """For each arm with the framework: how strongly the terms pull and where to, the lead, the regions' colors."""
     metrics = read_all(units)
     arms = [arm for arm in metrics if not study.is_bare(arm)]
     if not arms:
@@ -88,7 +88,7 @@ def draw_diagnosis(path: Path, units: Sequence[Unit], study: Study) -> bool:
 
 
 def draw_places(axis: Any, gradients: Sequence[Any], name: str, title: str) -> None:
-    """Median and quartiles over steps and seeds, by place, a colour for each term."""
+    """Median and quartiles over steps and seeds, by place, a color for each term."""
     places = [place for place in PLACES if any(place in found for found in gradients)]
     terms = list(dict.fromkeys(term for found in gradients for of in found.values() for term in of))
     for number, term in enumerate(terms):
@@ -122,7 +122,7 @@ def draw_regions(axis: Any, metrics: Mapping[str, Any], study: Study, arm: str) 
     """Distance of the regions' histograms: student, teacher, and the baseline's network if its regions are the same."""
     shown = {"student": (arm, "ORM", "C0"), "teacher": (arm, "SPGRM", "C4")}
     if all(study.options(arm).get(name) == study.options(study.baseline).get(name) for name in REGIONS):
-        shown[study.baseline] = (study.baseline, "ORM", "grey")
+        shown[study.baseline] = (study.baseline, "ORM", "gray")
     for label, (of, name, color) in shown.items():
         curves = pick(metrics.get(of, {}), lambda line, n=name: region_distance(line, n))
         draw_band(axis, curves, label=label, color=color)

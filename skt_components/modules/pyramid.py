@@ -15,7 +15,7 @@ class FeaturePyramid(nn.Module):
     """Combine the levels of p_f, coarse to fine, at one width (before eq. 3).
 
     The usual top-down pyramid: a 1x1 convolution per level, each level added to the coarser one upsampled by
-    nearest neighbour, then a 3x3 convolution.
+    nearest neighbor, then a 3x3 convolution.
 
     Args:
         in_channels: channels of each level, coarse to fine.

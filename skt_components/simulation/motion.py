@@ -127,7 +127,7 @@ class SharpPicture:
 
 
 def _largest_around(image: Tensor) -> Tensor:
-    """Return the maximum over each 3×3 neighbourhood of (C, h, w); faster here than max pooling."""
+    """Return the maximum over each 3×3 neighborhood of (C, h, w); faster here than max pooling."""
     for axis in (-1, -2):
         size = image.shape[axis]
         wide = torch.cat([image.narrow(axis, 0, 1), image, image.narrow(axis, size - 1, 1)], dim=axis)

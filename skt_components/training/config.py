@@ -60,7 +60,7 @@ class TrainConfig:
     bank_taps: Literal["paper", "fast"] = "paper"
     """Layers of fastsam that give the features; fast is a quarter of the work."""
     region_source: Literal["own", "color", "features"] = "own"
-    """Regions: fastsam's own masks (other banks have none and take color), or k-means on colour or on features."""
+    """Regions: fastsam's own masks (other banks have none and take color), or k-means on color or on features."""
     regions: int = 8
     """Regions per picture; fastsam's masks have the background beside them."""
     loss_weights: Literal["recommended", "paper"] = "recommended"

@@ -626,7 +626,7 @@ def test_cuda_matches_cpu(bank: TimmFeatureExtractor, pictures: Tensor) -> None:
 @pytest.mark.gpu
 def test_cuda_never_waits_for_the_device(bank: TimmFeatureExtractor, pictures: Tensor) -> None:
     cuda, x = copy.deepcopy(bank).cuda(), pictures.cuda()
-    cuda(x)  # the first call may synchronise while libraries start
+    cuda(x)  # the first call may synchronize while libraries start
     torch.cuda.set_sync_debug_mode("error")
     try:
         cuda(x)

@@ -124,10 +124,10 @@ def test_dihedral_augmentation_keeps_red_where_red_is(fake_bracketire):
                         found.append((k, mirrored, int(row), int(column)))
         ((k, mirrored, row, column),) = found
         seen.add((k, mirrored))
-        # ... the colours of its sites are those of the mosaic's own sites ...
-        colours = np.zeros_like(target)
-        colours += np.arange(4).reshape(4, 1, 1)  # R, Gr, Gb, B
-        turned = mosaic(colours)
+        # ... the colors of its sites are those of the mosaic's own sites ...
+        colors = np.zeros_like(target)
+        colors += np.arange(4).reshape(4, 1, 1)  # R, Gr, Gb, B
+        turned = mosaic(colors)
         turned = np.rot90(turned[:, ::-1] if mirrored else turned, k)[row : row + 24, column : column + 24]
         assert (turned[0::2, 0::2] == 0).all()
         assert (turned[1::2, 1::2] == 3).all()

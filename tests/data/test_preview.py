@@ -14,8 +14,8 @@ from skt_components.simulation import SyntheticScenes
 MATRIX = torch.tensor([[1.5, -0.4, -0.1], [-0.2, 1.4, -0.2], [0.0, -0.6, 1.6]])
 
 
-def grey_raw(level):
-    """A flat grey scene of linear radiance ``level`` of 16, as a camera with white balance and matrix sees it."""
+def gray_raw(level):
+    """A flat gray scene of linear radiance ``level`` of 16, as a camera with white balance and matrix sees it."""
     gains = torch.tensor([2.0, 1.0, 1.5])
     rgb = torch.full((1, 3, 8, 8), float(level))
     planes = pack_raw(mosaic(rgb / gains[:, None, None]))[0]
@@ -24,7 +24,7 @@ def grey_raw(level):
         limits[:, None, None, None] / torch.tensor([2.0, 1, 1, 1.5])[:, None, None]
     )
     metadata = {"white_balance": gains, "color_matrix": MATRIX}
-    return HDRSample(bracket, 4.0 ** torch.arange(5.0), planes, "grey", "raw", metadata)
+    return HDRSample(bracket, 4.0 ** torch.arange(5.0), planes, "gray", "raw", metadata)
 
 
 def test_srgb_exposures_are_the_ldr_pictures():
@@ -33,8 +33,8 @@ def test_srgb_exposures_are_the_ldr_pictures():
     assert torch.equal(show_radiance(sample.target, sample), mu_law(sample.target))
 
 
-def test_raw_grey_stays_grey_and_saturates_to_white():
-    sample = grey_raw(0.5)
+def test_raw_gray_stays_gray_and_saturates_to_white():
+    sample = gray_raw(0.5)
     shown = show_exposures(sample)
     assert shown.shape == (5, 3, 8, 8)
     for exposure, level in zip(shown, (0.5 / 16, 0.5 / 4, 0.5, 1.0, 1.0), strict=True):
@@ -45,12 +45,12 @@ def test_raw_grey_stays_grey_and_saturates_to_white():
 
 def test_a_sheet_is_never_written_over(tmp_path):
     path = tmp_path / "sheet.png"
-    save_contact_sheet(path, [grey_raw(1), grey_raw(4)])
+    save_contact_sheet(path, [gray_raw(1), gray_raw(4)])
     size = path.stat().st_size
     with pytest.raises(FileExistsError, match=r"sheet.png exists"):
-        save_contact_sheet(path, [grey_raw(1)])
+        save_contact_sheet(path, [gray_raw(1)])
     assert path.stat().st_size == size
-    save_contact_sheet(path, [grey_raw(1)], overwrite=True)
+    save_contact_sheet(path, [gray_raw(1)], overwrite=True)
     assert path.stat().st_size != size
 
 
@@ -58,4 +58,4 @@ def test_samples_that_do_not_fit_on_one_sheet(tmp_path):
     with pytest.raises(ValueError, match="equally many exposures, got no sample"):
         save_contact_sheet(tmp_path / "a.png", [])
     with pytest.raises(ValueError, match=r"equally many exposures, got \[3, 5\]"):
-        save_contact_sheet(tmp_path / "a.png", [SyntheticScenes(1, 16)[0], grey_raw(1)])
+        save_contact_sheet(tmp_path / "a.png", [SyntheticScenes(1, 16)[0], gray_raw(1)])

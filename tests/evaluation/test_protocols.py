@@ -271,8 +271,8 @@ def test_descriptions_say_what_differs():
 
 
 def test_render_of_raw_without_clipping_is_the_plain_chain():
-    grey = torch.full((1, 4, 6, 6), 4.0)
-    found = Protocol.bracketire().render(grey, {"color_matrix": torch.eye(3) * 2})
+    gray = torch.full((1, 4, 6, 6), 4.0)
+    found = Protocol.bracketire().render(gray, {"color_matrix": torch.eye(3) * 2})
     torch.testing.assert_close(found, torch.full((1, 3, 12, 12), 0.5, dtype=torch.float64))
     expected = apply_color_matrix(torch.full((1, 3, 12, 12), 0.25), torch.eye(3) * 2).double()
     torch.testing.assert_close(found, expected)

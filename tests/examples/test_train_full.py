@@ -484,8 +484,8 @@ def published(root: Path, data: str) -> Path:
                     np.save(inputs / f"raw_{time}.npy", rng.integers(0, 1024, (*size, 4), dtype=np.uint16))
                 label = 4 if data.endswith("plus") else 1
                 np.save(folder / "raw_gt.npy", rng.uniform(0, 2, (size[0] * label, size[1] * label, 4)))
-                colours = {"rgb2cam": np.eye(3), "cam2rgb": np.eye(3), "rgb_gain": 1.0, "red_gain": 2.0}
-                np.save(folder / "metadata.npy", {**colours, "blue_gain": 1.6}, allow_pickle=True)
+                colors = {"rgb2cam": np.eye(3), "cam2rgb": np.eye(3), "rgb_gain": 1.0, "red_gain": 2.0}
+                np.save(folder / "metadata.npy", {**colors, "blue_gain": 1.6}, allow_pickle=True)
             else:
                 folder = root / split.replace("Train", "Training") / scene
                 folder.mkdir(parents=True)

@@ -85,7 +85,7 @@ def test_raw_does_not_move_the_picture_by_half_a_pixel(pattern, method):
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_raw_keeps_each_colour_in_its_channel(pattern):
+def test_raw_keeps_each_color_in_its_channel(pattern):
     for plane, channel in enumerate([0, 1, 1, 2]):  # R, Gr, Gb, B
         packed = torch.zeros(1, 4, 4, 4)
         packed[:, plane] = 1.0
@@ -98,7 +98,7 @@ def test_raw_keeps_each_colour_in_its_channel(pattern):
 
 
 def make_metadata(batch: int | None = None, seed: int = 0, dtype=torch.float64) -> dict[str, torch.Tensor]:
-    """Plausible gains and a colour matrix with rows of sum 1; for each of ``batch`` pictures, or shared."""
+    """Plausible gains and a color matrix with rows of sum 1; for each of ``batch`` pictures, or shared."""
     generator = torch.Generator().manual_seed(seed)
     shape = () if batch is None else (batch,)
     gains = 1 + 1.5 * torch.rand(*shape, 3, generator=generator, dtype=dtype)
@@ -106,15 +106,15 @@ def make_metadata(batch: int | None = None, seed: int = 0, dtype=torch.float64) 
     return {"white_balance": gains, "color_matrix": matrix / matrix.sum(-1, keepdim=True)}
 
 
-def test_metadata_gives_a_grey_scene_back_its_grey():
+def test_metadata_gives_a_gray_scene_back_its_gray():
     metadata = make_metadata(seed=1)
-    grey = torch.full((1, 3, 8, 8), 0.2, dtype=torch.float64)
-    sensor = torch.linalg.solve(metadata["color_matrix"], grey[0, :, 0, 0]) / metadata["white_balance"]
+    gray = torch.full((1, 3, 8, 8), 0.2, dtype=torch.float64)
+    sensor = torch.linalg.solve(metadata["color_matrix"], gray[0, :, 0, 0]) / metadata["white_balance"]
     packed = pack_raw(mosaic(sensor.view(1, 3, 1, 1).expand(1, 3, 8, 8))) * 16
     transfer = DomainTransfer("raw")
-    torch.testing.assert_close(transfer(packed, **metadata), literal_transfer(grey, 5000.0, 1.0))
+    torch.testing.assert_close(transfer(packed, **metadata), literal_transfer(gray, 5000.0, 1.0))
     plain = transfer(packed)[0, :, 0, 0]
-    assert plain.max() - plain.min() > 0.01  # without it, the sensor's colours
+    assert plain.max() - plain.min() > 0.01  # without it, the sensor's colors
 
 
 def test_metadata_of_each_picture_is_its_own():

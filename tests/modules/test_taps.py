@@ -428,7 +428,7 @@ def test_what_covers_no_picture_is_an_error(shape):
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 16, 24), (2, 8, 12, 6), (2, 64, 64, 60)])
-def test_channels_last_maps_are_recognised(shape):
+def test_channels_last_maps_are_recognized(shape):
     size = (64, 96) if shape[1] != shape[2] else (64, 64)
     feature = torch.randn(shape)
     assert torch.equal(as_feature_map(feature, size), feature.permute(0, 3, 1, 2))

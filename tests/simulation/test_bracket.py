@@ -34,7 +34,7 @@ def _scene(height: int = 48, width: int = 64, seed: int = 0) -> torch.Tensor:
 
 
 def _on_sensor(linear: np.ndarray, camera: RawCamera, gains: np.ndarray) -> np.ndarray:
-    """Return (4, h, w) in float64: linear RGB in [0, 1] through the colour filters."""
+    """Return (4, h, w) in float64: linear RGB in [0, 1] through the color filters."""
     red, green, blue = np.einsum("ij,jhw->ihw", np.array(camera.rgb2cam), linear) / gains[:, None, None]
     return np.stack([red[0::2, 0::2], green[0::2, 1::2], green[1::2, 0::2], blue[1::2, 1::2]])
 

@@ -150,7 +150,7 @@ def test_camera_shift_moves_the_picture_as_a_whole() -> None:
         assert 0 < max(abs(dx), abs(dy)) <= 5
 
 
-def test_rotation_and_zoom_leave_the_centre_in_place() -> None:
+def test_rotation_and_zoom_leave_the_center_in_place() -> None:
     row = torch.arange(65.0).expand(65, 65)
     ramp = torch.stack([row, row.T, row]) / 100
     motion = Motion(0.0, 8.0, 0.05, 0.0, (0, 0))
@@ -175,10 +175,10 @@ def test_objects_move_and_the_rest_stays() -> None:
         if bool((area < 0.01).any()):
             continue  # it has left the picture
         y, x = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
-        centres = [torch.stack([x[c].mean(), y[c].mean()]) for c in changed]
+        centers = [torch.stack([x[c].mean(), y[c].mean()]) for c in changed]
         if all(not c[:, [0, -1]].any() and not c[[0, -1]].any() for c in changed):
-            assert (centres[1] - centres[0]).norm().item() == pytest.approx(6, abs=1.5)
-            assert (centres[2] - centres[1]).norm().item() == pytest.approx(6, abs=1.5)
+            assert (centers[1] - centers[0]).norm().item() == pytest.approx(6, abs=1.5)
+            assert (centers[2] - centers[1]).norm().item() == pytest.approx(6, abs=1.5)
         assert not torch.equal(changed[0], changed[1])
 
 

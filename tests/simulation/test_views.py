@@ -10,7 +10,7 @@ from skt_components.simulation.views import perspective_view, view_ratio
 
 
 def _sphere(height: int) -> torch.Tensor:
-    """Return a panorama whose colours are the directions of its pixels: right, up, ahead."""
+    """Return a panorama whose colors are the directions of its pixels: right, up, ahead."""
     latitude = (0.5 - (torch.arange(height, dtype=torch.float64) + 0.5) / height) * math.pi
     longitude = ((torch.arange(2 * height, dtype=torch.float64) + 0.5) / height - 1) * math.pi
     la, lo = torch.meshgrid(latitude, longitude, indexing="ij")
@@ -47,7 +47,7 @@ def test_view_shows_what_the_rays_meet(yaw: float, pitch: float, roll: float, fo
 
 def test_view_is_neither_mirrored_nor_upside_down() -> None:
     panorama = torch.zeros(3, 90, 180)
-    panorama[0, :, 100:] = 1  # to the right of the centre column
+    panorama[0, :, 100:] = 1  # to the right of the center column
     panorama[1, :40] = 1  # upwards
     view = perspective_view(panorama, (20, 20), fov=60.0)
     assert view[0, :, 17:].min() == 1

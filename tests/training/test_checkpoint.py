@@ -318,7 +318,7 @@ def test_a_file_that_does_not_say_its_network_is_refused(tmp_path):
         ({"network": "os.system", "config": "{}"}, r"names 'os\.system'"),
         ({"network": "AHDRNet"}, "broken config of AHDRNet"),
         ({"network": "AHDRNet", "config": "{"}, "broken config of AHDRNet"),
-        ({"network": "AHDRNet", "config": '{"colour": 3}'}, "broken config of AHDRNet"),
+        ({"network": "AHDRNet", "config": '{"color": 3}'}, "broken config of AHDRNet"),
         ({"network": "AHDRNet", "config": '{"features": 8}'}, "does not fit"),
     ]:
         safetensors.save_file({"a": torch.ones(2)}, tmp_path / "m.safetensors", metadata)
