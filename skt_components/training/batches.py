@@ -29,7 +29,7 @@ class SamplePositions(Sampler[list[tuple[int, int]]]):
     Args:
         length: samples of the data set.
         batch_size: samples per batch and process.
-        seed: of the permutations.
+        seed: seed of the permutations.
         start: the first batch.
         rank: number of this process.
         world: how many processes there are.
@@ -57,7 +57,7 @@ class SamplePositions(Sampler[list[tuple[int, int]]]):
         return (batch * self.world + self.rank) * self.batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield batch after batch."""
+        """Yield the positions of one batch after the other."""
         batch, drawn, order = self.start, -1, []
         while True:
             positions = []
@@ -86,8 +86,8 @@ def training_batches(
 
     Args:
         dataset: takes ``(epoch, index)``, as the data sets of this library do.
-        positions: which samples.
-        workers: processes that load.
+        positions: positions of the samples.
+        workers: number of loader processes.
         device: device of the batches.
         dtype: dtype of the batches; the data set's when None.
     """
@@ -194,7 +194,7 @@ def _leave_signals(_worker: int) -> None:
     def wait() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
             pass
-        os._exit(0)  # asked by the process that started this one
+        os._exit(0)  # the parent process ended the loader
 
     threading.Thread(target=wait, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the newest few and the best, whole at any moment."""
+"""The checkpoints of a run: the newest ones and the best, complete at any moment."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _DIGITS = 8
 class CheckpointFolder:
     """Save and find the states of a run: ``<name>-<step>.ckpt`` and ``<name>-best.ckpt``.
 
-    A file is written beside its place and put there when it is whole, so a process that is killed at any moment leaves
-    only whole ones. Older ones go after a newer one is on the disk.
+    A process that is killed at any moment leaves complete files only. Older files are removed after a newer one is on
+    the disk.
 
     Args:
-        folder: where they lie; made when the first is saved. Several runs with different names may share it.
-        name: of the run, without a hyphen followed by digits at its end.
-        keep: how many of the newest to keep.
+        folder: folder of the files, made with the first one; trainings with different names may share it.
+        name: name of the training, not ending in a hyphen and digits.
+        keep: number of the newest checkpoints to keep.
 
     Raises:
         ValueError: ``keep`` is below 1.
@@ -45,32 +45,32 @@ class CheckpointFolder:
     def __init__(self, folder: str | os.PathLike[str], name: str, keep: int = 2) -> None:
         self.folder, self.name, self.keep = Path(folder), name, check_count("keep", keep, 1)
         self.notices: list[str] = []
-        """What :meth:`load_newest` passed over, and why."""
+        """Damaged checkpoints that :meth:`load_newest` skipped, with the reasons."""
 
     def steps(self) -> list[int]:
-        """Return the steps of which there is a checkpoint, oldest first."""
+        """Return the steps that have a checkpoint, oldest first."""
         pattern = re.compile(rf"{re.escape(self.name)}-(\d{{{_DIGITS},}})\.ckpt")
         found = [pattern.fullmatch(file.name) for file in self.folder.glob(f"{self.name}-*.ckpt")]
         return sorted(int(match[1]) for match in found if match)
 
     def path(self, step: int) -> Path:
-        """Return where the checkpoint of a step lies."""
+        """Return the file of a step's checkpoint."""
         return self.folder / f"{self.name}-{step:0{_DIGITS}d}.ckpt"
 
     @property
     def best(self) -> Path:
-        """Where the best one lies."""
+        """File of the best checkpoint."""
         return self.folder / f"{self.name}-best.ckpt"
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Write the state after ``step`` steps, and drop the oldest beyond ``keep``.
+        """Write the state after ``step`` steps, and remove the oldest beyond ``keep``.
 
         Args:
-            step: goes into the state as "step".
-            state: as :func:`save_checkpoint` takes it.
+            step: stored in the state as "step".
+            state: as in :func:`save_checkpoint`.
 
         Raises:
-            OSError: the disk is full, or the folder not writable. The checkpoints before are untouched, and the message
+            OSError: the disk is full, or the folder is not writable; older checkpoints are unchanged, and the message
                 names the newest.
         """
         path = self.path(step)
@@ -80,18 +80,17 @@ class CheckpointFolder:
         return path
 
     def save_best(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Write the state that is the best so far in the place of the one before; raises what :meth:`save` raises."""
+        """Write the best state so far over the one before; the errors are the same as in :meth:`save`."""
         self._write(self.best, {**state, "step": step})
         return self.best
 
     def load_newest(self) -> dict[str, Any] | None:
         """Return the newest state that can be read, or None if there is no checkpoint.
 
-        A broken one is passed over for the one before, with a line in ``notices``; it is renamed to ``*.broken``, so
-        that it is neither lost nor counted.
+        A damaged checkpoint is skipped, with a line in ``notices``, and renamed to ``*.broken``.
 
         Raises:
-            ValueError: there are checkpoints, and none can be read.
+            ValueError: no checkpoint can be read, although there are some.
         """
         found = self.steps()
         for step in reversed(found):
@@ -113,7 +112,7 @@ class CheckpointFolder:
         return None
 
     def clear_leftovers(self) -> None:
-        """Remove what writers that were killed left; only one process may write to the folder at a time."""
+        """Remove temporary files of killed processes; only one process may write to the folder at a time."""
         for file in self.folder.glob(f".{self.name}-*.ckpt.*"):
             file.unlink(missing_ok=True)
 
@@ -133,19 +132,19 @@ class CheckpointFolder:
 def restore_state(
     state: Mapping[str, Any], parts: Mapping[str, Any], *, per_step: int, steps: int
 ) -> tuple[int, float]:
-    """Put a state that :meth:`CheckpointFolder.load_newest` returned back into a run.
+    """Restore a state from :meth:`CheckpointFolder.load_newest`.
 
     Args:
         state: with "step", "best", "samples_per_step" and the state of every part.
-        parts: what has ``load_state_dict``, by name.
-        per_step: samples per step of all processes, which must be as before.
-        steps: how many the run shall have.
+        parts: objects with ``load_state_dict``, by name.
+        per_step: samples per step of all processes; must be the same as before.
+        steps: number of steps of the run.
 
     Returns:
-        The step to go on with, and the best score so far.
+        The next step, and the best score so far.
 
     Raises:
-        ValueError: the state is of a later step, of another number of samples per step, or of other options.
+        ValueError: the state is from a later step, another number of samples per step, or other options.
     """
     step, before = int(state["step"]), state.get("samples_per_step")
     if step > steps:
@@ -169,26 +168,22 @@ def restore_state(
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-    """Write ``state`` with ``torch.save``; a reader sees the old file or the new one, never half of one.
+    """Write ``state`` with ``torch.save``, whole or not at all; see :func:`atomic_write` for the errors.
 
     Args:
-        path: the file; it is replaced if it exists, its folder must exist.
+        path: the file. It is replaced if it exists; its folder must exist.
         state: tensors, numbers, strings, lists and dicts of them, so that it loads with ``weights_only=True``.
-
-    Raises:
-        FileNotFoundError: the folder does not exist.
-        OSError: the disk is full or not writable; the old file is untouched.
     """
     with atomic_write(path) as temporary:
         torch.save(dict(state), temporary)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what :func:`save_checkpoint` wrote, without executing anything in the file.
+    """Read a file of :func:`save_checkpoint` without running code from it.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is broken, or holds something other than tensors and plain values.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, or holds something other than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():

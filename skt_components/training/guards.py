@@ -1,4 +1,4 @@
-"""Look at every step's numbers without making the device wait for it."""
+"""Guards of a run: non-finite numbers, jumps of the loss, and signals, without making a device wait."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from torch import Tensor
 from skt_components.files.weights import write_safetensors
 
 _WINDOW = 100  # losses that a spike is measured against
-_ENOUGH = 20  # of them, before anything is called a spike
-_LAG = 2  # steps that may be on their way on a GPU
-_FOLLOW = ("total", "the gradient")  # from what else is broken
-_MOST_SPIKES = 10  # batches that are kept; a run that diverges has thousands
+_ENOUGH = 20  # losses before a loss can be a spike
+_LAG = 2  # steps whose numbers may still be on a GPU
+_FOLLOW = ("total", "the gradient")  # non-finite as a consequence of other numbers
+_MOST_SPIKES = 10  # kept batches; a run that diverges has thousands of spikes
 
 Batch = Sequence[Mapping[str, Tensor]]
 
@@ -35,10 +35,10 @@ class _Step(NamedTuple):
 
 
 class NonFiniteError(FloatingPointError):
-    """A tensor of the training step is NaN or infinite; the message names it.
+    """Report a NaN or infinite tensor of a training step; the message names it.
 
     Attributes:
-        step: number of the training step, where it is known.
+        step: number of the step, or None if it is unknown.
     """
 
     def __init__(self, message: str, step: int | None = None) -> None:
@@ -48,10 +48,10 @@ class NonFiniteError(FloatingPointError):
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], int]]:
-    """Within the block SIGINT (Ctrl-C) and SIGTERM are only noted, so that a training step is never cut in two.
+    """Note SIGINT (Ctrl-C) and SIGTERM within the block instead of interrupting a training step.
 
-    What the block gets returns the signal's number, or 0. A second Ctrl-C ends at once. In a thread other than the main
-    one, where Python has no signals, nothing is noted.
+    Yields a function that returns the signal's number, or 0. A second Ctrl-C ends at once. Outside the main thread,
+    where Python has no signals, nothing is noted.
 
     Example:
         >>> with deferred_interrupt() as interrupted:
@@ -77,16 +77,16 @@ def deferred_interrupt() -> Iterator[Callable[[], int]]:
 
 
 class StepWatch:
-    """Stop at NaN and infinity, report losses that jump, and keep the batch that did it.
+    """Stop at NaN and infinity, report jumps of the loss, and keep the batch that caused them.
 
-    The numbers of a step are copied to the host while the device goes on, and are looked at when they have arrived: at
-    once on the CPU, at most two steps later on a GPU. Call :meth:`flush` before saving anything, so that nothing is
-    saved that comes after a NaN.
+    The numbers of a step are copied to the host while the device continues, and are checked when they have arrived: at
+    once on the CPU, at most two steps later on a GPU. Call :meth:`flush` before saving a state, so that no state is
+    saved after a NaN.
 
     Args:
-        folder: where a batch is written to, as ``<name>-<step>.safetensors``; made when it is needed.
-        name: of the run.
-        spike_factor: a total that many times the median of the last 100 is a spike; 0 looks for none.
+        folder: folder of the kept batches, ``<name>-<step>.safetensors``; made when it is needed.
+        name: name of the training.
+        spike_factor: a total of this many times the median of the last 100 is a spike; 0 turns this off.
 
     Example:
         >>> watch = StepWatch("run/inspect", "framework")
@@ -98,23 +98,22 @@ class StepWatch:
     def __init__(self, folder: str | os.PathLike[str], name: str, spike_factor: float = 10.0) -> None:
         self.folder, self.name, self.spike_factor = Path(folder), name, spike_factor
         self.notices: list[tuple[int, str]] = []
-        """Steps and what there is to say about them; whoever reports them empties the list."""
+        """Steps and messages about them; the caller that reports them empties the list."""
         self._recent: deque[float] = deque(maxlen=_WINDOW)
         self._pending: deque[_Step] = deque()
         self._spikes = 0
 
     def check(self, step: int, numbers: Mapping[str, Tensor], batch: Batch = ()) -> None:
-        """Take one step's numbers.
+        """Check the numbers of one step.
 
         Args:
-            step: its number.
-            numbers: scalars by name, such as loss terms and the gradient's norm. The one called "total" is watched for
-                spikes.
-            batch: the inputs by name, of each of the step's passes; they must be finite too.
+            step: number of the step.
+            numbers: scalars by name, such as loss terms and the gradient's norm; "total" is watched for spikes.
+            batch: the inputs of each pass of the step by name; they must be finite too.
 
         Raises:
-            NonFiniteError: a number or an input of this step, or of one that has arrived since, is NaN or infinite. The
-                batch has been written.
+            NonFiniteError: a number or input of this step, or of an earlier one that has arrived, is NaN or infinite.
+                Its batch has been written.
         """
         inputs = [(name, tensor) for part in batch for name, tensor in part.items()]
         finite = [torch.where(tensor.isfinite().all(), 0.0, torch.nan) for _, tensor in inputs]
@@ -134,7 +133,7 @@ class StepWatch:
             self._examine()
 
     def flush(self) -> None:
-        """Wait for every number that is on its way; raises what :meth:`check` raises."""
+        """Check all numbers that have not arrived yet; the errors are the same as in :meth:`check`."""
         while self._pending:
             self._examine()
 
@@ -156,9 +155,9 @@ class StepWatch:
                 step.step,
             )
         if "total" in values:
-            self._look_for_spike(step, values["total"])
+            self._check_spike(step, values["total"])
 
-    def _look_for_spike(self, step: _Step, total: float) -> None:
+    def _check_spike(self, step: _Step, total: float) -> None:
         usual = statistics.median(self._recent) if len(self._recent) >= _ENOUGH else 0.0
         self._recent.append(total)
         if self.spike_factor and usual > 0 and total > self.spike_factor * usual:
@@ -168,7 +167,7 @@ class StepWatch:
             self.notices.append((step.step, text))
 
     def _keep(self, step: _Step) -> str:
-        """Write the batch of a step, and return what a message says about it."""
+        """Write the batch of a step, and return a part of a message about it."""
         tensors = {
             f"{name.removeprefix('the ')}{f'.{i}' if len(step.batch) > 1 else ''}": tensor.detach().cpu().contiguous()
             for i, part in enumerate(step.batch)

@@ -1,4 +1,4 @@
-"""What changes in the course of a run: the learning rate, and how strongly the teacher pulls."""
+"""Schedules of a run: the learning rate, and the weight of the transfer terms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LAST_PART = 0.8  # of the steps, after which the schedule "step" falls
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Return the learning rate of a step, a function of the step alone, so that nothing has to be saved to resume.
+    """Return the learning rate of a step; it depends on the step alone, so that a resumed run needs no state.
 
     Args:
         config: its ``lr``, ``final_lr``, ``schedule``, ``warmup_steps``, ``warmup_lr`` and ``steps``.
@@ -33,7 +33,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def transfer_ramp(config: TrainConfig, step: int) -> float:
-    """Return what the weights of all terms but L_org are multiplied with at a step, from 0 to 1.
+    """Return the factor of the weights of all terms but L_org at a step, from 0 to 1.
 
     Args:
         config: its ``transfer_start`` and ``transfer_ramp``.
