@@ -1,12 +1,12 @@
 """Knowledge banks: frozen networks that describe a picture by features and regions while another one trains."""
 
 from skt_components.banks.cache import CachedBank
-from skt_components.banks.empty_bank import EmptyBank
 from skt_components.banks.fastsam import FastSAMFeatureExtractor, FastSAMRegions
 from skt_components.banks.fastsam_weights import convert_checkpoint, find_fastsam_weights
 from skt_components.banks.frozen import Frozen
 from skt_components.banks.label_maps import read_label_map
 from skt_components.banks.priors import (
+    EmptyBank,
     KnowledgeBank,
     RegionSource,
     SemanticPriors,

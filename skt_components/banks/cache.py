@@ -37,29 +37,24 @@ class _Record(NamedTuple):
 class CachedBank(nn.Module):
     """Wrap a bank and keep its priors on disk, by the content of the picture.
 
-    Use it for pictures that repeat in every epoch: the ground truth, or a fixed validation set, whole or in fixed
-    crops. Outputs of a network and random crops do not repeat and only fill the disk. A call hashes every picture,
-    which waits for the device, and reads a file for each: 8 MB of features, the size for FastSAM-s and 256 x 256
-    pixels, took 17 ms on one CPU core with a warm disk. So it saves time if the bank takes longer, as on a CPU.
-    Nothing is deleted: remove the folder to free space.
+    Use it for pictures that repeat in every epoch: ground truth or a fixed validation set, whole or in fixed crops. A
+    call hashes every picture, which waits for the device, and reads a file for each (8 MB for FastSAM-s and 256 x 256
+    pixels, 17 ms on one CPU core), so it saves time if the bank takes longer. Nothing is deleted.
 
-    The bank runs without autocast, once for all missing pictures of a batch, and its result is returned bit for bit
-    from then on; the rounding of a bank may depend on the number of pictures. Several processes may share the folder.
-    The bank is held in :class:`Frozen`.
+    The bank, held in :class:`Frozen`, runs without autocast, once for all missing pictures of a batch, and its result
+    is returned bit for bit from then on. Several processes may share the folder.
 
     Args:
         bank: the bank; the number of its regions must not change from call to call.
         folder: created if missing; priors go to ``<fingerprint[:16]>/<key[:2]>/<key>.safetensors``.
-        fingerprint: identifies the bank's weights, options and dtype, in letters, digits, ``_``, ``-`` and ``.``;
-            default: ``bank.fingerprint``, which is read again when the bank is moved.
-        dtype: dtype of the returned features, on disk too. torch.float16 takes half the space and rounds them to
-            11 bits; torch.float32 is exact.
+        fingerprint: identifies weights, options and dtype, in letters, digits, ``_``, ``-`` and ``.``; default:
+            ``bank.fingerprint``, read again when the bank is moved.
+        dtype: of the returned features, on disk too: torch.float32, or torch.float16 with 11 bits.
 
     Raises:
         TypeError: if ``bank`` is not an ``nn.Module`` with a bank's members, or ``dtype`` is another one.
         ValueError: if there is no valid fingerprint.
-        ImportError: if safetensors is not installed.
-        OSError: if the folder cannot be created or a file cannot be written.
+        ImportError, OSError: if safetensors is not installed, or the folder or a file cannot be written.
 
     Example:
         >>> import tempfile
@@ -132,7 +127,7 @@ class CachedBank(nn.Module):
         return _join([records[key] for key in keys], tonemapped.device)
 
     def extra_repr(self) -> str:
-        """Show the folder, the fingerprint and the features' dtype."""
+        """Show folder, fingerprint and dtype."""
         return f"folder={str(self.folder)!r}, fingerprint={self.fingerprint!r}, dtype={self.dtype}"
 
     def _keys(self, pictures: Tensor) -> list[str]:
@@ -213,9 +208,8 @@ def _join(records: list[_Record], device: torch.device) -> SemanticPriors:
     labels = [record.labels.to(device).long() for record in records if record.labels is not None]
     masks = [_masks(record, device) for record in records]
     valid = torch.stack([record.valid for record in records]).to(device)
-    return SemanticPriors(
-        features, torch.stack(masks), torch.stack(labels) if len(labels) == len(records) else None, valid
-    )
+    joined = torch.stack(labels) if len(labels) == len(records) else None
+    return SemanticPriors(features, torch.stack(masks), joined, valid)
 
 
 def _masks(record: _Record, device: torch.device) -> Tensor:

@@ -34,34 +34,33 @@ class FastSAMFeatureExtractor(nn.Module):
     """Describe pictures by four feature maps of a frozen FastSAM and by the regions that it finds.
 
     FastSAM's code and weights are under AGPL-3.0, and the weights were trained on SA-1B, whose license allows
-    research. This library has its own network and needs no package, but you must meet the terms of the weights file.
-    They bind the training that uses it; the trained reconstruction network contains none of it.
+    research. This library has its own network, but the terms of the weights file bind the training that uses it; the
+    trained reconstruction network contains none of it.
 
-    The network is held in :class:`Frozen`. The forward pass keeps no state: the bank can be copied, called from several
-    threads, compiled and moved to channels-last or bfloat16; boxes, scores and masks are always decoded in float32.
+    The network is held in :class:`Frozen`. The forward pass keeps no state, so the bank can be copied, compiled, moved
+    to bfloat16 and called from several threads; boxes, scores and masks are always decoded in float32.
 
     Args:
         weights: an official ``FastSAM-s.pt`` or ``FastSAM-x.pt``, or a file made by ``convert_checkpoint``; read
             without running code in it. ``"FastSAM-s"``, ``"FastSAM-x"`` or None: as :func:`find_fastsam_weights`
             finds them. ``"random"`` and ``"random-x"``: no knowledge, for tests; seed it with ``torch.manual_seed``.
-        layers: source of the features. ``"paper"``: the three maps that feed the head and the stride-4 stage, of
-            the picture at twice its size, which is the closest reading of "features before the representation
-            head". ``"fast"``: four backbone stages of the picture as it is, at a quarter of the cost. Or four layer
-            indices, coarse to fine, with strides 16, 8, 4, 2 or 32, 16, 8, 4 (then at twice the size).
-        max_regions: K, masks kept per picture, the best first. There are K + 1 regions: 0 is the background.
+        layers: ``"paper"``: the three maps that feed the head and the stride-4 stage, of the picture at twice its size,
+            the closest reading of "features before the representation head". ``"fast"``: four backbone stages of the
+            picture as it is, at a quarter of the cost. Or four layer indices, coarse to fine, with strides 16, 8, 4, 2
+            or 32, 16, 8, 4 (then at twice the size).
+        max_regions: K, the best masks kept per picture. There are K + 1 regions: 0 is the background.
         overlap: keep overlapping masks, without ``labels``. By default every pixel belongs to the smallest mask that
             covers it, or to the background.
         conf: smallest confidence of a mask, in [0, 1].
         iou: overlap of two boxes above which only the better one is kept, in [0, 1].
-        full_resolution: decide the masks for every pixel; False decides them for cells of the prototypes (4 pixels,
-            2 with the picture at twice its size), which saves time and memory and makes blocky borders.
+        full_resolution: decide the masks per pixel; False: per cell of the prototypes (4 pixels, 2 at twice the size),
+            which is faster and makes blocky borders.
         regions: a region source used instead of FastSAM's head, which then does not run.
         grad_to_input: let gradients flow through the features to the pictures.
         download: download missing weights of FastSAM-s or FastSAM-x to the cache.
 
     Attributes:
-        channels: channels of the four maps, coarse to fine.
-        reduction: strides of the four maps, (16, 8, 4, 2).
+        channels: of the four maps, coarse to fine; ``reduction`` has their strides, (16, 8, 4, 2).
         num_regions: K + 1, or ``regions.num_regions``.
 
     Raises:
@@ -124,14 +123,9 @@ class FastSAMFeatureExtractor(nn.Module):
         return fingerprint(self, type(self).__name__, *options, describe_region_source(self.regions))
 
     def forward(self, tonemapped: Float[Tensor, "b 3 h w"]) -> SemanticPriors:
-        """Describe tone-mapped pictures: feature maps, coarse to fine, and regions.
+        """Describe tone-mapped RGB pictures, clamped to [0, 1]; a picture without masks is all background.
 
         Under ``torch.autocast`` the network runs in the lower precision, and the maps are returned in float32.
-        Pictures are padded by replication to the right and bottom, and the results are cropped. A picture without
-        masks is all background.
-
-        Args:
-            tonemapped: RGB, display-like; clamped to [0, 1] here.
         """
         size = _checked_size("tonemapped", tonemapped)
         head = LEVELS if self.regions is None else ()
@@ -159,7 +153,7 @@ class FastSAMFeatureExtractor(nn.Module):
 
     @torch.no_grad()
     def label_regions(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b h w"]:
-        """Return the disjoint map of FastSAM's masks for pictures as the bank takes them."""
+        """Return the disjoint map of FastSAM's masks."""
         size = _checked_size("images", images)
         return paint_regions(self._masks(self._yolo.run_layers(self._prepare(images.clamp(0, 1)), LEVELS), size))
 

@@ -126,8 +126,7 @@ class YOLOv8Seg(nn.Module):
                 *[nn.Upsample(scale_factor=2), nn.Identity(), _C2f(c4 + c3, c3, neck)],  # Identity: see _CONCAT
                 *[nn.Upsample(scale_factor=2), nn.Identity(), _C2f(c3 + c2, c2, neck)],
                 *[_Conv(c2, c2, 3, 2), nn.Identity(), _C2f(c2 + c3, c3, neck)],
-                *[_Conv(c3, c3, 3, 2), nn.Identity(), _C2f(c3 + c4, c4, neck)],
-                _Segment((c2, c3, c4), config),
+                *[_Conv(c3, c3, 3, 2), nn.Identity(), _C2f(c3 + c4, c4, neck), _Segment((c2, c3, c4), config)],
             ]
         )
 
@@ -137,7 +136,7 @@ class YOLOv8Seg(nn.Module):
 
         Args:
             state: official names (``model.0.conv.weight`` ...); any floating-point dtype.
-            source: name of the file, for the message.
+            source: named in the message.
 
         Raises:
             ValueError: if it is not the state dict of such a network.
@@ -246,7 +245,7 @@ class _SPPF(nn.Module):
         return self.cv2(torch.cat(parts, dim=1))
 
 
-class _Proto(nn.Module):
+class _Proto(nn.Sequential):
     """Mask prototypes, at twice the resolution of the finest level."""
 
     def __init__(self, in_channels: int, hidden: int, out_channels: int) -> None:
@@ -255,9 +254,6 @@ class _Proto(nn.Module):
         self.upsample = nn.ConvTranspose2d(hidden, hidden, 2, 2)
         self.cv2 = _Conv(hidden, hidden, 3)
         self.cv3 = _Conv(hidden, out_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.cv3(self.cv2(self.upsample(self.cv1(x))))
 
 
 class _DistributionFocal(nn.Module):

@@ -21,8 +21,7 @@ def select_instances(
 ) -> tuple[Int[Tensor, "b k"], Bool[Tensor, "b k"]]:
     """Return the ``count`` best boxes that greedy non-maximum suppression keeps, best first.
 
-    Each kept box removes the worse ones that overlap it. Because only ``count`` boxes are needed, ``count`` rounds
-    over all boxes of the batch are enough.
+    ``count`` rounds over all boxes of the batch are enough, each of which removes the boxes that overlap its best one.
 
     Args:
         boxes: corners x1, y1, x2, y2.
@@ -67,13 +66,11 @@ def instance_masks(
     """Return the masks of the chosen instances: logits above zero inside the box.
 
     Args:
-        detections: the output of the head for a picture that was padded and then enlarged by ``scale``.
+        detections: the output of the head for a picture that was padded and then enlarged by ``scale``, 1 or 2.
         index: indices of the instances.
         valid: instances that are not valid get an empty mask.
-        scale: 1 or 2.
         size: H and W of the picture before padding.
-        full_resolution: decide every pixel; False decides cells of the prototypes and repeats them, which is up to
-            16 times less work and has blocks of 4 / scale pixels along the borders.
+        full_resolution: decide every pixel; False: cells of 4 / scale pixels, up to 16 times less work.
     """
     stride = _PROTOTYPE_STRIDE // scale  # of the prototypes, in pixels of the picture
     corners = detections.boxes.gather(1, index[..., None].expand(-1, -1, 4)) / scale

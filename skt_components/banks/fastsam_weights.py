@@ -49,8 +49,7 @@ def find_fastsam_weights(weights: str | os.PathLike[str] | None = None, *, downl
 
     Raises:
         TypeError: if ``weights`` is not a path.
-        FileNotFoundError: if there is no such file; the message says where it was searched and how to get it.
-        IsADirectoryError: if the path is a folder.
+        FileNotFoundError, IsADirectoryError: if there is no such file; the message says how to get it.
         OSError: if the download fails or is not FastSAM; no file is left then.
     """
     if weights is None:
@@ -93,18 +92,14 @@ def convert_checkpoint(src: str | os.PathLike[str], dst: str | os.PathLike[str],
 
     Args:
         src: a checkpoint such as the published ``FastSAM-s.pt``.
-        dst: the ``.safetensors`` file to write; its folder must exist.
+        dst: the ``.safetensors`` file to write and return; its metadata has the architecture, the number of classes,
+            ``reg_max`` and the source's SHA-256.
         overwrite: replace ``dst`` if it exists.
 
-    Returns:
-        ``dst``. Its metadata has the architecture, the number of classes, ``reg_max`` and the source's SHA-256.
-
     Raises:
-        FileNotFoundError: if ``src`` or the folder of ``dst`` does not exist.
-        FileExistsError: if ``dst`` exists and ``overwrite`` is not set.
+        FileNotFoundError, FileExistsError: if ``src`` or the folder of ``dst`` is missing, or ``dst`` is in the way.
         ValueError: if ``src`` is not such a network or ``dst`` is ``src`` or not a ``.safetensors`` file.
-        ImportError: if safetensors is not installed.
-        OSError: if ``dst`` cannot be written.
+        ImportError, OSError: if safetensors is not installed, or ``dst`` cannot be written.
     """
     source, target = Path(src), Path(dst)
     if target.suffix != ".safetensors":

@@ -14,20 +14,10 @@ from torch import Tensor, nn
 class Frozen(nn.Module):
     """Hold a network that is used and moved with its parent, but is not part of the parent's state.
 
-    The network's parameters get ``requires_grad=False`` and it is put into eval mode, in place. From then on:
-
-    - it stays in eval mode when a parent is put into training mode, so batch-norm statistics do not move;
-    - ``state_dict()``, ``parameters()``, ``buffers()``, ``modules()`` and ``apply()`` of a parent do not see
-      it: checkpoints, optimizers, weight initialization and DistributedDataParallel leave it alone;
-    - ``to()``, ``cuda()``, ``half()``, ``share_memory()`` and memory formats reach it;
-    - ``copy.deepcopy`` and pickle copy it: an exponential-moving-average copy of a parent has its own network,
-      which costs memory but can live on another device.
-
-    Gradients still flow *through* the network to its input, unless the caller uses ``torch.no_grad``.
-    Sharded training (FSDP) does not see it either, so each process keeps a whole copy.
-
-    Args:
-        network: the module to hold. It is changed in place.
+    The network gets ``requires_grad=False`` and eval mode, in place, and stays in eval mode. ``state_dict()``,
+    ``parameters()``, ``buffers()``, ``modules()`` and ``apply()`` of a parent do not see it, so checkpoints, optimizers
+    and DistributedDataParallel leave it alone; ``to()``, ``half()``, ``share_memory()``, memory formats, deepcopy and
+    pickle reach it. Gradients flow through the network to its input. Under FSDP each process keeps a whole copy.
 
     Raises:
         TypeError: if ``network`` is not an ``nn.Module``.

@@ -1,4 +1,4 @@
-"""Output of a knowledge bank, and the protocols of banks and region sources."""
+"""Output of a knowledge bank, the protocols of banks and region sources, and the bank without features."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Integer
-from torch import Tensor
+from torch import Tensor, nn
 
 from skt_components.banks.frozen import Frozen
-from skt_components.ops.checks import check_count
+from skt_components.ops.checks import check_count, check_tensor
 
 
 class SemanticPriors(NamedTuple):
@@ -35,9 +35,8 @@ class RegionSource(Protocol):
     """Describe the interface of a region source: a callable with an attribute ``num_regions``.
 
     It maps RGB pictures ``(B, 3, H, W)`` in [0, 1] and the bank's feature maps, coarse to fine, to int64 labels
-    ``(B, H, W)`` in [-1, ``num_regions``), without gradient. It may ignore the features. The bank freezes a source
-    that is an ``nn.Module``. The ``repr`` of any other source must show its options, because the bank's
-    ``fingerprint`` includes it.
+    ``(B, H, W)`` in [-1, ``num_regions``), without gradient. The bank freezes an ``nn.Module``; the ``repr`` of any
+    other source must show its options, because the bank's ``fingerprint`` includes it.
     """
 
     @property
@@ -80,8 +79,7 @@ def priors_from_labels(
         num_regions: R, the number of masks.
 
     Raises:
-        TypeError: if ``labels`` is not an integer tensor.
-        ValueError: if ``labels`` does not have three axes or ``num_regions`` is not a whole number >= 1.
+        TypeError, ValueError: if ``labels`` are not integers of three axes, or ``num_regions`` is not >= 1.
 
     Example:
         >>> priors = priors_from_labels([], torch.tensor([[[0, 0], [2, -1]]]), num_regions=3)
@@ -112,8 +110,7 @@ def priors_from_masks(features: Sequence[Tensor], masks: Bool[Tensor, "b r h w"]
         masks: ``(B, R, H, W)`` bool; empty ones are not valid. A pixel may be in several masks or in none.
 
     Raises:
-        TypeError: if ``masks`` is not a bool tensor.
-        ValueError: if it does not have four axes and at least one mask.
+        TypeError, ValueError: if ``masks`` is not bool with four axes and at least one mask.
 
     Example:
         >>> priors = priors_from_masks([], torch.tensor([[[[True, True]], [[False, True]], [[False, False]]]]))
@@ -127,6 +124,32 @@ def priors_from_masks(features: Sequence[Tensor], masks: Bool[Tensor, "b r h w"]
     if masks.ndim != 4 or masks.shape[1] < 1:
         raise ValueError(f"masks must be (B, R, H, W) with R >= 1, got shape {tuple(masks.shape)}")
     return SemanticPriors(list(features), masks, None, masks.flatten(2).any(dim=-1))
+
+
+class EmptyBank(nn.Module):
+    """Return no features and one region per picture: the ablation "without FastSAM".
+
+    A teacher for it (:class:`SPGRM` with ``prior_channels=()``) is a plain second stage, and L_color compares the
+    histograms of whole pictures.
+
+    Example:
+        >>> priors = EmptyBank()(torch.rand(1, 3, 4, 4))
+        >>> len(priors.features), priors.labels.unique().tolist(), priors.valid.tolist()
+        (0, [0], [[True]])
+
+    Reference:
+        Table 3 of the paper.
+    """
+
+    channels: tuple[int, ...] = ()
+    reduction: tuple[int, ...] = ()
+    fingerprint = "no-knowledge"
+
+    @torch.no_grad()
+    def forward(self, tonemapped: Float[Tensor, "b 3 h w"]) -> SemanticPriors:
+        """Return no features, and the whole of each picture ``(B, 3, H, W)`` as region 0."""
+        check_tensor("tonemapped", tonemapped, ndim=4, layout="(B, 3, H, W)", channels=3)
+        return priors_from_labels([], torch.zeros_like(tonemapped[:, 0], dtype=torch.long), 1)
 
 
 def describe_region_source(regions: object) -> str:

@@ -23,12 +23,9 @@ _FLAT = 1e-6  # a channel whose deviation is below this share of its size is tre
 class ColorPositionKMeans:
     """Cut each picture into color regions by k-means on (R, G, B, x, y); no weights, no randomness.
 
-    Centers are fitted on the picture reduced to ``working_size``, then every pixel of the full picture takes the
-    nearest one. Centers start on a regular grid, ties go to the lower index, a region without pixels keeps its center
-    and may stay empty, and the labels of a picture do not depend on the rest of the batch.
-
-    These are color regions, not semantic ones: one object of two colors becomes two regions, and two objects of one
-    color may become one. Use a segmentation network if you have one.
+    Centers start on a regular grid and are fitted on the picture reduced to ``working_size``; then every pixel takes
+    the nearest one. Ties go to the lower index, a region without pixels keeps its center, and the labels of a picture
+    do not depend on the rest of the batch. One object of two colors becomes two regions; two of one color may be one.
 
     Args:
         num_regions: K, regions per picture, at least 1.
@@ -78,14 +75,11 @@ class FeatureKMeans:
 
     Each channel is standardized over its picture and the features are divided by ``sqrt(C)``, so that two unrelated
     places are about sqrt(2) apart for every network. Centers start on a regular grid and are fitted at the resolution
-    of the feature map. Then the distances in features are enlarged to full resolution bilinearly, the distances in
-    color and position are added per pixel, and each pixel takes the nearest center. Ties, empty regions and batches
-    are treated as by :class:`ColorPositionKMeans`.
+    of the feature map. Then the distances in features are enlarged bilinearly, the distances in color and position are
+    added per pixel, and each pixel takes the nearest center. Ties and empty regions: :class:`ColorPositionKMeans`.
 
-    The regions are places that look alike *to the network*: on photographs an eye, a muzzle, the rim of a cup, a
-    helmet, where color regions follow stripes and highlights. They are no segmentation: a large object or a plain
-    background is cut into parts, equal things at two places may share a region, and where colors hardly differ a
-    border is as coarse as the map. The defaults were chosen by eye on photographs with ``tf_efficientnet_lite0``;
+    The regions look alike *to the network* (an eye, the rim of a cup) and are no segmentation: a large object or a
+    plain background is cut into parts. The defaults were chosen by eye on photographs with ``tf_efficientnet_lite0``;
     finer maps than the coarsest give scattered edges and textures.
 
     Args:

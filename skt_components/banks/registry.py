@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from skt_components.banks.empty_bank import EmptyBank
 from skt_components.banks.fastsam import RANDOM_WEIGHTS, FastSAMFeatureExtractor
 from skt_components.banks.fastsam_weights import find_fastsam_weights
+from skt_components.banks.priors import EmptyBank
 from skt_components.banks.regions import ColorPositionKMeans, FeatureKMeans
 from skt_components.banks.timm import TimmFeatureExtractor
 from skt_components.ops.checks import check_choice

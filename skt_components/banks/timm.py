@@ -35,33 +35,29 @@ class TimmFeatureExtractor(nn.Module):
 
     The network is held in :class:`Frozen`. Nothing is downloaded unless ``weights="pretrained"``.
 
-    A backbone that begins at stride 4 (ConvNeXt, RepViT, EdgeNeXt, EfficientViT) runs on the picture at twice its
-    size, at four times the cost, if that gives the required strides. HRNets give their four branches and the stem,
-    the inputs of the representation head.
+    A backbone that begins at stride 4 (ConvNeXt, RepViT) runs on the picture at twice its size, at four times the
+    cost. HRNets give their four branches and the stem, the inputs of the representation head.
 
     Args:
         name: a timm model with feature maps at every stride of ``reduction``, or at twice every one, for pictures
             of any size: no Swin, no ViT.
         weights: None: the pip package with weights of ``tf_efficientnet_lite0``, for this model only. A path: a
             ``.pth``, ``.pt`` or ``.safetensors`` state dict in timm's layout; the classifier, and the head of an
-            HRNet, may be missing. ``"pretrained"``: timm's download, or the copy of an earlier one if there is no
-            network. ``"random"``: no knowledge, for tests; seed it with ``torch.manual_seed``.
+            HRNet, may be missing. ``"pretrained"``: timm's download, or the copy of an earlier one without a network.
+            ``"random"``: no knowledge, for tests; seed it with ``torch.manual_seed``.
         regions: source of the masks; a module is frozen. The default is color regions, not semantic ones.
         reduction: the four strides, coarse to fine.
-        grad_to_input: let gradients flow from the features to the pictures. The training framework calls its bank
-            without gradients in any case.
+        grad_to_input: let gradients flow from the features to the pictures; the framework never asks for them.
 
     Attributes:
-        channels: channels of the four maps, coarse to fine.
-        reduction: strides of the four maps, coarse to fine.
+        channels: of the four maps, coarse to fine; ``reduction`` has their strides.
         scale: 1, or 2 if the backbone runs on the picture at twice its size.
         num_regions: number of regions that a picture can have.
 
     Raises:
-        ValueError: if the model is unknown, lacks a stride or takes pictures of one size only, or the weights are
-            not given or do not fit.
+        ValueError: if the model is unknown, lacks a stride, takes one size only, or the weights do not fit.
         FileNotFoundError: if ``weights`` is a path without a file.
-        ConnectionError: if ``weights="pretrained"`` finds neither a network nor an earlier download.
+        ConnectionError: if ``"pretrained"`` finds neither a network nor an earlier download.
         ImportError: if timm, or the package with the weights, is not installed.
 
     Example:
@@ -101,16 +97,9 @@ class TimmFeatureExtractor(nn.Module):
         self._check_maps()
 
     def forward(self, tonemapped: Float[Tensor, "b 3 h w"]) -> SemanticPriors:
-        """Describe tone-mapped pictures.
+        """Describe tone-mapped RGB pictures, clamped to [0, 1].
 
-        Under ``torch.autocast`` the backbone runs in the lower precision; the maps are returned in float32, and the
-        regions are found in float32.
-
-        Args:
-            tonemapped: RGB, display-like; clamped to [0, 1] here.
-
-        Returns:
-            Maps ``(B, C_i, ceil(H / s_i), ceil(W / s_i))``, coarse to fine, and the regions.
+        Under ``torch.autocast`` the backbone runs in the lower precision; maps and regions are in float32.
         """
         check_tensor("tonemapped", tonemapped, ndim=4, layout="(B, 3, H, W)", channels=3)
         with torch.set_grad_enabled(self.grad_to_input and torch.is_grad_enabled()):
@@ -123,15 +112,8 @@ class TimmFeatureExtractor(nn.Module):
     def extract_features(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Return the four maps, differentiable with respect to the pictures, as a perceptual loss needs them.
 
-        The pictures are enlarged by ``scale`` and padded by replication to the right and bottom up to a multiple of
-        the backbone's largest stride, and the maps are cropped. They are not clamped, which would stop gradients
-        outside [0, 1].
-
-        Args:
-            images: RGB, nominally [0, 1].
-
-        Returns:
-            Maps ``(B, C_i, ceil(H / s_i), ceil(W / s_i))``, coarse to fine, float32 (float64 if moved there).
+        The pictures, nominally in [0, 1], are not clamped, which would stop gradients outside. The maps
+        ``(B, C_i, ceil(H / s_i), ceil(W / s_i))`` are float32 (float64 if moved there).
         """
         check_tensor("images", images, ndim=4, layout="(B, 3, H, W)", channels=3)
         size = (images.shape[-2], images.shape[-1])

@@ -23,8 +23,7 @@ def atomic_write(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator
         The temporary file, in the same folder and with the same suffix.
 
     Raises:
-        FileNotFoundError: the folder does not exist.
-        OSError: the disk is full or not writable.
+        OSError: the folder does not exist (FileNotFoundError), or the disk is full or not writable.
 
     Example:
         >>> import tempfile
@@ -54,10 +53,7 @@ def atomic_write(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator
 def write_text(path: str | os.PathLike[str], text: str, *, errors: str = "strict") -> None:
     """Write a UTF-8 text file whole or not at all; see :func:`atomic_write` for the errors.
 
-    Args:
-        path: the file. It is replaced if it exists; its folder must exist.
-        text: its content.
-        errors: how to encode characters that UTF-8 does not have, as ``str.encode`` takes it.
+    ``errors`` says how to encode characters that UTF-8 does not have, as ``str.encode`` takes it.
     """
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors=errors)

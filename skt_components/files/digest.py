@@ -10,20 +10,12 @@ _BLOCK = 2**20  # bytes read at a time
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Return the SHA-256 of a file as 64 hexadecimal digits; raise OSError if it cannot be read."""
     return _digest(path, hashlib.sha256())
 
 
 def file_checksum(path: str | os.PathLike[str]) -> str:
-    """Return the 128-bit BLAKE2b of a file as 32 hexadecimal digits: faster than SHA-256, for large pictures.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Return the 128-bit BLAKE2b of a file as 32 hexadecimal digits: faster than SHA-256, for large pictures."""
     return _digest(path, hashlib.blake2b(digest_size=16))
 
 

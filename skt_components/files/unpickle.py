@@ -51,10 +51,7 @@ class RefusedPickleError(Exception):
 class Inert:
     """Stand in for a class or function of a pickle: keep the arguments and the state, do nothing.
 
-    Attributes:
-        kind: name of the class or function.
-        arguments: its positional arguments.
-        state: the state set afterwards, or None.
+    ``kind`` is its name; ``arguments`` are the positional ones; ``state`` is set afterwards, or None.
     """
 
     kind: str
@@ -161,9 +158,8 @@ def value_errors(path: Path, kind: str) -> Iterator[None]:
 def read_pickled_model(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the state dict of a pickled ``nn.Module``, as ultralytics writes them, without building the module.
 
-    The pickle may name only classes of ultralytics and of ``torch.nn.modules`` and a few harmless others. All of
-    them are replaced by inert stand-ins, so neither ultralytics nor any code in the file is needed or run. A file
-    that names anything else is refused. Nothing in the process is changed, so other threads may read other files.
+    The pickle may name only classes of ultralytics and ``torch.nn.modules`` and a few harmless others, all replaced by
+    inert stand-ins: no code in the file runs. Nothing in the process is changed, so threads may read other files.
 
     Args:
         path: a file written by ``torch.save`` (its zip format, of PyTorch 1.6 and later) of a module, or of a dict

@@ -45,11 +45,7 @@ def read_state_dict(path: str | os.PathLike[str], *, prefix: str = "") -> dict[s
 
 
 def unwrap_state_dict(content: object, source: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the state dict in ``content``, which is one or holds one under "state_dict" or "model".
-
-    Raises:
-        ValueError: if it is anything but named tensors; the message names ``source``.
-    """
+    """Return the state dict in ``content``, under "state_dict" or "model" if it is wrapped; else raise ValueError."""
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -104,13 +100,7 @@ def write_safetensors(
 
 
 def check_state_dict(source: str | os.PathLike[str], found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raise ValueError, listing names and shapes, unless ``found`` has exactly the keys and shapes of ``wanted``.
-
-    Args:
-        source: name of the file, for the message.
-        found: the state dict that was read.
-        wanted: the state dict of the network.
-    """
+    """Raise ValueError unless ``found`` has exactly the keys and shapes of ``wanted``; ``source`` names the file."""
     missing = [k for k in wanted if k not in found]
     unexpected = [k for k in found if k not in wanted]
     shapes = [
@@ -152,13 +142,7 @@ def _read_safetensors(file: Path) -> object:
 
 
 def read_safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Return the metadata of a ``.safetensors`` file without reading its tensors.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a safetensors file.
-        ImportError: if safetensors is not installed.
-    """
+    """Return the metadata of a ``.safetensors`` file; raise FileNotFoundError, or ValueError for another file."""
     safetensors = import_safetensors(f"reading {path}")
     try:
         with safetensors.safe_open(path, "pt") as file:
