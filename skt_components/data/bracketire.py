@@ -105,7 +105,7 @@ class BracketIRE(SceneDataset):
 
     Raises:
         FileNotFoundError: the folder, a split or a frame's file is missing.
-        ValueError: an option is out of range; from ``[]``, naming the file, if one is broken or not of its kind.
+        ValueError: an option is out of range; from ``[]``, if a file, which the message names, is broken.
 
     Example:
         >>> data = BracketIRE("bracketire", crop=128, augment="dihedral")  # doctest: +SKIP

@@ -115,7 +115,7 @@ class Kalantari17(SceneDataset):
 
     Raises:
         FileNotFoundError: the folder, a split or a scene's file is missing.
-        ValueError: an option is out of range; from ``[]``, naming the file, if one is broken or not of its kind.
+        ValueError: an option is out of range; from ``[]``, if a file, which the message names, is broken.
 
     Example:
         >>> data = Kalantari17("sig17", crop=256, augment="dihedral", samples_per_epoch=10_000)  # doctest: +SKIP

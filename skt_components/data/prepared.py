@@ -26,17 +26,11 @@ _TEXT_LIMIT = 2**24
 
 
 class Index(NamedTuple):
-    """Content of a prepared data set.
+    """Content of a prepared data set."""
 
-    Attributes:
-        dataset: name of the data set.
-        scenes: names of the scenes it has or will have, by split.
-        simulated: True if ``simulate_dataset`` wrote the originals: there may be any number of scenes.
-    """
-
-    dataset: str
-    scenes: dict[str, list[str]]
-    simulated: bool
+    dataset: str  # its name
+    scenes: dict[str, list[str]]  # names of the scenes it has or will have, by split
+    simulated: bool  # True if simulate_dataset wrote the originals: there may be any number of scenes
 
 
 def is_prepared(root: Path) -> bool:
@@ -134,12 +128,7 @@ def write_scene(folder: Path, scene: StoredScene, sources: dict[str, list[int]],
 
 
 def open_scene(layout: SceneLayout, folder: Path) -> StoredScene:
-    """Read the description of a prepared scene; its pictures stay in their files.
-
-    Raises:
-        FileNotFoundError: it is missing or was not finished.
-        ValueError: one of its files is broken.
-    """
+    """Read the description of a prepared scene; its pictures stay in their files."""
     if not (folder / _SCENE).is_file():
         raise FileNotFoundError(f"{folder}: is not prepared yet: run prepare again, it goes on where it stopped")
     entry = _read_json(folder / _SCENE)

@@ -26,18 +26,8 @@ class SceneDataset(SampleDataset):
 
     Without ``crop`` sample i is scene i, whole. With one, sample i of an epoch is a window into a scene: all scenes
     are drawn equally often, all positions are equally likely; the windows of the test split are fixed and spread
-    evenly. A sample depends on (seed, epoch, index) alone, whatever the number of workers.
-
-    Args:
-        layout: folders, files and formats.
-        root: the data set's folder.
-        split: "train" or "test".
-        crop: height and width of the target in (packed) pixels; None: whole scenes.
-        seed: of every random choice.
-        samples_per_epoch: length with a crop; None is one sample per scene. If there are more scenes, the test split
-            takes scenes spread evenly over them.
-        augment: see the data set.
-        border: (packed) pixels of the bracket that are left out on each side.
+    evenly, over the scenes too if there are more scenes than samples. The options are described where a data set is
+    derived from it: :class:`Kalantari17`, :class:`BracketIRE`.
 
     Attributes:
         is_prepared: True if ``root`` holds what :func:`prepare` stored.
@@ -127,12 +117,7 @@ class SceneDataset(SampleDataset):
         return scene
 
     def open_scene(self, number: int) -> StoredScene:
-        """Read scene ``number`` as its files hold it, or map it if the format allows that.
-
-        Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: a file is broken or does not fit the data set; the message names it.
-        """
+        """Read scene ``number`` as its files hold it, or map it if the format allows that."""
         folder = self.folders[number]
         scene = prepared.open_scene(self.layout, folder) if self.is_prepared else self.layout.read_scene(folder)
         self.layout.check(scene)

@@ -20,21 +20,13 @@ SPLITS = ("train", "test")
 
 
 class StoredScene(NamedTuple):
-    """A scene in the numbers of its files.
+    """A scene in the numbers of its files."""
 
-    Attributes:
-        folder: its folder, for messages.
-        frames: N arrays (C, h, w) of uint16, or a file of (N, C, h, w).
-        label: (C, H, W) floats, or a file of floats or of (4, H, W) uint8 RGBE.
-        label_file: for messages.
-        info: plain numbers and lists that describe it.
-    """
-
-    folder: Path
-    frames: Sequence[Array] | StripFile
-    label: Array | StripFile
-    label_file: Path
-    info: Info
+    folder: Path  # for messages
+    frames: Sequence[Array] | StripFile  # N arrays (C, h, w) of uint16, or a file of (N, C, h, w)
+    label: Array | StripFile  # (C, H, W) floats, or a file of floats or of (4, H, W) uint8 RGBE
+    label_file: Path  # for messages
+    info: Info  # plain numbers and lists that describe it
 
     @property
     def frame_shapes(self) -> list[tuple[int, ...]]:
@@ -68,33 +60,19 @@ class StoredScene(NamedTuple):
 
 
 class SceneLayout(abc.ABC):
-    """Scenes in folders of a split: exposures, a label, and a file that describes them.
+    """Scenes in folders of a split: exposures, a label, and a file that describes them."""
 
-    Attributes:
-        name: of the data set.
-        domain: "srgb" or "raw".
-        split_folders: folder of each split below the root.
-        scene_counts: number of scenes in each published split.
-        picture_size: height and width of the published labels in (packed) pixels.
-        scale: size of the labels relative to the exposures.
-        depth: number of folder levels between a split and a scene.
-        white: largest value of an exposure.
-        frames_shape: number of exposures, number of channels.
-        info_shapes: shapes of the numbers that describe a scene.
-        mapped: True if reading an exposure or a label only maps it into memory.
-    """
-
-    name: str
-    domain: str
-    split_folders: dict[str, str]
-    scene_counts: dict[str, int]
-    picture_size: tuple[int, int]
-    scale: int = 1
-    depth: int = 1
-    white: int
-    frames_shape: tuple[int, int]
-    info_shapes: dict[str, tuple[int, ...]]
-    mapped: bool = False
+    name: str  # of the data set
+    domain: str  # "srgb" or "raw"
+    split_folders: dict[str, str]  # folder of each split below the root
+    scene_counts: dict[str, int]  # number of scenes in each published split
+    picture_size: tuple[int, int]  # height and width of the published labels in (packed) pixels
+    scale: int = 1  # size of the labels relative to the exposures
+    depth: int = 1  # number of folder levels between a split and a scene
+    white: int  # largest value of an exposure
+    frames_shape: tuple[int, int]  # number of exposures, number of channels
+    info_shapes: dict[str, tuple[int, ...]]  # shapes of the numbers that describe a scene
+    mapped: bool = False  # True if reading an exposure or a label only maps it into memory
 
     @abc.abstractmethod
     def files(self, folder: Path) -> list[Path]:
@@ -104,8 +82,7 @@ class SceneLayout(abc.ABC):
     def read_file(self, path: Path) -> Any:
         """Read or map a file of a scene: a picture (H, W, C) in its own numbers, or a dict of plain numbers.
 
-        Raises:
-            ValueError: it is broken or of another kind; the message names it.
+        A ValueError that names the file means that it is broken or of another kind.
         """
 
     def info_faults(self, info: Info) -> Iterator[str]:
@@ -150,11 +127,7 @@ class SceneLayout(abc.ABC):
                 raise ValueError(f"{scene.folder}: {key} must be finite numbers of shape {shape}")
 
     def list_scenes(self, root: Path, split: str) -> list[str]:
-        """Return the sorted names of a split's scenes, which are its folders at ``depth``.
-
-        Raises:
-            FileNotFoundError: the split's folder does not exist, or has no scenes.
-        """
+        """Return the sorted names of a split's scenes, its folders at ``depth``; FileNotFoundError without any."""
         folder = root / self.split_folders[split]
         if not folder.is_dir():
             held = ", ".join(sorted(path.name for path in root.iterdir())[:8]) if root.is_dir() else ""

@@ -11,11 +11,8 @@ import torch
 def make_generator(split: str, *key: int | str) -> torch.Generator:
     """Return a CPU generator seeded by the key; training and validation never share a seed.
 
-    Torch's CPU generator keeps 32 bits of the seed. The lowest bit is the split, so the two streams are disjoint.
-
-    Args:
-        split: ``"val"`` takes the odd seeds, any other name the even ones.
-        key: identity of the sample, such as seed, epoch and index.
+    The key is the identity of the sample, such as seed, epoch and index. Torch's CPU generator keeps 32 bits of the
+    seed; the lowest is set for the split "val", so the two streams are disjoint.
     """
     return torch.Generator().manual_seed((hash_key(*key) & ~1) | (split == "val"))
 

@@ -57,17 +57,9 @@ class StripFile(NamedTuple):
 
 
 def open_strips(path: Path, lead: tuple[int, ...], width: int, kinds: str) -> StripFile:
-    """Read the header of a strip file.
+    """Read the header of a strip file of pictures (*lead, any height, width) whose numbers have one of NumPy's kinds.
 
-    Args:
-        path: the file.
-        lead: axes before height and width, such as (exposures, channels).
-        width: of the picture, which the last strip may exceed.
-        kinds: NumPy kinds of number that it may hold.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: it is broken, or holds something else.
+    A ValueError means that the file is broken, or holds something else.
     """
     shape, fortran, dtype, offset = read_header(path, kinds=kinds, ndim=4)
     strips, height, planes, strip_width = shape

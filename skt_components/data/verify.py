@@ -121,9 +121,9 @@ def _simulated_folders(root: Path, problems: list[str]) -> list[str] | None:
 def _scene_faults(
     layout: SceneLayout, folder: Path, size: tuple[int, int] | None, sizes: dict[Path, tuple[int, int]]
 ) -> tuple[list[str], int]:
-    """Return messages about the files of a scene, and the number of files read; add its label's size to ``sizes``.
+    """Return messages about the files of a scene, whose label must have ``size`` if given, and the number of files.
 
-    If ``size`` is given, the label must have it.
+    The label's size is added to ``sizes``.
     """
     *exposures, label, info = layout.files(folder)
     faults, read = layout.missing_files(folder), 0

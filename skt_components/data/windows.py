@@ -26,25 +26,17 @@ def spread(number: int) -> tuple[float, float]:
 class Window:
     """A place in a picture and one of the eight symmetries of the square.
 
-    Attributes:
-        top: first row.
-        left: first column.
-        height: of the result.
-        width: of the result.
-        flip_rows: turn it upside down.
-        flip_columns: mirror it.
-        transpose: exchange rows and columns, after the flips.
-        mosaic: apply the symmetry to the mosaic of a packed RAW picture: a flip then needs one more row or column,
-            and a transposition exchanges Gr and Gb.
+    With ``mosaic`` the symmetry applies to the mosaic of packed RAW: a flip then needs one more row or column,
+    and a transposition exchanges Gr and Gb.
     """
 
     top: int
     left: int
-    height: int
+    height: int  # of the result
     width: int
     flip_rows: bool = False
     flip_columns: bool = False
-    transpose: bool = False
+    transpose: bool = False  # after the flips
     mosaic: bool = False
 
     def times(self, scale: int) -> Window:
@@ -103,14 +95,7 @@ def random_window(
 ) -> Window:
     """Draw a window, uniform over its positions, with a symmetry that fits into the picture.
 
-    Args:
-        size: height and width of the picture.
-        crop: height and width of the window.
-        border: pixels on each side of the picture that are left out.
-        generator: source of the random numbers.
-        augment: one of ``AUGMENTATIONS``; "planes" flips the planes of packed RAW as if they were colors.
-        mosaic: True for packed RAW.
-        transpose_only: draw no flips.
+    ``mosaic`` is True for packed RAW, whose planes the augmentation "planes" flips as if they were colors.
     """
     flips = [False, False, False]
     if augment != "none":

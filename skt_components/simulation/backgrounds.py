@@ -17,19 +17,12 @@ FINE = 2  # samples per pixel along each axis
 
 @dataclasses.dataclass(frozen=True)
 class Background:
-    """The static part of a scene, ``FINE`` times finer than the picture and with a margin.
+    """The static part of a scene, ``FINE`` times finer than the picture and with a margin."""
 
-    Attributes:
-        radiance: (3, h, w) in scene units.
-        light: (3, h, w) irradiance, for the objects in front.
-        noise: (h, w) texture that objects reuse.
-        ambient: (3, 1, 1) the least irradiance.
-    """
-
-    radiance: Tensor
-    light: Tensor
-    noise: Tensor
-    ambient: Tensor
+    radiance: Tensor  # (3, h, w) in scene units
+    light: Tensor  # (3, h, w) irradiance, for the objects in front
+    noise: Tensor  # (h, w) texture that objects reuse
+    ambient: Tensor  # (3, 1, 1) the least irradiance
 
 
 class _Painter:

@@ -99,8 +99,7 @@ def simulate_raw_bracket(
         camera: takes the exposures.
         motion: of the camera and the objects.
         generator: CPU generator; equal seeds give equal samples.
-        margin: pixels on each side that only the moved camera sees (``motion.margin(2 * h, 2 * w)`` is enough);
-            beyond the picture it sees it mirrored.
+        margin: see :func:`simulate_bracket`; ``motion.margin(2 * h, 2 * w)`` is enough.
         scale: factor from ``radiance`` to the target's linear scale, whose peak is 16; None takes
             :func:`exposure_scale`.
         name: for the sample.
@@ -110,8 +109,7 @@ def simulate_raw_bracket(
         target (4, h, w), the first sub-frame without noise, in [0, 16] times the inverse white balance.
 
     Raises:
-        TypeError: ``radiance`` is not a floating-point tensor.
-        ValueError: ``radiance`` has another shape, or the margin leaves nothing of it.
+        TypeError, ValueError: see :func:`simulate_bracket`.
 
     Example:
         >>> picture = torch.rand(3, 64, 64)
@@ -130,7 +128,12 @@ def simulate_raw_bracket(
     def subframe_at(time: float) -> Tensor:
         if picture.still or time == 0:
             return picture.at(0.0)
-        return picture.at(time / step, _interpolate_pose(poses, time / step))
+        index = min(int(time / step), len(poses) - 2)
+        before, after = poses[index], poses[index + 1]
+        if after is None:
+            return picture.at(time / step)
+        before = torch.eye(3) if before is None else before
+        return picture.at(time / step, torch.lerp(before, after, time / step - index))
 
     return _expose_subframes(subframe_at, camera, generator, name)
 
@@ -216,15 +219,6 @@ def _expose_subframes(subframe_at: SubframeAt, camera: RawCamera, generator: tor
     bracket = sensor * (RAW_PEAK / camera.times)[:, None, None, None]
     metadata = {"white_balance": gains, "color_matrix": torch.linalg.inv(matrix.double()).float()}
     return HDRSample(bracket, camera.times, target, name, "raw", metadata)
-
-
-def _interpolate_pose(poses: list[Tensor | None], time: float) -> Tensor | None:
-    """Return the camera pose at a time in exposures, on the straight line between two; None is unmoved."""
-    index = min(int(time), len(poses) - 2)
-    before, after = poses[index], poses[index + 1]
-    if after is None:
-        return None
-    return torch.lerp(torch.eye(3) if before is None else before, after, time - index)
 
 
 def _exposure_factor(

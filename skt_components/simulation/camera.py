@@ -213,11 +213,7 @@ def _check_interval(name: str, pair: tuple[float, float]) -> None:
 
 
 def picture_size(name: str, size: tuple[int, int], camera: Camera | RawCamera) -> tuple[int, int]:
-    """Return the height and width of the picture to photograph for a target of a size, which is packed for RAW.
-
-    Raises:
-        ValueError: the size of the camera's brackets is not a whole number of pixels; the message has ``name``.
-    """
+    """Return the height and width of the picture to photograph for a target of a size, which is packed for RAW."""
     if isinstance(camera, Camera):
         return size
     if size[0] % camera.scale or size[1] % camera.scale:
@@ -226,14 +222,9 @@ def picture_size(name: str, size: tuple[int, int], camera: Camera | RawCamera) -
 
 
 def exposure_scale(radiance: Float[Tensor, "3 h w"], camera: Camera, generator: torch.Generator) -> float:
-    """Return the factor from scene radiance to target radiance by the camera's exposure rule; 1 for a black scene.
+    """Return the factor from scene radiance, in any unit, to target radiance by the exposure rule of :class:`Camera`.
 
-    Brightness is the largest of a pixel's channels; black pixels do not count.
-
-    Args:
-        radiance: (3, H, W) linear radiance >= 0 in any unit.
-        camera: has the rule, see :class:`Camera`.
-        generator: draws the level of the median.
+    Brightness is the largest of a pixel's channels; black pixels do not count. A black scene gives 1.
     """
     level = log_uniform(generator, *camera.mid_level)
     brightness = radiance.amax(dim=-3).flatten()
@@ -262,16 +253,8 @@ def _add_shot_noise(electrons: Tensor, generator: torch.Generator) -> Tensor:
 def capture(radiance: Float[Tensor, "n 3 h w"], camera: Camera, generator: torch.Generator) -> Float[Tensor, "n 3 h w"]:
     """Take one exposure of each frame: shot noise, read noise, clipping, quantization and response.
 
-    Args:
-        radiance: (N, 3, H, W) target radiance >= 0 as each exposure sees it; 1 saturates at t = 1.
-        camera: with N exposure times.
-        generator: CPU generator of the noise.
-
-    Returns:
-        (N, 3, H, W) LDR pictures in [0, 1], multiples of ``1 / (2 ** bits - 1)``.
-
-    Raises:
-        ValueError: the number of frames differs from the number of exposures.
+    ``radiance`` is the target radiance that each of N exposures sees; 1 saturates at t = 1. The LDR pictures are in
+    [0, 1], multiples of ``1 / (2 ** bits - 1)``.
 
     Example:
         >>> frames = torch.full((3, 3, 2, 2), 0.5)
@@ -300,17 +283,7 @@ def capture_raw(
     """Read the sensor out: shrink to the camera's scale, shot noise, read noise, clipping, quantization.
 
     The variance is ``shot * signal + read``; one pair (shot, read) is drawn for all exposures, as for one ISO number.
-
-    Args:
-        planes: (N, 4, h, w) packed light, 1 saturates.
-        camera: has the sensor.
-        generator: CPU generator of the noise.
-
-    Returns:
-        (N, 4, h / scale, w / scale) in [0, 1], multiples of ``1 / (2 ** bits - 1)``.
-
-    Raises:
-        ValueError: ``planes`` has another shape.
+    ``planes`` is packed light, of which 1 saturates; the result is a multiple of ``1 / (2 ** bits - 1)``.
 
     Example:
         >>> capture_raw(torch.ones(1, 4, 2, 2), RawCamera(shot_noise=None), torch.Generator()).unique()

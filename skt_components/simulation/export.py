@@ -136,9 +136,10 @@ def simulate_dataset(
     if not splits:
         raise ValueError("train or test must have a sample, got neither")
     first = {folder: dataset[0] for folder, dataset in splits.items()}
-    if files.domain == "raw":
-        for sample in first.values():
-            _check_scale(layout, files.scale, sample)
+    for sample in first.values():
+        if sample.target.shape[-1] != files.scale * sample.bracket.shape[-1]:
+            sizes = " and ".join("x".join(map(str, t.shape[-2:])) for t in (sample.bracket, sample.target))
+            raise ValueError(f"{layout} must have targets {files.scale} times the bracket's size, got {sizes}")
     _write_note(Path(out), layout, {folder: _fingerprint(sample) for folder, sample in first.items()})
     scenes = [(split, index) for split, dataset in splits.items() for index in range(len(dataset))]
     write = write_bracketire_frame if files.domain == "raw" else write_kalantari_scene
@@ -182,12 +183,6 @@ def _fingerprint(sample: HDRSample) -> str:
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
     return digest.hexdigest()
-
-
-def _check_scale(layout: str, scale: int, sample: HDRSample) -> None:
-    if sample.target.shape[-1] != scale * sample.bracket.shape[-1]:
-        sizes = " and ".join("x".join(map(str, t.shape[-2:])) for t in (sample.bracket, sample.target))
-        raise ValueError(f"{layout} must have targets {scale} times the bracket's size, got {sizes}")
 
 
 def _raw_levels(sample: HDRSample) -> np.ndarray:

@@ -140,14 +140,14 @@ def _largest_around(image: Tensor) -> Tensor:
 class Patch:
     """A piece of the scene itself, with a blob-shaped soft outline, moving in front of it."""
 
-    center: Tensor
-    velocity: Tensor
-    source: Tensor
+    center: Tensor  # (2,) pixels, in the reference exposure
+    velocity: Tensor  # (2,) pixels per exposure
+    source: Tensor  # (2,) shift to the place in the scene that it shows
     radius: float
-    stretch: float
-    lobes: Tensor
+    stretch: float  # of width relative to height
+    lobes: Tensor  # amplitudes of the outline's Fourier series, from order 2
     phases: Tensor
-    gain: Tensor
+    gain: Tensor  # (3, 1, 1) factor, up to twice brighter or darker, with a tint
 
     @property
     def reach(self) -> float:
@@ -163,13 +163,6 @@ class Patch:
         for order, (lobe, phase) in enumerate(zip(self.lobes.tolist(), self.phases.tolist(), strict=True), 2):
             outline += lobe * torch.cos(order * angle + phase)
         return (0.5 + self.radius * outline - torch.hypot(x, y)).clamp(0, 1)
-
-
-def _draw_gain(generator: torch.Generator) -> Tensor:
-    """Draw a factor (3, 1, 1), up to twice brighter or darker, with a tint."""
-    brightness = uniform(generator, -0.7, 0.7)
-    tint = (torch.rand(3, 1, 1, generator=generator) - 0.5) * 0.5
-    return torch.exp(brightness + tint)
 
 
 def draw_patches(motion: Motion, height: int, width: int, generator: torch.Generator) -> list[Patch]:
@@ -189,7 +182,7 @@ def draw_patches(motion: Motion, height: int, width: int, generator: torch.Gener
                 stretch=uniform(generator, 0.8, 1.25),
                 lobes=(torch.rand(3, generator=generator) - 0.5) * torch.tensor([0.5, 0.3, 0.2]),
                 phases=torch.rand(3, generator=generator) * (2 * math.pi),
-                gain=_draw_gain(generator),
+                gain=torch.exp(uniform(generator, -0.7, 0.7) + (torch.rand(3, 1, 1, generator=generator) - 0.5) * 0.5),
             )
         )
     return patches

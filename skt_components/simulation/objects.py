@@ -18,39 +18,22 @@ SHAPES = ("ellipse", "rectangle", "polygon", "figure")
 
 @dataclasses.dataclass(frozen=True)
 class SceneObject:
-    """A textured solid with a soft outline that moves, rotates and occludes others.
+    """A textured solid with a soft outline that moves, rotates and occludes others."""
 
-    Attributes:
-        shape: one of ``SHAPES``.
-        center: (2,) pixels from the picture's center, in the reference exposure.
-        velocity: (2,) pixels per exposure.
-        angle: radians, in the reference exposure.
-        spin: radians per exposure.
-        radius: of its circumscribed circle, in pixels.
-        aspect: ratio of its two half axes, at most 1.
-        corners: of a polygon.
-        pattern: one of ``PATTERNS``.
-        period: of the pattern, in pixels.
-        colors: two (3, 1, 1) albedos.
-        light: (3, 1, 1) irradiance on it.
-        sun: (3,) unit direction to the light, x right, y down, z to the camera.
-        parallax: its additional shift with the camera, relative to the background.
-    """
-
-    shape: str
-    center: Tensor
-    velocity: Tensor
-    angle: float
-    spin: float
-    radius: float
-    aspect: float
-    corners: int
-    pattern: str
-    period: float
-    colors: tuple[Tensor, Tensor]
-    light: Tensor
-    sun: Tensor
-    parallax: float
+    shape: str  # one of SHAPES
+    center: Tensor  # (2,) pixels from the picture's center, in the reference exposure
+    velocity: Tensor  # (2,) pixels per exposure
+    angle: float  # radians, in the reference exposure
+    spin: float  # radians per exposure
+    radius: float  # of its circumscribed circle, in pixels
+    aspect: float  # ratio of its two half axes, at most 1
+    corners: int  # of a polygon
+    pattern: str  # one of PATTERNS
+    period: float  # of the pattern, in pixels
+    colors: tuple[Tensor, Tensor]  # two (3, 1, 1) albedos
+    light: Tensor  # (3, 1, 1) irradiance on it
+    sun: Tensor  # (3,) unit direction to the light, x right, y down, z to the camera
+    parallax: float  # additional shift with the camera, relative to the background
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the approximate distance in pixels to the outline, positive inside."""

@@ -20,17 +20,7 @@ Size = tuple[int, int]
 
 
 def view_ratio(panorama_width: int, width: int, fov: float) -> float:
-    """Return how many panorama pixels the central pixel of a view covers along one axis.
-
-    Args:
-        panorama_width: of the whole 360°, in pixels.
-        width: of the view, in pixels.
-        fov: horizontal field of view of the view, in degrees.
-
-    Example:
-        >>> round(view_ratio(1024, 128, 90.0), 3)
-        2.546
-    """
+    """Return how many panorama pixels the central pixel of a view of ``fov`` degrees covers along one axis."""
     return 2 * math.tan(math.radians(fov) / 2) / width * panorama_width / (2 * math.pi)
 
 
@@ -57,12 +47,6 @@ def perspective_view(
         yaw: to the right, in degrees.
         pitch: upwards, in degrees.
         roll: clockwise turn of the camera, in degrees.
-
-    Returns:
-        (C, height, width).
-
-    Raises:
-        ValueError: the panorama is not 2:1, or the field of view is not inside (0, 180).
 
     Example:
         >>> perspective_view(torch.rand(3, 64, 128), (16, 24), fov=60.0).shape
@@ -126,12 +110,7 @@ class SphereView(NamedTuple):
         height, width = size[0] + 2 * margin, size[1] + 2 * margin
         slope = math.tan(math.radians(self.fov) / 2) * width / size[1]
         return perspective_view(
-            panorama,
-            (height, width),
-            fov=math.degrees(2 * math.atan(slope)),
-            yaw=self.yaw,
-            pitch=self.pitch,
-            roll=self.roll,
+            panorama, (height, width), **{**self._asdict(), "fov": math.degrees(2 * math.atan(slope))}
         )
 
 

@@ -310,7 +310,7 @@ def parse_options(arguments: Sequence[str]) -> TrainConfig:
 def name_options(message: str, names: Iterable[str] = ()) -> str:
     """Return an error message with the names of arguments as options of a command line.
 
-    The name at the beginning, names in backticks, and names with ``=`` are replaced.
+    Replaced are a name that begins the sentence, names in backticks, and names with ``=``.
 
     Args:
         message: such as "batch_size must be >= 1, got 0".
@@ -321,7 +321,11 @@ def name_options(message: str, names: Iterable[str] = ()) -> str:
         True
     """
     names = "|".join(names or (field.name for field in fields(TrainConfig)))
-    message = re.sub(rf"^({names})(?=[ :])|`({names})`", lambda match: _flag(match[1] or match[2]), message)
+    message = re.sub(
+        rf"^({names})(?=:| (?:must|is|are|was|needs|trains|continues)\b)|`({names})`",
+        lambda match: _flag(match[1] or match[2]),
+        message,
+    )
     return re.sub(rf"(?<![\w-])({names})=", lambda match: f"{_flag(match[1])} ", message)
 
 

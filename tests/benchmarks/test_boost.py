@@ -261,9 +261,19 @@ def test_what_no_run_could_start_with_is_refused_before_the_first(tmp_path: Path
 
 def test_two_studies_do_not_work_in_one_folder(tmp_path: Path, stub: Path) -> None:
     file = write(tmp_path / "s.toml")
-    with units.locked(tmp_path / "out"), pytest.raises(ValueError, match="is at work there"):
+    with units.locked(tmp_path / "out"), pytest.raises(ValueError, match="another study works there"):
         harness.main([str(file), "--out", str(tmp_path / "out")])
     assert harness.main([str(file), "--out", str(tmp_path / "out")]) == 0
+
+
+def test_a_study_waits_for_the_runs_that_another_one_left_behind(tmp_path: Path) -> None:
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)", str(tmp_path / "runs" / "bare" / "seed-0")]
+    with subprocess.Popen(sleeper) as left:
+        with pytest.raises(ValueError, match=f"process {left.pid}, a run that a study left behind"):
+            units.locked(tmp_path).__enter__()
+        left.kill()
+    with units.locked(tmp_path):
+        pass
 
 
 @pytest.mark.slow
