@@ -116,8 +116,7 @@ class FastSAMFeatureExtractor(nn.Module):
     def fingerprint(self) -> str:
         """Hash of the weights and options, 64 hexadecimal digits; computed at every read.
 
-        Raises:
-            ValueError: if the region source has no fingerprint, see ``describe_region_source``.
+        A region source without a fingerprint raises ValueError, see ``describe_region_source``.
         """
         options = (self.layers, self.max_regions, self.overlap, self.conf, self.iou, self.full_resolution)
         return fingerprint(self, type(self).__name__, *options, describe_region_source(self.regions))

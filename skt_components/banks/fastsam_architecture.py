@@ -85,10 +85,10 @@ class Detections(NamedTuple):
     """Hold the output of the head before any selection.
 
     Attributes:
-        boxes: ``(B, A, 4)``, x1, y1, x2, y2 in pixels of the network's input.
-        scores: ``(B, A)`` in [0, 1], for the most likely class.
-        coefficients: ``(B, A, M)``, weights of the prototypes.
-        prototypes: ``(B, M, H / 4, W / 4)``; a mask's logits are their weighted sum.
+        boxes: x1, y1, x2, y2 in pixels of the network's input.
+        scores: in [0, 1], for the most likely class.
+        coefficients: weights of the prototypes.
+        prototypes: at stride 4; a mask's logits are their weighted sum.
     """
 
     boxes: Float[Tensor, "b a 4"]

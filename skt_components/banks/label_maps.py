@@ -31,7 +31,7 @@ def read_label_map(
     of any integer type or bool. Negative numbers mean "no region" and become -1.
 
     Args:
-        path: the file.
+        path: the file; Pillow or tifffile is needed for its format.
         ignore: a number that means "no region", such as 255; it becomes -1.
         compact: renumber the other numbers to 0..R-1 in rising order, for ids with gaps such as 26001. The result
             cannot be compared with other pictures.
@@ -43,7 +43,6 @@ def read_label_map(
         TypeError: if ``ignore`` is not an integer.
         FileNotFoundError: if there is no such file.
         ValueError: if the suffix is not supported, or the file is damaged or not a map of integers.
-        ImportError: if the package that reads this format is not installed.
 
     Example:
         >>> labels = read_label_map("scene_regions.png", ignore=255)  # doctest: +SKIP

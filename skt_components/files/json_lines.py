@@ -10,13 +10,7 @@ from typing import Any
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the objects of a file of JSON lines, without lines that are not complete objects.
-
-    A process that was killed can leave half a line.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-    """
+    """Return the objects of a file of JSON lines, without incomplete lines, as a killed process leaves them."""
     found = []
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:

@@ -40,12 +40,12 @@ def read_header(
     Args:
         path: the file.
         channels: required size of the last axis; None: any.
-        kinds: allowed NumPy kinds of numbers, of "u" (unsigned integers) and "f" (floats).
+        kinds: allowed NumPy kinds, "u" (unsigned integers) and "f" (floats).
         ndim: required number of axes.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not an array file, holds other numbers or another shape, or its length and header differ.
+        ValueError: if it is no such array, or its length and header differ.
     """
     with open_file(path) as file:
         shape, fortran, dtype = _read_header(path, file)
@@ -105,15 +105,14 @@ def _read_header(path: Path, file: io.BufferedReader) -> tuple[tuple[int, ...], 
 def read_metadata(path: Path) -> dict[str, Array]:
     """Read a pickled dict of numbers and small arrays, as ``np.save(path, {...})`` writes it, without running code.
 
-    The pickle may name NumPy's arrays, types and scalars, and PyTorch's tensors. A file that names anything else is
-    refused.
+    The pickle may name NumPy's arrays, types and scalars, and PyTorch's tensors.
 
     Returns:
         Names to float64 arrays; numbers become arrays without axes. Other entries are left out.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is larger than 64 KiB, damaged, not a dict, or refused.
+        ValueError: if the file is larger than 64 KiB, damaged, not a dict, or names anything else.
     """
     with open_file(path) as file:
         if path.stat().st_size > _METADATA_LIMIT:

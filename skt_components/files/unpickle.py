@@ -59,7 +59,7 @@ class Inert:
     state: Any
 
     def __new__(cls, *arguments: object, **_: object) -> Inert:
-        """Keep the positional arguments."""
+        """Keep the arguments."""
         made = super().__new__(cls)
         made.arguments, made.state = arguments, None
         return made
@@ -138,12 +138,7 @@ class RestrictedUnpickler(pickle._Unpickler):
 
 @contextmanager
 def value_errors(path: Path, kind: str) -> Iterator[None]:
-    """Turn everything that a damaged or crafted file can raise into a ValueError that names the file.
-
-    Args:
-        path: the file.
-        kind: what the file must be, such as "a readable PyTorch file".
-    """
+    """Turn all that a damaged or crafted file can raise into a ValueError: "``path`` is not ``kind``"."""
     try:
         yield
     except RefusedPickleError as error:

@@ -27,13 +27,12 @@ def read_state_dict(path: str | os.PathLike[str], *, prefix: str = "") -> dict[s
     tensors are refused.
 
     Args:
-        path: the file.
+        path: the file; ``.safetensors`` needs safetensors.
         prefix: removed from the start of each name, such as the ``"module."`` of DistributedDataParallel.
 
     Raises:
         FileNotFoundError: if ``path`` is not a file.
         ValueError: if the file is damaged, or holds anything but named tensors.
-        ImportError: if a ``.safetensors`` file is given and safetensors is not installed.
     """
     file = Path(path)
     if not file.is_file():
@@ -109,7 +108,11 @@ def check_state_dict(source: str | os.PathLike[str], found: Mapping[str, Tensor]
         if k in found and found[k].shape != wanted[k].shape
     ]
     problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
-    lines = [f"{len(names)} {kind}: {_shorten(names)}" for kind, names in problems if names]
+    lines = []
+    for kind, names in problems:
+        rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        if names:
+            lines.append(f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{rest}")
     if lines:
         raise ValueError(f"{source} does not fit the network; keys " + "; ".join(lines))
 
@@ -149,8 +152,3 @@ def read_safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
             return dict(file.metadata() or {})
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
-
-
-def _shorten(names: list[str]) -> str:
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

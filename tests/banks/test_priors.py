@@ -1,13 +1,25 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from skt_components.banks import GridRegions, RegionSource, SemanticPriors, priors_from_labels
+from skt_components.banks import (
+    CachedBank,
+    EmptyBank,
+    GridRegions,
+    KnowledgeBank,
+    RegionSource,
+    SemanticPriors,
+    make_knowledge_bank,
+    priors_from_labels,
+)
 from skt_components.banks.priors import check_region_source, priors_from_masks
+from skt_components.losses import SemanticHistogramLoss, histogram_loss
 
 
 def test_masks_are_the_one_hot_labels_and_valid_says_which_are_used() -> None:
@@ -122,3 +134,47 @@ def test_rejects_bad_input(labels: object, regions: object, error: type[Exceptio
 def test_rejects_bad_masks(masks: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         priors_from_masks([], masks)  # type: ignore[arg-type]
+
+
+def test_the_empty_bank_has_no_features_whose_one_region_has_every_pixel() -> None:
+    bank = EmptyBank()
+    assert isinstance(bank, KnowledgeBank)
+    assert bank.channels == bank.reduction == ()
+    priors = bank(torch.rand(2, 3, 5, 7, requires_grad=True))
+    assert priors.features == []
+    assert priors.labels.dtype == torch.int64
+    assert torch.equal(priors.labels, torch.zeros(2, 5, 7, dtype=torch.long))
+    assert priors.masks.shape == (2, 1, 5, 7)
+    assert priors.masks.all()
+    assert priors.valid.tolist() == [[True], [True]]
+
+
+def test_the_color_loss_of_the_empty_bank_is_that_of_the_whole_picture() -> None:
+    student, teacher = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    priors = EmptyBank()(student)
+    found = SemanticHistogramLoss()(student, teacher, labels=priors.labels, num_regions=1, valid=priors.valid)
+    assert found > 0
+    torch.testing.assert_close(found, histogram_loss(student, teacher))
+
+
+def test_the_empty_bank_has_no_state_and_is_kept_on_disk_like_any_bank(tmp_path: Path) -> None:
+    assert list(EmptyBank().state_dict()) == []
+    pytest.importorskip("safetensors")
+    bank, picture = CachedBank(EmptyBank(), tmp_path), torch.rand(2, 3, 4, 4)
+    for _ in range(2):  # made, then read
+        priors = bank(picture)
+        assert priors.features == []
+        assert priors.masks.all()
+
+
+def test_the_empty_bank_is_made_by_the_name_none() -> None:
+    assert isinstance(make_knowledge_bank("none"), EmptyBank)
+    with pytest.raises(ValueError, match=r"none has neither weights nor regions, got weights=w\.pt, regions='own'"):
+        make_knowledge_bank("none", weights="w.pt")
+    with pytest.raises(ValueError, match=r"none has neither weights nor regions, got weights=None, regions='color'"):
+        make_knowledge_bank("none", regions="color")
+
+
+def test_the_empty_bank_rejects_other_tensors_than_pictures() -> None:
+    with pytest.raises(ValueError, match=r"tonemapped must have 3 channels \(B, 3, H, W\), got shape \(1, 4, 8, 8\)"):
+        EmptyBank()(torch.rand(1, 4, 8, 8))
