@@ -1,10 +1,9 @@
 """Two bases of the soft histogram: how a value adds to a table, and how its derivative is read from one.
 
 A basis is a small set of functions of a value's offset in its cell of a fixed grid. ``add`` sums them per cell and
-``fold`` turns the sums into bins; ``unfold`` and ``slope`` are the transposes, with the exact derivative. Tables are
-``(tables, rows, columns)``; ``segment`` columns hold one histogram, and ``origin`` is the column of its first cell.
-``line`` (factor, shift) maps values to cells. Values far outside, infinities too, are clamped to ``limits``: guard
-columns that no bin reads. NaN stays in the offset and makes its own histogram NaN.
+``fold`` turns the sums into bins; ``unfold`` and ``slope`` are the transposes, with the exact derivative. In a table
+(tables, rows, columns) ``segment`` columns hold one histogram, the first cell at ``origin``; ``line`` maps values to
+cells. Values far outside are clamped to ``limits``: guard columns that no bin reads. NaN stays in the offset.
 """
 
 from __future__ import annotations
@@ -166,9 +165,8 @@ class Window:
 class Moments:
     """Basis for wide kernels: in a cell much narrower than the kernel it is a polynomial, so sums of powers suffice.
 
-    The polynomials interpolate at Chebyshev points, with the lowest degree whose slope is exact to the tolerance.
-    Bins are grouped in blocks: ``weights[d, p, r]`` is the contribution of the p-th moment of the d-th cell in a
-    block's window to the r-th bin of the block.
+    ``weights[d, p, r]`` is the contribution of the p-th moment of the d-th cell in the window of a block of bins to
+    the r-th bin of the block.
     """
 
     spill, origin = 0, 1  # nothing after the last cell, one guard before the first
@@ -254,18 +252,15 @@ def _fit_moments(sigma: float, num_bins: int, width: float) -> tuple[float, Tens
 def _interpolate(distance: Tensor, width: float, sigma: float, num_bins: int) -> Tensor:
     """Return the coefficients (cells, degree, bins) of the kernel's polynomials in an offset t from -0.5 to 0.5.
 
-    ``distance`` (cells, 1, bins) is from the middle of a cell to a bin's center. The error allowed is relative to the
-    steepest slope inside the value range, which is small where the kernel is much wider than the range.
+    They interpolate at Chebyshev points; ``distance`` (cells, 1, bins) is from the middle of a cell to a bin's center.
+    The error allowed is relative to the steepest slope inside the value range.
     """
 
-    def offset(t: Tensor) -> Tensor:
-        return distance - t[:, None] * width
-
     def kernel(t: Tensor) -> Tensor:
-        return torch.exp(-((offset(t) / sigma) ** 2))
+        return torch.exp(-(((distance - t[:, None] * width) / sigma) ** 2))
 
     check = torch.linspace(-0.5, 0.5, 33, dtype=torch.float64)
-    slope = kernel(check) * offset(check) * (2 * width / sigma**2)
+    slope = kernel(check) * (distance - check[:, None] * width) * (2 * width / sigma**2)
     steepest = min(num_bins, sigma / math.sqrt(2))
     allowed = TOLERANCE * math.exp(-((steepest / sigma) ** 2)) * steepest * (2 * width / sigma**2)
     for degree in range(3, 24):

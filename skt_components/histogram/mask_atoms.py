@@ -1,7 +1,7 @@
 """Overlapping masks as disjoint atoms: pixels that belong to the same masks form one region.
 
-The histogram of a mask is the sum of the histograms of its atoms, exactly, and any number of disjoint regions costs as
-much as one. Finding the atoms costs about as much as one histogram, so they are kept while the masks live unchanged.
+The histogram of a mask is the sum of the histograms of its atoms, which cost as much as one histogram. Finding them
+costs as much again, so they are kept while the masks live unchanged.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """The soft histogram on the CPU in loops compiled by numba: the sums of the torch engine without its temporaries.
 
-Pixels are processed in strips that stay in the first-level cache: one loop, which the compiler vectorizes, finds each
-value's cell and first factor; a second one adds to the table or reads from it. Both bases have one form: a value with
-the factors ``kernel`` and ``ratio`` contributes ``kernel * growth[k] * ratio ** k`` to the k-th of a run of neighboring
-numbers: the bins of its window, or the moments of its cell. Pictures and channels are independent and are distributed
-over as many threads as torch may use.
+For each strip of pixels that stays in the cache, a vectorized loop finds cells and factors, a second one adds to the
+table or reads from it. In both bases a value contributes ``kernel * growth[k] * ratio ** k`` to the k-th of a run of
+neighboring numbers: the bins of its window, or the moments of its cell.
 """
 
 from __future__ import annotations
@@ -41,10 +39,7 @@ def _compile(function: Callable) -> Callable:
 def histogram_difference(
     student: Tensor, teacher: Tensor | None, labels: Tensor | None, regions: int, bins: Bins
 ) -> Tensor:
-    """Return the histograms of ``student`` minus the histograms of ``teacher``, ``(B, R, C, N)``.
-
-    Arguments as in the torch engine; the bandwidth must be at least :data:`~.kernels.RECURRENCE` bins.
-    """
+    """Return a table as in the torch engine, for a bandwidth of at least :data:`~.kernels.RECURRENCE` bins."""
     signed = [(x.flatten(2), sign) for x, sign in ((student, 1.0), (teacher, -1.0)) if x is not None]
     labels = None if labels is None else labels.flatten(1)
     batch, channels, pixels = signed[0][0].shape
@@ -188,11 +183,7 @@ def _add(values, labels, regions, sign, table, rows, line, limits, steep, first,
 
 @_compile
 def _read(values, labels, regions, out, table, rows, line, limits, steep, first, growth):  # type: ignore[no-untyped-def]
-    """Set ``out`` to the slope of each value, by Horner's rule in its ratio.
-
-    Window: the sum of table times kernel times distance; the rule gives value and derivative together.
-    Moments: the polynomial whose coefficients :meth:`Moments.unfold` stored after the first number of the run.
-    """
+    """Set ``out`` to the slope of each value by Horner's rule, as ``slope`` of the two bases does."""
     at, place, factors, bits, scales = _strips()
     last = len(growth) - 1
     for start in range(0, values.size, _STRIP):

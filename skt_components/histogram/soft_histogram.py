@@ -43,18 +43,14 @@ def soft_histogram(
 ) -> Float[Tensor, "b r c n"]:
     """Compute histograms with a Gaussian kernel, ``H_{r,c,i} = sum_j m_{r,j} exp(-((x_{c,j} - c_i) / bandwidth)^2)``.
 
-    Equations 6 to 8, per region. Values outside ``value_range`` contribute only the tail that reaches into it;
-    plus and minus infinity contribute nothing and have no gradient; NaN makes its whole histogram NaN. Only
+    Equations 6 to 8. Infinities contribute nothing and have no gradient; NaN makes its whole histogram NaN. Only
     ``values`` receives a gradient; there is no second derivative.
 
     Args:
         values: pictures, any floating dtype; half precision is computed in float32, with a warning.
-        masks: regions, bool, or floating weights; they may overlap. Not differentiable. Bool masks are divided into
-            disjoint regions once, and these are kept while the masks live unchanged. Both kinds need a device
-            synchronization, labels do not.
-        labels: regions as a map of integers in [0, num_regions), -1 where a pixel belongs to none. Cheaper than
-            masks: any number of regions costs as much as one.
-        num_regions: number of regions in ``labels``. None takes it from the largest label, which needs a device
+        masks: regions that may overlap, bool or floating weights; both need a device synchronization.
+        labels: regions as integers in [0, num_regions), others in none; any number of regions costs as much as one.
+        num_regions: regions in ``labels``. None takes it from the largest label, which needs a device
             synchronization and breaks ``torch.compile(fullgraph=True)``.
         num_bins: number of bins N.
         value_range: outer edges of the first and last bin.
@@ -63,37 +59,24 @@ def soft_histogram(
             installed. Below a quarter of a bin, with weights, and with masks of too many atoms, torch computes always.
 
     Returns:
-        ``(B, R, C, num_bins)`` in float32, or float64 for float64 values; R = 1 without regions.
+        Float32, or float64 for float64 values; R = 1 without regions.
 
     Raises:
         TypeError: ``values``, ``masks`` or ``labels`` has the wrong dtype.
-        ValueError: shapes do not fit, masks require a gradient, both kinds of region are given, or an option is
-            out of range.
+        ValueError: shapes or regions do not fit, masks require a gradient, or an option is out of range.
 
     Example:
         >>> import torch
         >>> h = soft_histogram(torch.rand(1, 3, 16, 16), num_bins=64, bandwidth=1 / 64)
         >>> h.shape
         torch.Size([1, 1, 3, 64])
-
-    Reference:
-        Eqs. 6-8 of the paper.
     """
     check_tensor("values", values, ndim=4, layout="(B, C, H, W)")
     if isinstance(masks, Tensor) and not (masks.dtype == torch.bool or masks.is_floating_point()):
         raise TypeError(f"masks must be a bool or floating tensor (B, R, H, W), got {masks.dtype}")
     masks, regions = check_regions(values, masks, labels, num_regions)
-    table = histogram_difference(
-        values,
-        None,
-        masks,
-        labels,
-        regions,
-        num_bins=num_bins,
-        value_range=value_range,
-        bandwidth=bandwidth,
-        backend=backend,
-    )
+    options: dict[str, Any] = {"num_bins": num_bins, "value_range": value_range, "bandwidth": bandwidth}
+    table = histogram_difference(values, None, masks, labels, regions, **options, backend=backend)
     return table.to(float_dtype(values))
 
 
@@ -135,51 +118,39 @@ def histogram_difference(
         engine = choose_backend(backend, student.device, double)
         keep = not torch.compiler.is_compiling()  # compiled code reuses memory without a count of changes
         options = (num_regions, num_bins, low, high, float(bandwidth), engine, keep)
-        table = _Difference.apply(student, teacher, labels, masks, options)
+        table = _Operator.apply(student, teacher, labels, masks, options, False)
     return table if literal is None else table.reshape(*literal.shape[:2], *table.shape[2:])
 
 
-class _Difference(torch.autograd.Function):
-    """The operators below with their derivative, for autograd and torch.func."""
+class _Operator(torch.autograd.Function):
+    """One of the two operators below, for autograd and torch.func: the histogram, or its derivative, which has none."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(student, teacher, labels, masks, options):  # type: ignore[no-untyped-def]
-        return torch.ops.skt_components.soft_histogram(student, teacher, labels, masks, *options)
+    def forward(first, second, labels, masks, options, derivative):  # type: ignore[no-untyped-def]
+        operators = torch.ops.skt_components
+        operator = operators.soft_histogram_backward if derivative else operators.soft_histogram
+        return operator(first, second, labels, masks, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        student, teacher, labels, masks, ctx.options = inputs
-        # A teacher without a gradient may change, or be of inference mode, before the backward pass.
-        pictures = (x if needed else None for x, needed in zip((student, teacher), ctx.needs_input_grad, strict=False))
-        ctx.save_for_backward(*pictures, labels, masks)
+        student, teacher, labels, masks, ctx.options, ctx.derivative = inputs
+        if not ctx.derivative:
+            # A teacher without a gradient may change, or be of inference mode, before the backward pass.
+            needed = (x if need else None for x, need in zip((student, teacher), ctx.needs_input_grad, strict=False))
+            ctx.save_for_backward(*needed, labels, masks)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        student, teacher, labels, masks = ctx.saved_tensors
-        regions = (labels, masks, ctx.options)
-        for_student = _Gradient.apply(grad, student, *regions) if ctx.needs_input_grad[0] else None
-        for_teacher = _Gradient.apply(-grad, teacher, *regions) if ctx.needs_input_grad[1] else None
-        return for_student, for_teacher, None, None, None
-
-
-class _Gradient(torch.autograd.Function):
-    """The first derivative, which has none itself."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(grad, values, labels, masks, options):  # type: ignore[no-untyped-def]
-        return torch.ops.skt_components.soft_histogram_backward(grad, values, labels, masks, *options)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        pass
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        raise NotImplementedError("the soft histogram has no second derivative; take the first without create_graph")
+        if ctx.derivative:
+            raise NotImplementedError(
+                "the soft histogram has no second derivative; take the first without create_graph"
+            )
+        student, teacher, *regions = ctx.saved_tensors
+        for_student = _Operator.apply(grad, student, *regions, ctx.options, True) if ctx.needs_input_grad[0] else None
+        for_teacher = _Operator.apply(-grad, teacher, *regions, ctx.options, True) if ctx.needs_input_grad[1] else None
+        return for_student, for_teacher, None, None, None, None
 
 
 _OPTIONS = "int num_regions, int num_bins, float low, float high, float bandwidth, str backend, bool keep"

@@ -34,15 +34,9 @@ def histogram_difference(
     bins: Bins,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Return the histograms of ``student`` minus the histograms of ``teacher``, ``(B, R, C, N)``.
+    """Return the histograms of ``student`` minus the histograms of ``teacher`` (B, C, H, W), ``(B, R, C, N)``.
 
-    Args:
-        student: values ``(B, C, H, W)``.
-        teacher: the same, or None for zero.
-        labels: regions ``(B, H, W)``, or None.
-        regions: R.
-        bins: centers and kernel.
-        weights: instead of labels, each pixel's weight in each region, ``(B, R, H, W)``, bool or floating.
+    Without ``labels`` (B, H, W) there is one region, or ``weights`` (B, R, H, W), bool or floating, has all of them.
     """
     batch, channels = student.shape[:2]
     dtype = table_dtype(student)

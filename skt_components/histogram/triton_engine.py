@@ -1,22 +1,17 @@
 """Soft histograms on CUDA: one launch forward that does the work, one backward, and two small ones around them.
 
-Atomic additions of floats depend on their order and are slow where many pixels have the same value. The table is
-therefore summed by the matrix unit, in registers:
+Atomic additions of floats depend on their order and are slow for equal values, so the matrix unit sums the table:
 
-- Grid point i is column ``i - LOW * cell`` of row ``cell``: a value falls in one cell, and its kernel reaches only the
-  columns of that cell. ``one_hot(cell)^T @ kernel`` over a block of pixels is their histogram, with the same cost for
-  all values: a saturated picture costs as much as a natural one. A program is one warp: none waits for another.
-- Kernels are split in two half-precision numbers (22 bits) and summed in float32 over one tile of pixels; the sums of
-  a tile are added to the table in memory as 64-bit integers, by atomic additions whose order does not matter.
-- Student and teacher are read together and, where they are close, the *difference* of their kernels is evaluated, so
-  that nearly equal pictures keep their digits (see ``_pair``).
-- Regions: ``plan_kernel`` lists the pixels of each tile region by region; a program goes through the runs. Tiles are
-  square, so few regions meet in one. In the worst case, as many regions as pixels, up to 32 table entries are written
-  for each pixel: several times slower, but correct. Sorting whole pictures by label would avoid it, at the price of
-  several more launches for each label map.
+- Grid point i is column ``i - LOW * cell`` of row ``cell``; a value's kernel reaches only the columns of its cell.
+  ``one_hot(cell)^T @ kernel`` over a block of pixels is their histogram, at the same cost for all values.
+- Kernels are split in two half-precision numbers (22 bits) and summed in float32 over one tile of pixels; tiles are
+  added to the table in memory as 64-bit integers, by atomic additions whose order does not matter.
+- Student and teacher are read together and, where close, the *difference* of their kernels is evaluated (``_pair``).
+- Regions: ``plan_kernel`` lists the pixels of each square tile region by region; a program goes through the runs. In
+  the worst case, as many regions as pixels, 32 table entries are written for each pixel: slower, but correct.
 
-The backward pass reads the table's gradient at the points of each value's window; it needs no plan. Nothing waits
-for the device and no allocation depends on data, so all of it can be captured in a CUDA graph.
+The backward pass reads the table's gradient at the points of each value's window. Nothing waits for the device and no
+allocation depends on data, so all of it can be captured in a CUDA graph.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -107,10 +102,7 @@ def _distance(column, rest, offset, sharpness):
 
 @triton.jit
 def _half(x, BLOCK: tl.constexpr):
-    """Return ``x`` (rows, BLOCK) in half precision, its columns ordered so that a thread stores two at a time.
-
-    The order of pixels in a product does not matter; both operands use this function.
-    """
+    """Return ``x`` (rows, BLOCK) in half precision, its columns ordered so that a thread stores two at a time."""
     parts = tl.reshape(x.to(tl.float16), (x.shape[0], BLOCK // 32, 32))
     return tl.reshape(tl.trans(parts, 0, 2, 1), (x.shape[0], BLOCK))
 
@@ -131,8 +123,7 @@ def _accumulate(high, low, cell, value, kernel, WHOLE: tl.constexpr):
 def _pair(column, place, place_t, rest, offset, sharpness, near, BITS: tl.constexpr):
     """Return K(s) - K(t) where student and teacher are close, else K(s); and the mask of close values.
 
-    With p the mean of the two distances and d their difference it is -2 exp(-p^2 - d^2 / 4) sinh(p d): as exact for
-    pictures that nearly agree as for others.
+    With p the mean of the two distances and d their difference it is -2 exp(-p^2 - d^2 / 4) sinh(p d).
     """
     apart = (place - place_t).to(tl.float32)
     close = tl.abs(apart) <= near
@@ -270,14 +261,7 @@ def histogram_difference(
 ) -> Tensor:
     """Return the histograms of ``student`` minus the histograms of ``teacher``, a float64 table ``(B, R, C, N)``.
 
-    Plus and minus infinity count nothing; NaN makes the row of its region and channel NaN.
-
-    Args:
-        student: pictures ``(B, C, H, W)`` on a CUDA device, float16, bfloat16 or float32, any strides.
-        teacher: pictures of the same shape, or None.
-        labels: regions ``(B, H, W)``, any integer dtype and strides, no region outside [0, R); None is one region.
-        regions: number of regions R; 1 without labels.
-        bins: centers and kernel.
+    Arguments as in the torch engine, on a CUDA device, with any strides; pictures have at most 32 bits.
     """
     batch, channels, height, width = student.shape
     shape = (batch, regions, channels, bins.num)
@@ -309,10 +293,7 @@ def histogram_difference(
 
 
 def histogram_gradient(upstream: Tensor, values: Tensor, labels: Tensor | None, bins: Bins) -> Tensor:
-    """Return the gradient (B, C, H, W) in float32 for ``values``, given the gradient for their histograms (B, R, C, N).
-
-    Zero where a pixel belongs to no region and at plus and minus infinity; NaN at NaN.
-    """
+    """Return the gradient (B, C, H, W), in float32, given the gradient for the histograms (B, R, C, N)."""
     batch, channels, height, width = values.shape
     regions = upstream.shape[1]
     if not values.numel() or not regions:

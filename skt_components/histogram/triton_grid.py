@@ -61,8 +61,7 @@ def make_grid(bins: Bins) -> Grid:
     """Return the bins as a grid, or a coarser one for wide kernels.
 
     A Gaussian of variance s^2 is the convolution of two with s1^2 and s^2 - s1^2. On a grid of spacing d the sum that
-    replaces the convolution has a relative error of 2 exp(-(pi s1 s2 / (s d))^2), 1e-7 with s = 3 d and s1 = 1.54 d
-    (s2 = 2.57 d), for any s: a wide kernel needs a small window, a small table, and one product with a constant matrix.
+    replaces it has a relative error of 2 exp(-(pi s1 s2 / (s d))^2): 1e-7 with s = 3 d, s1 = 1.54 d, s2 = 2.57 d.
     """
     if bins.sigma < _WIDE:
         return Grid(bins.num, *bins.line(), bins.sigma, None)

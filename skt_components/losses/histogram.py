@@ -46,31 +46,25 @@ def semantic_histogram_loss(
 ) -> Float[Tensor, ""] | Float[Tensor, "b"]:
     """Compute the squared distance of the soft histograms of two pictures, region by region (eq. 10).
 
-    Per picture ``1/R sum_r 1/C sum_c sum_i (H^S - H^T)^2``. The pixels outside a region, which eq. 10 sets to
-    zero, add the same count to both histograms and cancel; they are therefore never computed.
+    Per picture ``1/R sum_r 1/C sum_c sum_i (H^S - H^T)^2``. The pixels outside a region cancel in eq. 10; they are
+    never computed.
 
     Args:
         student: picture to train, nominally in ``value_range``.
         teacher: picture to compare with, same shape; receives a gradient too unless detached. Or a target from
             :meth:`SemanticHistogramLoss.precompute`, which contains its regions.
-        masks: regions, bool or binary: 0 and 1, integers also 0 and 255, which is verified once for each tensor. Float
-            weights require ``soft_masks``. Inside ``torch.compile`` and ``torch.vmap``, where values cannot be read,
-            floats count as weights, uint8 as inside where not 0, and other integers, the dtypes of label maps, are
-            rejected (without ``fullgraph=True`` the loss runs uncompiled instead).
-        labels: regions as an integer map in [0, num_regions). Give masks or labels. Pixels with -1, or with
-            ``num_regions`` and more (a 255 for "ignore", for example), belong to none.
-        num_regions: number of regions in ``labels``, only with these. None takes it from the largest label in the
-            batch, which needs a device synchronization.
+        masks: regions, bool or binary (0 and 1, integers also 0 and 255), verified once for each tensor. Inside
+            ``torch.compile`` and ``torch.vmap``, where values cannot be read, floats count as weights, uint8 as inside
+            where not 0, and other integers are rejected (the loss runs uncompiled without ``fullgraph=True``).
+        labels: instead of masks, regions as integers in [0, num_regions); pixels with others belong to none.
+        num_regions: as in :func:`~skt_components.soft_histogram`.
         valid: regions that count in the average 1/R; all regions when None, including empty ones.
-        num_bins: bins N of eq. 6.
-        value_range: outer edges of the bins.
-        bandwidth: kernel width in the unit of the pictures (sigma of eq. 7).
+        num_bins, value_range, bandwidth, backend: as in :func:`~skt_components.soft_histogram`.
         normalization: "pixels" divides histograms by the picture's pixel count, "area" by the region's, "none"
             keeps the counts of eq. 8.
         soft_masks: None for binary masks. For others there are two different losses: "weighted" counts a pixel in
             proportion to its mask, "literal" multiplies the picture by the mask as eq. 10 does.
         reduction: over the batch: "mean", "sum" or "none".
-        backend: "torch"; "numba", for the CPU; "triton", for CUDA; or "auto", the fastest installed.
 
     Returns:
         The loss, float32 (float64 for float64 pictures); shape ``(B,)`` with ``reduction="none"``. Empty regions
@@ -78,8 +72,8 @@ def semantic_histogram_loss(
 
     Raises:
         TypeError: wrong dtypes.
-        ValueError: shapes do not fit, no regions or both kinds are given, masks are not binary or require a
-            gradient (``soft_masks="literal"`` computes one), or an option is unknown.
+        ValueError: shapes or regions do not fit, masks are not binary or require a gradient (only
+            ``soft_masks="literal"`` computes one), or an option is unknown.
 
     Example:
         >>> import torch
@@ -87,9 +81,6 @@ def semantic_histogram_loss(
         >>> labels = torch.zeros(1, 16, 16, dtype=torch.long)  # one region
         >>> bool(semantic_histogram_loss(student, teacher, labels=labels) > 0)
         True
-
-    Reference:
-        Eqs. 6-10 of the paper.
     """
     check_choice("normalization", normalization, NORMALIZATIONS)
     check_choice("soft_masks", soft_masks, SOFT_MASKS)
@@ -145,9 +136,6 @@ def histogram_loss(
         num_bins, value_range, bandwidth, reduction, backend: as in :func:`semantic_histogram_loss`.
         normalization: "pixels" or "area" divides histograms by the pixel count, "none" keeps counts.
 
-    Returns:
-        The loss, float32 (float64 for float64 pictures); shape ``(B,)`` with ``reduction="none"``.
-
     Raises:
         TypeError: wrong dtypes.
         ValueError: shapes differ or an option is unknown.
@@ -157,9 +145,6 @@ def histogram_loss(
         >>> x = torch.rand(1, 3, 16, 16)
         >>> bool(histogram_loss(x, x.flip(-1)) < 1e-20)  # the same pixels elsewhere
         True
-
-    Reference:
-        Eqs. 6-9 of the paper.
     """
     check_choice("normalization", normalization, NORMALIZATIONS)
     check_choice("reduction", reduction, REDUCTIONS)

@@ -22,10 +22,9 @@ def perceptual_loss(
     """Compute the distance of feature maps, ``sum_l w_l mean|phi_l(student) - phi_l(teacher)|`` (in eq. 5).
 
     Args:
-        student: picture to train, ``(B, 3, H, W)`` RGB, nominally [0, 1].
-        teacher: picture to compare with, same shape.
-        extractor: maps a picture to feature maps, differentiable in the picture: ``VGG19Features`` for the
-            paper's phi_ij, a knowledge bank (its ``extract_features`` is used), or any function.
+        student, teacher: RGB, nominally [0, 1].
+        extractor: maps a picture to feature maps: ``VGG19Features`` for the paper's phi_ij, a knowledge bank (its
+            ``extract_features`` is used), or any function.
         layer_weights: one weight per feature map; equal weights that sum to 1 when None.
 
     Raises:

@@ -16,8 +16,7 @@ def mu_l1_loss(
     """Compute the mean absolute difference after mu-law, the usual L_org of HDR reconstruction networks.
 
     Args:
-        prediction: linear HDR.
-        target: linear HDR, same shape.
+        prediction, target: linear HDR.
         mu: amount of compression.
         peak: the linear value that maps to 1 (1 for sRGB data, 16 for BracketIRE).
 
@@ -38,9 +37,8 @@ def mu_rms_loss(
 ) -> Float[Tensor, ""]:
     """Compute the root mean square difference after mu-law of each picture, averaged over the batch.
 
-    PSNR-mu is ``-20 log10`` of one picture's loss. The gradient is proportional to each error, with a total over a
-    picture as large as in :func:`mu_l1_loss`, so this loss adds weight to large errors. It is 0 where a picture equals
-    its target. Arguments and errors as in :func:`mu_l1_loss`; the first axis is the batch.
+    PSNR-mu is ``-20 log10`` of one picture's loss. The gradient is proportional to each error, and 0 where a picture
+    equals its target. Arguments and errors as in :func:`mu_l1_loss`; the first axis is the batch.
 
     Example:
         >>> import torch

@@ -32,9 +32,7 @@ def transposed_attention(
 ) -> Float[Tensor, "b c h w"]:
     """Attend over channels: the ``V . Softmax(K . Q / temperature)`` of eq. 4.
 
-    Every output channel is a convex combination of the value's channels, weighted by the similarity, over all pixels,
-    of the query channel and the key channels. The attention matrix is (C/heads)^2 for every picture size, and the
-    cost is linear in the number of pixels.
+    The attention matrix is (C/heads)^2 for every picture size: the cost is linear in the number of pixels.
 
     Args:
         query: from the semantic prior.
@@ -43,15 +41,10 @@ def transposed_attention(
         temperature: divisor of the logits (eq. 4's gamma), a number or a floating-point tensor that broadcasts to
             ``(num_heads, 1, 1)``; neither 0 nor NaN.
         num_heads: groups of channels that attend to each other; divides C.
-        normalize: L2-normalize each query and key channel over the pixels first, as Restormer does, so that the
-            logits are cosines for every size. False is eq. 4 literally.
-
-    Returns:
-        Features of the shape and dtype of ``value``.
+        normalize: L2-normalize each query and key channel over the pixels first, as Restormer does; False is eq. 4.
 
     Raises:
-        TypeError: query, key or value is not a floating-point tensor, query and key have two dtypes without autocast,
-            or ``temperature`` is neither a number nor a floating-point tensor.
+        TypeError: an argument has the wrong type or dtype, or query and key have two dtypes without autocast.
         ValueError: shapes differ, ``num_heads`` does not divide C, or ``temperature`` has another shape, or is 0 or NaN
             (tensors are verified on the CPU only, outside compiled graphs).
 

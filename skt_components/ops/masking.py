@@ -22,16 +22,12 @@ def complementary_masks(
     """Draw an element-wise random mask and its complement, ``I`` and ``1 - I`` of eq. 11.
 
     Args:
-        shape: shape of the masks, such as ``(B, C, H, W)``; elements are independent.
+        shape: shape of the masks, such as ``(B, C, H, W)``.
         mask_ratio: probability of a 1 in the first mask, in [0, 1].
-        generator: random generator; the default one of ``device`` when None. A generator on another device draws there
-            and the result is copied. A sequence has one generator for each sample, so that a sample's mask does not
-            depend on the rest of the batch.
+        generator: the default one of ``device`` when None; draws on its own device. A sequence has one for each
+            sample, so that a sample's mask does not depend on the rest of the batch.
         device: device of the masks; the generator's device when None.
         dtype: floating-point dtype of the masks.
-
-    Returns:
-        ``(mask, complement)``: binary, and their sum is 1 everywhere.
 
     Raises:
         ValueError: ``mask_ratio`` is outside [0, 1], or the number of generators is not the number of samples.
@@ -67,11 +63,6 @@ def mix_features(
     student: Float[Tensor, "b c h w"], teacher: Float[Tensor, "b c h w"], mask: Float[Tensor, "b c h w"]
 ) -> Float[Tensor, "b c h w"]:
     """Return ``student * (1 - mask) + teacher * mask``, the argument of eq. 11's decoder.
-
-    Args:
-        student: latent features of the student.
-        teacher: latent features of the teacher, same shape.
-        mask: binary, same shape (or broadcastable to it).
 
     Raises:
         TypeError: an argument is not a floating-point tensor.

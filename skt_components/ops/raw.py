@@ -2,6 +2,8 @@
 
 Every function raises TypeError for a picture or matrix that is not a floating-point tensor, and ValueError for a wrong
 shape, an odd or too small size, and an unknown pattern or method. Values have any scale and are never clipped.
+``cfa_pattern`` has the colors of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG. Packed planes are
+R, Gr, Gb, B, where Gr is the green in the rows of red.
 """
 
 from __future__ import annotations
@@ -19,16 +21,7 @@ _RADIUS = {"bilinear": 1, "malvar": 2}  # reach of each method, the width of the
 
 
 def pack_raw(bayer: Float[Tensor, "b 1 h w"], cfa_pattern: str = "RGGB") -> Float[Tensor, "b 4 h//2 w//2"]:
-    """Gather a Bayer picture into four half-size planes, always in the order R, Gr, Gb, B.
-
-    Gr is the green in the rows of red, Gb the green in the rows of blue, for every pattern.
-
-    Args:
-        bayer: ``(B, 1, H, W)``, H and W even.
-        cfa_pattern: colors of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
-
-    Returns:
-        ``(B, 4, H/2, W/2)`` planes R, Gr, Gb, B.
+    """Gather a Bayer picture of even size into four planes of half the size, R, Gr, Gb, B for every pattern.
 
     Example:
         >>> import torch
@@ -45,10 +38,6 @@ def pack_raw(bayer: Float[Tensor, "b 1 h w"], cfa_pattern: str = "RGGB") -> Floa
 def unpack_raw(packed: Float[Tensor, "b 4 h w"], cfa_pattern: str = "RGGB") -> Float[Tensor, "b 1 2*h 2*w"]:
     """Arrange packed planes as a Bayer picture ``(B, 1, H, W)``; the exact inverse of :func:`pack_raw`.
 
-    Args:
-        packed: ``(B, 4, H/2, W/2)`` planes R, Gr, Gb, B.
-        cfa_pattern: colors of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
-
     Example:
         >>> import torch
         >>> unpack_raw(torch.tensor([2.0, 1.0, 4.0, 3.0]).view(1, 4, 1, 1), "GRBG").tolist()
@@ -62,10 +51,6 @@ def unpack_raw(packed: Float[Tensor, "b 4 h w"], cfa_pattern: str = "RGGB") -> F
 
 def mosaic(rgb: Float[Tensor, "b 3 h w"], cfa_pattern: str = "RGGB") -> Float[Tensor, "b 1 h w"]:
     """Sample an RGB picture through a Bayer color filter array, samples unchanged, to ``(B, 1, H, W)``.
-
-    Args:
-        rgb: ``(B, 3, H, W)`` linear RGB.
-        cfa_pattern: colors of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
 
     Example:
         >>> import torch
@@ -83,14 +68,11 @@ def demosaic(
 ) -> Float[Tensor, "b 3 h w"]:
     """Interpolate a Bayer picture to RGB ``(B, 3, H, W)``, differentiably; known samples stay bit-unchanged.
 
-    The border is mirrored about the outermost row and column (which are not repeated), so that a mirrored sample has
-    the color of its position. ``malvar`` can overshoot next to edges.
+    The border is mirrored about the outermost row and column. ``malvar`` can overshoot next to edges.
 
     Args:
         bayer: ``(B, 1, H, W)``, also of odd size; at least 2x2, or 3x3 for ``malvar``.
-        cfa_pattern: colors of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
-        method: ``"bilinear"`` (mean of the nearest samples of the same color) or ``"malvar"`` (gradient-corrected
-            linear interpolation, 5x5).
+        method: "bilinear" (mean of the nearest samples of a color) or "malvar" (gradient-corrected, 5x5).
 
     Example:
         >>> import torch
@@ -98,8 +80,7 @@ def demosaic(
         [1.0, 2.0, 3.0]
 
     Reference:
-        Malvar, He, Cutler. High-quality linear interpolation for demosaicing of Bayer-patterned color images.
-        ICASSP 2004.
+        Malvar et al., "High-quality linear interpolation for demosaicing of Bayer-patterned color images", 2004.
     """
     check_tensor("bayer", bayer, ndim=4, layout="(B, 1, H, W)", channels=1)
     check_choice("method", method, _RADIUS)
@@ -149,11 +130,7 @@ def white_balance(
 def apply_color_matrix(
     rgb: Float[Tensor, "b 3 h w"], matrix: Float[Tensor, "3 3"] | Float[Tensor, "b 3 3"]
 ) -> Float[Tensor, "b 3 h w"]:
-    """Transform colors by a 3x3 matrix: ``out_i = sum_j matrix[i, j] * rgb_j``.
-
-    Args:
-        rgb: ``(B, 3, H, W)`` linear RGB; the result has its dtype and device.
-        matrix: ``(3, 3)``, or ``(B, 3, 3)`` for one per picture.
+    """Transform linear colors by a 3x3 matrix, or one per picture: ``out_i = sum_j matrix[i, j] * rgb_j``.
 
     Example:
         >>> import torch
@@ -185,12 +162,9 @@ def render_raw(
     Bright parts can exceed the sensor's white, and its saturated colors can be negative in the target's gamut.
 
     Args:
-        packed: ``(B, 4, h, w)`` linear planes R, Gr, Gb, B.
-        white_balance: R, G, B factors, ``(3,)`` or ``(B, 3)``; None keeps the sensor's balance.
-        color_matrix: ``(3, 3)`` or ``(B, 3, 3)``, from the sensor's balanced RGB to the target's RGB; None keeps the
-            sensor's colors.
-        cfa_pattern: colors of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG.
-        method: demosaicing method, "bilinear" or "malvar".
+        white_balance: R, G, B factors; None keeps the sensor's balance.
+        color_matrix: from the sensor's balanced RGB to the target's RGB; None keeps the sensor's colors.
+        method: as in :func:`demosaic`.
 
     Example:
         >>> import torch
@@ -264,7 +238,6 @@ def _neighbor_sums(bayer: Tensor, radius: int) -> tuple[Tensor, ...]:
 
 
 def _mirror(picture: Tensor, radius: int, dim: int) -> Tensor:
-    """Extend ``picture`` along ``dim`` by its mirror image, without repeating the edge."""
     # Not F.pad(mode="reflect"), whose gradient on CUDA is not deterministic.
     size = picture.shape[dim]
     before = picture.narrow(dim, 1, radius).flip(dim)

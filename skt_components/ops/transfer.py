@@ -18,9 +18,8 @@ from skt_components.ops.checks import check_positive, check_tensor
 def mu_law(x: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor, "..."]:
     """Compress linear radiance: ``T(x) = log(1 + mu x) / log(1 + mu)`` (the T of eq. 1).
 
-    Below zero, where the formula is not defined everywhere, T continues as an odd function, ``T(-x) = -T(x)``: it is
-    finite, strictly increasing and invertible, and negative outputs of a linear network have a gradient, unlike with a
-    clamp. The slope at 0 is ``mu / log(1 + mu)`` from both sides; T(0) = 0 and T(1) = 1.
+    Below zero T continues as an odd function, ``T(-x) = -T(x)``, so that negative outputs of a linear network have a
+    gradient, unlike with a clamp. The slope at 0 is ``mu / log(1 + mu)`` from both sides.
 
     Args:
         x: linear radiance relative to its peak, nominally [0, 1]; any shape.
@@ -40,10 +39,6 @@ def mu_law(x: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor, "..."]:
 
 def mu_law_inverse(y: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor, "..."]:
     """Invert :func:`mu_law`, including its odd continuation, to linear radiance relative to its peak.
-
-    Args:
-        y: tone-mapped values; any shape.
-        mu: amount of compression, > 0.
 
     Example:
         >>> import torch
@@ -107,9 +102,6 @@ def srgb_encode(linear: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 def srgb_decode(encoded: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Invert :func:`srgb_encode`, to linear light.
-
-    Args:
-        encoded: display values, nominally [0, 1].
 
     Example:
         >>> import torch
