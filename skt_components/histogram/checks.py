@@ -15,10 +15,7 @@ _NARROWEST, _WIDEST = 1e-6, 1e6  # bins; numbers overflow outside this range
 
 
 def choose_backend(backend: str, device: torch.device, double: bool) -> str:
-    """Return "torch", "numba" or "triton"; raise ValueError if the requested one cannot run.
-
-    ``double`` is True if one of the pictures is in float64.
-    """
+    """Return "torch", "numba" or "triton"; raise ValueError if the requested one cannot run (float64 if ``double``)."""
     if backend == "torch":
         return backend
     best = {"cuda": "triton", "cpu": "numba"}.get(device.type, "torch") if backend == "auto" else backend
@@ -40,10 +37,7 @@ def choose_backend(backend: str, device: torch.device, double: bool) -> str:
 
 
 def check_bandwidth(bandwidth: float, num_bins: int, value_range: tuple[float, float]) -> None:
-    """Raise ValueError unless ``bandwidth`` is a number above zero; warn where the gradient is practically zero.
-
-    Too wide, every bin counts every pixel equally. Too narrow, no bin counts a pixel between two bin centers.
-    """
+    """Raise ValueError unless ``bandwidth`` is a number above zero; warn where the gradient is practically zero."""
     check_positive("bandwidth", bandwidth)
     width = value_range[1] - value_range[0]
     if not _NARROWEST <= bandwidth * num_bins / width <= _WIDEST:

@@ -39,7 +39,7 @@ class Atoms(NamedTuple):
 def cached_atoms(masks: Tensor, numbers: int, keep: bool) -> Atoms | None:
     """Return the atoms of ``masks`` (B, R, H, W), or None if they are weights or listing each mask's pixels is cheaper.
 
-    ``numbers`` is the size of one atom's part of the table; ``keep`` stores the result while the masks live unchanged.
+    ``numbers`` is the size of one atom's part of the table.
     """
     if masks.dtype != torch.bool or not masks.numel() or not numbers:
         return None
@@ -116,10 +116,7 @@ _lock = threading.Lock()
 
 
 def memoize_by_tensor(kind: object, tensor: Tensor, make: Callable[[], T]) -> T:
-    """Return ``make()``, or its earlier result for this ``kind`` if torch has not changed ``tensor`` since.
-
-    Changes that torch does not count (through NumPy, ``.data``, or a custom kernel) go unnoticed.
-    """
+    """Return ``make()``, or its earlier result for this ``kind`` if torch has not counted a change of ``tensor``."""
     if tensor.is_inference() or torch.compiler.is_compiling():  # no count of changes, no tracing of weak references
         return make()
     storage = StorageWeakRef(tensor.untyped_storage())  # holds the address, not the memory

@@ -8,7 +8,7 @@ neighboring numbers: the bins of its window, or the moments of its cell.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
@@ -49,8 +49,7 @@ def histogram_difference(
 
     def count(picture: int, channel: int) -> None:
         table, flat = _table(basis, regions)
-        for part in _parts(pixels):
-            label = _labels(labels, picture, part)
+        for part, label in _parts(labels, picture, pixels):
             for values, sign in signed:
                 _add(_row(values[picture, channel, part]), label, regions, sign, flat, *constants)
         result[picture, :, channel] = spread_nan(basis.fold(table))
@@ -70,9 +69,9 @@ def histogram_gradient(upstream: Tensor, values: Tensor, labels: Tensor | None, 
     def read(picture: int, channel: int) -> None:
         table, flat = _table(basis, regions)
         basis.unfold(upstream[picture, :, channel], table)
-        for part in _parts(flat_values.shape[2]):
-            label, place = _labels(labels, picture, part), (picture, channel, part)
-            _read(_row(flat_values[place]), label, regions, _row(flat_result[place]), flat, *constants)
+        for part, label in _parts(labels, picture, flat_values.shape[2]):
+            row, out = (_row(x[picture, channel, part]) for x in (flat_values, flat_result))
+            _read(row, label, regions, out, flat, *constants)
 
     _for_each_channel(read, values)
     return result
@@ -102,16 +101,15 @@ def _table(basis: Window | Moments, regions: int) -> tuple[Tensor, np.ndarray]:
     return table.permute(2, 0, 1), table.view(-1).numpy()
 
 
-def _parts(pixels: int) -> list[slice]:
-    return [slice(first, min(first + _CHUNK, pixels)) for first in range(0, pixels, _CHUNK)]
+def _parts(labels: Tensor | None, picture: int, pixels: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield parts of a picture's pixels, and their labels if there are any."""
+    for first in range(0, pixels, _CHUNK):
+        part = slice(first, min(first + _CHUNK, pixels))
+        yield part, np.empty(0, np.int64) if labels is None else _row(labels[picture, part].to(torch.int64))
 
 
 def _row(values: Tensor) -> np.ndarray:
     return values.contiguous().numpy()
-
-
-def _labels(labels: Tensor | None, picture: int, part: slice) -> np.ndarray:
-    return np.empty(0, np.int64) if labels is None else _row(labels[picture, part].to(torch.int64))
 
 
 def _constants(basis: Window | Moments) -> tuple[object, ...]:

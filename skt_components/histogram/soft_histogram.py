@@ -95,8 +95,7 @@ def histogram_difference(
 ) -> Tensor:
     """Return the soft histogram of ``student`` minus the one of ``teacher``, a float64 table ``(B, R, C, num_bins)``.
 
-    Options as in :func:`soft_histogram`; ``teacher`` may be None. Pictures and regions must be checked already.
-    ``soft_masks="literal"`` multiplies the pictures by the masks, as eq. 10 does.
+    Pictures and regions must be checked already. ``soft_masks="literal"`` multiplies the pictures by the masks.
     """
     literal = masks if soft_masks == "literal" else None
     if literal is not None:
@@ -235,7 +234,7 @@ _soft_histogram_backward.register_vmap(_batched(torch.ops.skt_components.soft_hi
 
 
 def _load_engine(backend: str, bins: Bins) -> ModuleType:
-    """Return the module that computes; all three have ``histogram_difference`` and ``histogram_gradient``."""
+    """Return the module that computes."""
     if backend == "triton":
         from skt_components.histogram import triton_engine
 

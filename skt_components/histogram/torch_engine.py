@@ -102,10 +102,8 @@ def histogram_gradient(
 def clear_stray_nan(
     gradient: Tensor, upstream: Tensor, values: Tensor, labels: Tensor | None, weights: Tensor | None = None
 ) -> Tensor:
-    """Return ``gradient`` with 0 where a value is NaN but in no region whose ``upstream`` gradient is nonzero.
-
-    Only on the CPU: elsewhere the search for NaN needs a device synchronization.
-    """
+    """Return ``gradient`` with 0 where a value is NaN but in no region whose ``upstream`` gradient is nonzero."""
+    # Only on the CPU: elsewhere the search for NaN needs a device synchronization.
     if gradient.device.type != "cpu" or not gradient.sum().isnan():  # one pass, without a temporary
         return gradient
     used = (upstream != 0).any(-1).transpose(1, 2)  # (B, C, R)

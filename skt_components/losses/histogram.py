@@ -51,7 +51,7 @@ def semantic_histogram_loss(
 
     Args:
         student: picture to train, nominally in ``value_range``.
-        teacher: picture to compare with, same shape; receives a gradient too unless detached. Or a target from
+        teacher: picture to compare with; receives a gradient too unless detached. Or a target from
             :meth:`SemanticHistogramLoss.precompute`, which contains its regions.
         masks: regions, bool or binary (0 and 1, integers also 0 and 255), verified once for each tensor. Inside
             ``torch.compile`` and ``torch.vmap``, where values cannot be read, floats count as weights, uint8 as inside
@@ -87,20 +87,14 @@ def semantic_histogram_loss(
     check_choice("reduction", reduction, REDUCTIONS)
     check_tensor("student", student, ndim=4, layout="(B, C, H, W)")
     value_range = check_range("value_range", value_range)
-    options: dict[str, Any] = {"num_bins": num_bins, "value_range": value_range, "bandwidth": bandwidth}
-    options["soft_masks"] = soft_masks
+    kernel = {"num_bins": num_bins, "value_range": value_range, "bandwidth": bandwidth, "soft_masks": soft_masks}
     if isinstance(teacher, HistogramTarget):
         if any(x is not None for x in (masks, labels, num_regions)):
             raise ValueError("masks, labels and num_regions must not be given with a target, which has its own")
-        teacher.check(student, options)
         masks, labels, regions = teacher.masks, teacher.labels, teacher.counts.shape[1]
-        difference = histogram_difference(student, None, masks, labels, regions, **options, backend=backend)
-        difference = difference - teacher.counts
     else:
         masks, regions = _check_regions(student, masks, labels, num_regions, soft_masks)
-        check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
-        check_same_shape("student", student, "teacher", teacher)
-        difference = histogram_difference(student, teacher, masks, labels, regions, **options, backend=backend)
+    difference = _subtract(student, teacher, kernel, backend, masks, labels, regions)
     if normalization == "area":
         area = region_areas(masks, labels, regions, difference.dtype)
         difference = difference / torch.where(area > 0, area, 1)[:, :, None, None]
@@ -132,7 +126,7 @@ def histogram_loss(
 
     Args:
         student: picture to train, nominally in ``value_range``.
-        teacher: picture to compare with, same shape, or a target from :meth:`HistogramLoss.precompute`.
+        teacher: picture to compare with, or a target from :meth:`HistogramLoss.precompute`.
         num_bins, value_range, bandwidth, reduction, backend: as in :func:`semantic_histogram_loss`.
         normalization: "pixels" or "area" divides histograms by the pixel count, "none" keeps counts.
 
@@ -150,17 +144,23 @@ def histogram_loss(
     check_choice("reduction", reduction, REDUCTIONS)
     check_tensor("student", student, ndim=4, layout="(B, C, H, W)")
     value_range = check_range("value_range", value_range)
-    options: dict[str, Any] = {"num_bins": num_bins, "value_range": value_range, "bandwidth": bandwidth}
-    if isinstance(teacher, HistogramTarget):
-        teacher.check(student, options)
-        difference = histogram_difference(student, None, **options, backend=backend) - teacher.counts
-    else:
-        check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
-        check_same_shape("student", student, "teacher", teacher)
-        difference = histogram_difference(student, teacher, **options, backend=backend)
+    kernel = {"num_bins": num_bins, "value_range": value_range, "bandwidth": bandwidth}
+    difference = _subtract(student, teacher, kernel, backend)
     if normalization != "none":
         difference = difference / _count_pixels(student)
     return _reduce(difference, 1, reduction).to(float_dtype(student))
+
+
+def _subtract(
+    student: Tensor, teacher: Tensor | HistogramTarget, kernel: dict[str, Any], backend: str, *regions: Any
+) -> Tensor:
+    """Return the difference of the histograms of ``student`` and ``teacher``, ``(B, R, C, N)``."""
+    if isinstance(teacher, HistogramTarget):
+        teacher.check(student, kernel)
+        return histogram_difference(student, None, *regions, **kernel, backend=backend) - teacher.counts
+    check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
+    check_same_shape("student", student, "teacher", teacher)
+    return histogram_difference(student, teacher, *regions, **kernel, backend=backend)
 
 
 def _check_regions(

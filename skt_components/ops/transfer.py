@@ -22,8 +22,8 @@ def mu_law(x: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor, "..."]:
     gradient, unlike with a clamp. The slope at 0 is ``mu / log(1 + mu)`` from both sides.
 
     Args:
-        x: linear radiance relative to its peak, nominally [0, 1]; any shape.
-        mu: amount of compression, > 0.
+        x: linear radiance relative to its peak, nominally [0, 1].
+        mu: amount of compression.
 
     Example:
         >>> import torch
@@ -64,8 +64,8 @@ def linearize_ldr(
 
     Args:
         ldr: gamma-encoded exposures in [0, 1]; values below 0 count as 0.
-        exposure_times: positive, relative (1 for the exposure on the target's scale), of shape ``ldr.shape[:-3]``.
-        gamma: exponent of the camera response, > 0; 2.2 in the Kalantari and Tel protocols.
+        exposure_times: relative, 1 for the exposure on the target's scale.
+        gamma: exponent of the camera response, 2.2 in the Kalantari and Tel protocols.
 
     Example:
         >>> import torch
@@ -84,10 +84,7 @@ def linearize_ldr(
 
 
 def srgb_encode(linear: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Apply the sRGB transfer function (IEC 61966-2-1) to linear light.
-
-    Args:
-        linear: linear light, nominally [0, 1]; the linear segment continues below 0, the power law above 1.
+    """Apply the sRGB transfer function (IEC 61966-2-1) to linear light, its two parts continued beyond [0, 1].
 
     Example:
         >>> import torch

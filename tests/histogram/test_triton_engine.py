@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from skt_components.histogram import soft_histogram
-from skt_components.histogram import triton_grid as grids
 from skt_components.histogram.kernels import Bins
 from skt_components.ops import reference
 
@@ -292,20 +291,20 @@ def test_gradient_of_nan_and_of_pixels_without_region():
 
 @pytest.mark.parametrize("bandwidth", [3.0, 7.5, 100.0, 1e5])
 def test_coarse_grid_gives_the_same_kernel(bandwidth):
-    grid = grids.make_grid(Bins(256, 0.0, 256.0, bandwidth))
+    grid = kernels().make_grid(Bins(256, 0.0, 256.0, bandwidth))
     x = torch.linspace(-4 * bandwidth, 256 + 4 * bandwidth, 999, dtype=torch.float64)
     points = x * grid.scale + grid.shift
     assert grid.num < 400
     narrow = torch.exp(-(((points[:, None] - torch.arange(grid.num)) / grid.bandwidth) ** 2))
     wanted = reference.eq7_kernel(x[:, None], reference.eq6_centers(256, (0.0, 256.0)), bandwidth)
-    torch.testing.assert_close(narrow @ grids.projection(grid, 256, x.device), wanted, rtol=1e-6, atol=2e-8)
+    torch.testing.assert_close(narrow @ kernels().projection(grid, 256, x.device), wanted, rtol=1e-6, atol=2e-8)
 
 
 @pytest.mark.parametrize("num_bins", [1, 7, 256, 5000])
 @pytest.mark.parametrize("bandwidth", [0.01, 0.64, 2.99, 3.0, 50.0])
 def test_cells_hold_every_window(num_bins, bandwidth):
-    grid = grids.make_grid(Bins(num_bins, 0.0, float(num_bins), bandwidth))
-    cells = grids.make_cells(grid)
+    grid = kernels().make_grid(Bins(num_bins, 0.0, float(num_bins), bandwidth))
+    cells = kernels().make_cells(grid)
     assert cells.low >= 1
     assert cells.low + 2 * grid.half - 1 <= cells.cols
     assert cells.parts * cells.rows * cells.low >= grid.num
@@ -352,8 +351,8 @@ def _own_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"bandwidth": 0.05}], ids=["default", "coarse grid"])
 @pytest.mark.parametrize("pair", [True, False], ids=["pair", "single"])
 def test_forward_compiles_to_the_matrix_unit_without_float_atomics(pair, options, tmp_path):
-    grid = grids.make_grid(DEFAULT._replace(**options))
-    cells = grids.make_cells(grid)
+    grid = kernels().make_grid(DEFAULT._replace(**options))
+    cells = kernels().make_cells(grid)
     constants = {"NUM": grid.num, "HALF": grid.half, "LOW": cells.low, "ROWS": cells.rows, "COLS": cells.cols}
     constants |= {"TILE_H": 32, "TILE_W": 32, "BLOCK": 64, "FRACTION_BITS": 36, "PAIR": pair, "LABELS": pair}
     constants |= {"s_x": 1} | ({} if pair else {"teacher": None, "labels": None, "plan": None})

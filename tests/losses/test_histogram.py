@@ -837,6 +837,12 @@ def test_semantic_module_equals_its_function():
 # traps
 
 
+def test_values_outside_the_range_warn_inside_torch_func_grad_too():
+    student, teacher = pictures(1, 3, 8, 8)
+    with pytest.warns(UserWarning, match=r"100% of student are outside value_range \(0.0, 1.0\)"):
+        torch.func.grad(histogram_loss)(student + 5, teacher)
+
+
 def test_pictures_outside_the_value_range_warn():
     student = torch.rand(1, 3, 16, 16) * 255
     with pytest.warns(UserWarning, match=r"of student are outside value_range \(0.0, 1.0\)"):
