@@ -99,7 +99,7 @@ def semantic_histogram_loss(
         area = region_areas(masks, labels, regions, difference.dtype)
         difference = difference / torch.where(area > 0, area, 1)[:, :, None, None]
     elif normalization == "pixels":
-        difference = difference / _count_pixels(student)
+        difference = difference / max(student.shape[-2] * student.shape[-1], 1)
     count: Tensor | int = max(regions, 1)
     if valid is not None:
         if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
@@ -124,15 +124,7 @@ def histogram_loss(
 ) -> Float[Tensor, ""] | Float[Tensor, "b"]:
     """Compute the squared distance of the soft histograms of two pictures, ``1/C sum_c sum_i (H^S - H^T)^2`` (eq. 9).
 
-    Args:
-        student: picture to train, nominally in ``value_range``.
-        teacher: picture to compare with, or a target from :meth:`HistogramLoss.precompute`.
-        num_bins, value_range, bandwidth, reduction, backend: as in :func:`semantic_histogram_loss`.
-        normalization: "pixels" or "area" divides histograms by the pixel count, "none" keeps counts.
-
-    Raises:
-        TypeError: wrong dtypes.
-        ValueError: shapes differ or an option is unknown.
+    Arguments, result and errors are as in :func:`semantic_histogram_loss`, with the picture as the only region.
 
     Example:
         >>> import torch
@@ -147,7 +139,7 @@ def histogram_loss(
     kernel = {"num_bins": num_bins, "value_range": value_range, "bandwidth": bandwidth}
     difference = _subtract(student, teacher, kernel, backend)
     if normalization != "none":
-        difference = difference / _count_pixels(student)
+        difference = difference / max(student.shape[-2] * student.shape[-1], 1)
     return _reduce(difference, 1, reduction).to(float_dtype(student))
 
 
@@ -163,16 +155,10 @@ def _subtract(
     return histogram_difference(student, teacher, *regions, **kernel, backend=backend)
 
 
-def _check_regions(
-    picture: Tensor, masks: Tensor | None, labels: Tensor | None, num_regions: int | None, soft_masks: str | None
-) -> tuple[Tensor | None, int]:
+def _check_regions(picture: Tensor, masks: Tensor | None, labels: Tensor | None, *options: Any) -> Any:
     if masks is None and labels is None:
         raise ValueError("semantic_histogram_loss needs masks or labels; histogram_loss has no regions")
-    return check_regions(picture, masks, labels, num_regions, soft_masks)
-
-
-def _count_pixels(picture: Tensor) -> int:
-    return max(picture.shape[-2] * picture.shape[-1], 1)
+    return check_regions(picture, masks, labels, *options)
 
 
 def _reduce(difference: Tensor, num_regions: Tensor | int, reduction: str) -> Tensor:
@@ -210,13 +196,13 @@ class _HistogramModule(nn.Module):
         }
 
     def _precompute(
-        self, teacher: Tensor, masks: Tensor | None = None, labels: Tensor | None = None, num_regions: int = 1
+        self, teacher: Tensor, masks: Tensor | None, labels: Tensor | None, regions: int
     ) -> HistogramTarget:
-        options = {name: self.options[name] for name in _KERNEL if name in self.options}
+        kernel = {name: self.options[name] for name in _KERNEL if name in self.options}
         backend = self.options["backend"]
-        counts = histogram_difference(teacher, None, masks, labels, num_regions, **options, backend=backend)
+        counts = histogram_difference(teacher, None, masks, labels, regions, **kernel, backend=backend)
         masks, labels = (None if x is None else x.clone() for x in (masks, labels))
-        return HistogramTarget(counts, tuple(teacher.shape), options, masks, labels)
+        return HistogramTarget(counts, tuple(teacher.shape), kernel, masks, labels)
 
     def extra_repr(self) -> str:
         """Show the options in ``print(module)``."""
@@ -241,13 +227,11 @@ class HistogramLoss(_HistogramModule):
         """Return a target that replaces ``teacher`` in later calls, so that its histogram is computed once."""
         check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
         with torch.inference_mode(False), torch.no_grad():  # autograd may save the result later
-            return self._precompute(teacher)
+            return self._precompute(teacher, None, None, 1)
 
 
 class SemanticHistogramLoss(_HistogramModule):
     """Compute :func:`semantic_histogram_loss`, the semantic-guided color loss (eq. 10), with fixed options.
-
-    Called as ``loss(student, teacher, masks)`` or ``loss(student, teacher, labels=labels)``.
 
     Example:
         >>> import torch

@@ -57,9 +57,8 @@ class PerceptualLoss(nn.Module):
     """Compute :func:`perceptual_loss` with a fixed extractor.
 
     Args:
-        extractor: a module or function as in :func:`perceptual_loss`. A module is frozen, in place, and stays in
-            eval mode; ``VGG19Features`` and the knowledge banks add nothing to ``state_dict``.
-        layer_weights: as in :func:`perceptual_loss`.
+        extractor, layer_weights: as in :func:`perceptual_loss`. A module is frozen, in place, and stays in eval mode;
+            ``VGG19Features`` and the knowledge banks add nothing to ``state_dict``.
 
     Example:
         >>> import torch

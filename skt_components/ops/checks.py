@@ -18,10 +18,7 @@ MaybeTensor = TypeVar("MaybeTensor", Tensor, "Tensor | None")
 def check_tensor(
     name: str, value: object, *, ndim: int | None = None, layout: str = "", channels: int | None = None
 ) -> None:
-    """Raise TypeError or ValueError unless ``value`` is a floating-point tensor of ``ndim`` axes and ``channels``.
-
-    ``layout`` describes the expected axes in the message, such as ``"(B, C, H, W)"``; channels are axis -3.
-    """
+    """Raise TypeError or ValueError unless ``value`` is a floating-point tensor (..., C, H, W) of this layout."""
     if not isinstance(value, Tensor):
         wanted = " ".join(["torch.Tensor", *layout.split()])
         raise TypeError(f"{name} must be a {wanted}, got {type(value).__name__}")

@@ -108,8 +108,7 @@ def white_balance(
 
     Args:
         picture: ``(B, 3, H, W)`` linear RGB, or ``(B, 4, H, W)`` packed R, Gr, Gb, B.
-        gains: R, G, B factors: three numbers, ``(3,)``, or ``(B, 3)`` for one set per picture. The G factor applies
-            to both greens of a packed picture.
+        gains: factors of R, G and B, for all pictures or one set per picture.
 
     Example:
         >>> import torch

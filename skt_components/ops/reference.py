@@ -14,10 +14,7 @@ from torch import Tensor
 def eq4_prior_fusion(
     query: Tensor, key: Tensor, value: Tensor, gamma: Tensor | float, num_heads: int, normalize: bool
 ) -> Tensor:
-    """``V . Softmax(K . Q / gamma)`` with V as a (pixels x channels) matrix; softmax over the key's channels.
-
-    The residual and the output projection of eq. 4 belong to the module, not to this function.
-    """
+    """``V . Softmax(K . Q / gamma)``, softmax over the key's channels, without eq. 4's residual and projection."""
     batch, channels, height, width = value.shape
     per_head = channels // num_heads
     gammas = torch.as_tensor(gamma, dtype=value.dtype).reshape(-1).expand(num_heads)
