@@ -18,6 +18,7 @@ from torch import Tensor
 
 from skt_components.data.registry import PUBLISHED
 from skt_components.data.sample import RAW_PEAK, HDRSample
+from skt_components.files.packages import import_package
 from skt_components.framework.loss_weights import LossWeights
 
 _AT_LEAST = {
@@ -295,10 +296,7 @@ def parse_options(arguments: Sequence[str]) -> TrainConfig:
         FileNotFoundError, ValueError: a file of options is missing or wrong.
         ImportError: tyro is not installed.
     """
-    try:
-        import tyro
-    except ImportError as error:
-        raise ImportError('reading options needs tyro: pip install "skt-components[train]"') from error
+    tyro = import_package("tyro", "reading options needs tyro", "train")
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     files.add_argument(_flag("resume"), type=lambda run: Path(run) / "config.toml")
     files.add_argument(_flag("config"), type=Path)

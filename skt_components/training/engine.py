@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from skt_components.data.sample import HDRSample
+from skt_components.files.packages import import_package
 from skt_components.modules.taps import eval_mode
 from skt_components.training.batches import move_sample
 from skt_components.training.config import TrainConfig
@@ -47,21 +48,19 @@ class Engine:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        try:
-            from accelerate import Accelerator
-            from accelerate.utils import ProjectConfiguration
-        except ImportError as error:
-            raise ImportError('training needs accelerate: pip install "skt-components[train]"') from error
+        accelerate = import_package("accelerate", "training needs accelerate", "train")
         device = _choose_device(config.device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         _check_trackers(config.trackers)
-        self.accelerator: Accelerator = Accelerator(
+        self.accelerator: Accelerator = accelerate.Accelerator(
             cpu=device.type == "cpu",
             mixed_precision=mixed_precision(config.precision, device),
             gradient_accumulation_steps=config.accumulate,
             log_with=list(config.trackers) or None,
-            project_config=ProjectConfiguration(project_dir=".", logging_dir="."),  # until there is a run folder
+            project_config=accelerate.utils.ProjectConfiguration(
+                project_dir=".", logging_dir="."
+            ),  # until there is a run folder
         )
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index

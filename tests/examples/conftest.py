@@ -1,15 +1,13 @@
-"""Run the example scripts, as commands and as modules."""
+"""Run the example scripts, as commands and in this process."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -26,26 +24,10 @@ def _run_script(
     )
 
 
-def _load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(name).stem, EXAMPLES / name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run ``examples/NAME`` in a process of its own: ``run_script(name, *arguments, cwd=, env=, timeout=)``."""
     return _run_script
-
-
-@pytest.fixture(scope="session")
-def load_script() -> Callable[[str], ModuleType]:
-    """Import ``examples/NAME`` as a module."""
-    return _load_script
 
 
 @pytest.fixture
@@ -67,3 +49,17 @@ def call_script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Sequence[obje
 def train(call_script: Callable[[str, Sequence[object]], None]) -> Callable[[Sequence[object]], None]:
     """Run ``examples/train_full.py`` in this process: ``train(arguments)``."""
     return lambda arguments: call_script("train_full.py", arguments)
+
+
+@pytest.fixture
+def evaluate(call_script: Callable[[str, Sequence[object]], None]) -> Callable[[Sequence[object]], int]:
+    """Run ``examples/evaluate.py`` in this process and return its exit status; an error ends with SystemExit."""
+
+    def run(arguments: Sequence[object]) -> int:
+        with pytest.raises(SystemExit) as end:
+            call_script("evaluate.py", arguments)
+        if isinstance(end.value.code, str):
+            raise end.value
+        return int(end.value.code or 0)
+
+    return run
