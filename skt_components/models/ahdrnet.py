@@ -16,20 +16,18 @@ from skt_components.modules.fusion import DilatedResidualDenseBlock
 class AHDRNet(ReconstructionNetwork):
     """Attention-guided HDR reconstruction: encode each frame, attend to the reference, fuse with three DRDBs.
 
-    Any number of frames works: each frame except the reference has an attention branch, ``att{frame}1`` and
-    ``att{frame}2``, counted from 1. For packed RAW (BracketIRE): ``AHDRNet(5, 4, 4, reference=0, peak=16)``; this and
-    ``scale`` are our adaptations.
+    Frame k except the reference has an attention branch, ``att{k}1`` and ``att{k}2``, counted from 1. For packed RAW
+    (BracketIRE): ``AHDRNet(5, 4, 4, reference=0, peak=16)``; this and ``scale`` are our adaptations.
 
     Args:
-        num_frames, in_channels, out_channels, features: see :class:`ReconstructionNetwork`.
         num_layers: dilated convolutions per DRDB.
         growth: channels that each of them adds.
-        reference, peak, scale, checkpointing: see :class:`ReconstructionNetwork`.
-        unused_layers: add ``attConv1`` and ``attConv3``, frozen: the authors' state dict has these two convolutions,
-            but their network never runs them.
+        unused_layers: add, frozen, the layers ``attConv{k}`` that the authors' network has but never runs.
+        num_frames, in_channels, out_channels, features, reference, peak, scale, checkpointing: see
+            :class:`ReconstructionNetwork`.
 
     Raises:
-        ValueError: ``reference`` is not an index of the bracket, or a number is out of range.
+        ValueError: an argument is out of range.
 
     Example:
         >>> import torch

@@ -16,12 +16,8 @@ def flow_warp(
     """Sample ``x`` bilinearly along the flow: ``out(p) = x(p + flow(p))``.
 
     Args:
-        x: the map to sample, ``(B, C, H, W)``.
-        flow: pixels to the right and down, ``(B, 2, H, W)``.
+        flow: pixels to the right and down.
         padding: values outside the map: "zeros", or "border" for the nearest pixel.
-
-    Returns:
-        The warped ``x``, same shape and dtype; positions are computed in float32 at least.
 
     Example:
         >>> x = torch.arange(4.0).view(1, 1, 1, 4)
@@ -34,7 +30,8 @@ def flow_warp(
     flow = flow.to(dtype)
     columns = flow[:, 0] + torch.arange(width, dtype=dtype, device=x.device)
     rows = flow[:, 1] + torch.arange(height, dtype=dtype, device=x.device)[:, None]
-    grid = torch.stack([2.0 * columns / _span(width) - 1.0, 2.0 * rows / _span(height) - 1.0], dim=-1)
+    across, down = torch.sym_max(width - 1, 1), torch.sym_max(height - 1, 1)  # without a branch, for torch.export
+    grid = torch.stack([2.0 * columns / across - 1.0, 2.0 * rows / down - 1.0], dim=-1)
     return F.grid_sample(x.to(dtype), grid, mode="bilinear", padding_mode=padding, align_corners=True).to(x.dtype)
 
 
@@ -56,9 +53,9 @@ class ModulatedDeformConv2d(nn.Conv2d):
         """Return the convolved features.
 
         Args:
-            x: features ``(B, C, H, W)``.
-            offset: for each offset group and kernel position: pixels down, pixels to the right, ``(B, 2 * K, H, W)``.
-            mask: weight of each offset group and kernel position, ``(B, K, H, W)``.
+            x: features.
+            offset: pixels down and to the right, for each offset group and kernel position.
+            mask: weight of each offset group and kernel position.
         """
         try:
             from torchvision.ops import deform_conv2d
@@ -66,15 +63,10 @@ class ModulatedDeformConv2d(nn.Conv2d):
             raise ImportError('TMRNet needs torchvision: pip install "skt-components[tmrnet]"') from error
         # deform_conv2d takes one dtype, and has no kernel for half precision on the CPU.
         dtype = float_dtype(x)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        geometry = self.stride, self.padding, self.dilation
         out: Tensor = deform_conv2d(
-            x.to(dtype),
-            offset.to(dtype),
-            self.weight.to(dtype),
-            None if self.bias is None else self.bias.to(dtype),
-            self.stride,
-            self.padding,
-            self.dilation,
-            mask.to(dtype),
+            x.to(dtype), offset.to(dtype), self.weight.to(dtype), bias, *geometry, mask.to(dtype)
         )
         return out.to(x.dtype)
 
@@ -83,8 +75,7 @@ class DeformableAlignment(nn.Module):
     """Align a moving frame's features with the reference by a flow, which convolutions correct.
 
     Args:
-        features: channels; a multiple of ``groups``.
-        groups: groups of the deformable convolution; each has its offsets and mask.
+        groups: groups of the deformable convolution; divides ``features``.
         max_residue: largest correction of the flow in pixels.
 
     Raises:
@@ -109,15 +100,11 @@ class DeformableAlignment(nn.Module):
         check_positive("max_residue", max_residue)
         self.max_residue = max_residue
         self.deform_conv = ModulatedDeformConv2d(features, features, 3, padding=1, groups=groups)
-        self.conv_offset = nn.Sequential(
-            nn.Conv2d(2 * features + 2, features, 3, padding=1),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(features, features, 3, padding=1),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(features, features, 3, padding=1),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(features, 3 * 3 * 3 * groups, 3, padding=1),  # two offsets and a weight per kernel position
-        )
+        layers: list[nn.Module] = []
+        for channels in (2 * features + 2, features, features):
+            layers += [nn.Conv2d(channels, features, 3, padding=1), nn.LeakyReLU(0.1)]
+        # two offsets and a weight per kernel position
+        self.conv_offset = nn.Sequential(*layers, nn.Conv2d(features, 3 * 3 * 3 * groups, 3, padding=1))
         for parameter in self.conv_offset[-1].parameters():
             nn.init.zeros_(parameter)  # the flow alone, at first
 
@@ -127,18 +114,9 @@ class DeformableAlignment(nn.Module):
         reference: Float[Tensor, "b f h w"],
         flow: Float[Tensor, "b 2 h w"],
     ) -> Float[Tensor, "b f h w"]:
-        """Return the features of ``moving``, aligned with ``reference``.
-
-        ``flow`` points from the reference to the moving frame, in pixels to the right and down.
-        """
+        """Return ``moving`` aligned with ``reference``; ``flow`` as for :func:`flow_warp`."""
         inputs = torch.cat([flow_warp(moving, flow), reference, flow.to(moving.dtype)], dim=1)
         first, second, mask = self.conv_offset(inputs).chunk(3, dim=1)
         residue = self.max_residue * torch.tanh(torch.cat([first, second], dim=1))
         offset = residue + flow.flip(1).repeat(1, residue.shape[1] // 2, 1, 1)
         return self.deform_conv(moving, offset, torch.sigmoid(mask))
-
-
-def _span(size: int) -> int:
-    if isinstance(size, torch.SymInt):  # a program exported for any size must not branch on it
-        return torch.sym_max(size - 1, 1)
-    return max(size - 1, 1)

@@ -24,14 +24,9 @@ def export_program(
 
     Args:
         network: any network; it is traced in eval mode and not changed.
-        bracket: an input ``(B, N, C, H, W)`` to trace with; None for two small random brackets, with networks of this
-            library only.
-        dynamic: let the program take any batch size, height and width; the sides must then be multiples of the
-            network's ``size_multiple`` (1 if it has none), and at least twice that. Otherwise it takes the bracket's
-            shape only.
-
-    Returns:
-        The program: ``program.module()(bracket)``.
+        bracket: an input ``(B, N, C, H, W)``; None for random ones, with networks of this library only.
+        dynamic: let the program take any batch size and any sides that are multiples of the network's
+            ``size_multiple`` (1 if it has none), at least twice that; otherwise the bracket's shape only.
 
     Raises:
         ValueError: the sides are not multiples of ``size_multiple``, or your own network has no bracket.
@@ -59,9 +54,8 @@ def export_onnx(
     """Write the network as an ONNX file after comparing it with PyTorch in onnxruntime.
 
     Args:
-        network: any network; it is traced in eval mode and not changed.
+        network, bracket: as for :func:`export_program`.
         path: the ``.onnx`` file; it is replaced if it exists, its folder must exist.
-        bracket: as for :func:`export_program`.
         dynamic: as for :func:`export_program`; the file is then also compared at a second size.
         opset: version of ONNX's operators.
         tolerance: largest accepted difference, relative to the output's largest value.

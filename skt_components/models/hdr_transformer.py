@@ -75,19 +75,14 @@ class ContextAwareTransformer(SwinStage):
 class HDRTransformer(SwinNetwork):
     """Ghost-free HDR reconstruction with context-aware transformer blocks.
 
-    Brackets whose sides are not multiples of the window are padded by reflection, and the output is cropped. Any number
-    of frames works; each frame except the reference has an attention branch. For packed RAW (BracketIRE):
+    Each frame except the reference has an attention branch. For packed RAW (BracketIRE):
     ``HDRTransformer(5, 4, 4, reference=0, peak=16)``; this and ``scale`` are our adaptations.
 
-    Args:
-        num_frames, in_channels, out_channels, features: see :class:`ReconstructionNetwork`.
-        depths, num_heads, mlp_ratio, window_size, drop_path: see :class:`SwinNetwork`. The published network has three
-            transformers, which are the stages of ``fusion_taps``.
-        reference, peak, scale, checkpointing: see :class:`ReconstructionNetwork`.
+    The arguments are explained at :class:`ReconstructionNetwork` and :class:`SwinNetwork`; ``fusion_taps`` are the
+    three transformers of the published network.
 
     Raises:
-        ValueError: ``reference`` is not an index of the bracket, ``depths`` and ``num_heads`` differ in length, heads
-            do not divide ``features``, or a number is out of range.
+        ValueError: as for :class:`SwinNetwork`.
 
     Example:
         >>> HDRTransformer(features=8, depths=(2, 2, 2), num_heads=(2, 2, 2))(torch.rand(1, 3, 6, 16, 20)).shape

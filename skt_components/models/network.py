@@ -25,20 +25,18 @@ class ReconstructionNetwork(nn.Module):
     The constructors of the networks share these arguments:
 
     - ``num_frames``: exposures N in the bracket.
-    - ``in_channels``: channels C per exposure. 6 for sRGB: linear RGB, then LDR RGB. 4 for packed RAW in [0, peak];
-      the network then also gets a copy to the power of 1/2.2, 8 channels per exposure.
-    - ``out_channels``: channels of the output: 3 for sRGB, 4 for packed RAW.
+    - ``in_channels``: channels C per exposure: 6 for sRGB, linear RGB and LDR RGB; 4 for packed RAW in [0, peak], to
+      which the network adds a copy to the power of 1/2.2.
+    - ``out_channels``: 3 for sRGB, 4 for packed RAW.
     - ``features``: width of the network.
     - ``reference``: index of the reference exposure; None for the middle one.
     - ``peak``: largest value of the output, and of packed RAW in the bracket: 1 for sRGB data, 16 for BracketIRE.
     - ``scale``: side of the output per side of the bracket, 1 or 4 (BracketIRE+).
-    - ``checkpointing``: keep only the inputs of the large blocks in training and compute the rest again in the
-      backward pass: less memory, more time, the same gradient.
+    - ``checkpointing``: compute the large blocks again in the backward pass: less memory, more time, same gradient.
 
     Args:
-        config: the constructor's arguments by name, as plain values (``locals()`` in its first line). They are kept
-            as ``network.config`` and saved beside the weights.
-        **resolved: values that replace those of ``config`` here, such as a default that depends on other arguments.
+        config: the constructor's arguments by name (``locals()`` in its first line), saved beside the weights.
+        **resolved: values to use instead of those of ``config``, such as defaults that depend on other arguments.
 
     Raises:
         ValueError: ``reference`` is not an index of the bracket, or a number is out of range.
@@ -91,16 +89,12 @@ class ReconstructionNetwork(nn.Module):
             TypeError: the bracket is no floating-point tensor.
             ValueError: it has other frames or channels than the constructor was given.
         """
-        self.check_bracket(bracket)
-        return self._reconstruct(bracket)
-
-    def check_bracket(self, bracket: Tensor) -> None:
-        """Raise TypeError/ValueError unless :meth:`forward` takes the bracket."""
         check_tensor("bracket", bracket, layout="(B, N, C, H, W)")
         if bracket.ndim != 5 or bracket.shape[1:3] != (self.num_frames, self.in_channels):
             raise ValueError(
                 f"bracket must be (B, {self.num_frames}, {self.in_channels}, H, W), got {tuple(bracket.shape)}"
             )
+        return self._reconstruct(bracket)
 
     def frames(self, bracket: Tensor) -> list[Tensor]:
         """Return the exposures as the first layer takes them."""
@@ -122,18 +116,14 @@ class ReconstructionNetwork(nn.Module):
     def from_official(cls: type[Self], weights: str | os.PathLike[str] | Mapping[str, Any], **options: Any) -> Self:
         """Make the network and load the weights that its authors published, or that their code trained.
 
-        The output is the same as the authors': channels that their network has in another order are reordered.
-
         Args:
-            weights: a ``.pth``/``.pt``/``.safetensors`` file, or a state dict, bare or under "state_dict", with or
-                without the ``module.`` prefix of DataParallel. Files are read without running code in them. Masks and
-                indices that follow from the architecture may be missing or of another size.
+            weights: a ``.pth``/``.pt``/``.safetensors`` file, read without running code in it, or a state dict, bare or
+                under "state_dict". Masks and indices that follow from the architecture are ignored.
             **options: constructor arguments that differ from the published network's.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file holds anything but tensors, or keys are missing, unexpected or of another shape; the
-                message lists them.
+            ValueError: the file holds anything but tensors, or keys or shapes do not fit; the message lists them.
         """
         network = cls(**{**cls.official_options, **options})
         source, state = official_state(weights)
@@ -192,10 +182,9 @@ class ReconstructionNetwork(nn.Module):
         return network.train(loaded.training)
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
-        """Upload weights, config and a card to the Hugging Face hub; return the commit's address.
+        """Upload weights, config and a card to a repository of the Hugging Face hub; return the commit's address.
 
         Args:
-            repository: its name, such as ``"somebody/ahdrnet"``.
             **options: for ``huggingface_hub.PyTorchModelHubMixin.push_to_hub``, such as ``private``, ``token``.
 
         Raises:

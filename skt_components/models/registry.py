@@ -93,10 +93,9 @@ def load_network(
 
     Args:
         name: a key of ``known``, or the import path of a callable without arguments that returns a network, or a
-            network and a function ``forward(network, bracket) -> hdr`` if it is called differently. The
-            working directory is searched too.
+            network and a function ``forward(network, bracket) -> hdr``. The working directory is searched too.
         known: makers by name.
-        **options: arguments of a maker in ``known``; a callable by its import path gets none.
+        **options: arguments of a maker in ``known`` only.
 
     Raises:
         ValueError: the name is unknown, or the callable cannot be imported, needs arguments or returns no network.
@@ -131,8 +130,7 @@ def load_official(name: str, weights: str | os.PathLike[str] | Mapping[str, Any]
 
     Args:
         name: a key of ``NETWORK_CLASSES``.
-        weights: file or state dict, as :meth:`ReconstructionNetwork.from_official` takes it.
-        **options: constructor options that differ from the published network's, such as :func:`bracket_options`.
+        weights, **options: as for :meth:`ReconstructionNetwork.from_official`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -158,8 +156,8 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
 
     Args:
         path: a ``.safetensors`` file; it is replaced if it exists, its folder must exist.
-        model: the model. Only its state dict is written and, for a :class:`ReconstructionNetwork`, its class and
-            constructor arguments as the file's metadata, so that :func:`load_model` can make it again.
+        model: any module. With a :class:`ReconstructionNetwork` the file's metadata names its class and constructor
+            arguments, for :func:`load_model`.
 
     Raises:
         ImportError: safetensors is not installed.
@@ -178,10 +176,7 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
 
 
 def load_model(path: str | os.PathLike[str]) -> ReconstructionNetwork:
-    """Make the network that :func:`save_weights` wrote, with its weights, on the CPU and in eval mode.
-
-    Args:
-        path: a ``.safetensors`` file of one of this library's networks.
+    """Make the network of this library that :func:`save_weights` wrote, with its weights, on the CPU in eval mode.
 
     Raises:
         ImportError: safetensors is not installed.
@@ -220,8 +215,7 @@ def load_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
     Raises:
         ImportError: a ``.safetensors`` file is given and safetensors is not installed.
         FileNotFoundError: there is no such file.
-        ValueError: the file is broken, holds code, or its names or shapes are not the model's; the message
-            lists them.
+        ValueError: the file is broken, holds code, or its names or shapes do not fit; the message lists them.
     """
     state = read_state_dict(path)
     check_state_dict(path, state, model.state_dict())  # first, because load_state_dict stops halfway

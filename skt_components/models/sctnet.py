@@ -63,22 +63,19 @@ class CrossChannelBlock(nn.Module):
 class SCTNet(SwinNetwork):
     """HDR reconstruction by attention over space, then over the channels of semantically alike frames.
 
-    Each frame has ``features / num_frames`` channels throughout. Brackets whose sides are not multiples of the window
-    are padded by reflection, and the output is cropped (the authors' network keeps the margin). Any number of frames
-    that divides ``features`` works; each frame except the reference has a branch of channel attention. For packed RAW
+    Each frame has ``features / num_frames`` channels throughout, and each except the reference a branch of channel
+    attention. The authors' network keeps the padding of the last windows, this one crops it. For packed RAW
     (BracketIRE): ``SCTNet(5, 4, 4, reference=0, peak=16)``; this and ``scale`` are our adaptations.
 
+    The other arguments are explained at :class:`ReconstructionNetwork` and :class:`SwinNetwork`; ``fusion_taps`` are
+    the last three of four stages.
+
     Args:
-        num_frames, in_channels, out_channels, features: see :class:`ReconstructionNetwork`; ``features`` is a multiple
-            of ``num_frames``.
-        depths, num_heads, mlp_ratio, window_size, drop_path: see :class:`SwinNetwork`. The last three of four stages
-            are the stages of ``fusion_taps``.
+        features: a multiple of ``num_frames``.
         channel_heads: heads of the attention over channels; they divide ``features / num_frames``.
-        reference, peak, scale, checkpointing: see :class:`ReconstructionNetwork`.
 
     Raises:
-        ValueError: ``reference`` is not an index of the bracket, ``depths`` and ``num_heads`` differ in length, frames
-            or heads do not divide the features, or a number is out of range.
+        ValueError: as for :class:`SwinNetwork`, or the frames or heads do not divide the features.
 
     Example:
         >>> SCTNet(features=12, depths=[2] * 4, num_heads=[2] * 4)(torch.rand(1, 3, 6, 16, 20)).shape

@@ -18,25 +18,23 @@ class SPGRM(nn.Module):
     """Refine a tone-mapped picture under the guidance of semantic features: ``H_s^ = f_e(H_s, p_f)`` (eq. 3).
 
     A 3x3 convolution, three semantic guided fusion modules, a 3x3 convolution, and a residual on the input. The
-    last convolution starts at zero, so that an untrained teacher returns its input. With ``stride`` s the
-    picture's blocks of s x s pixels become channels before the first convolution, and pixels again after the last:
-    the stages then cost 1/s^2, and no pixel is lost.
+    last convolution starts at zero, so that an untrained teacher returns its input.
 
     Args:
         prior_channels: channels of the semantic features, coarse to fine (a bank's ``channels``). If empty, the
             stages are the fusion modules alone, and ``num_heads`` and ``levels`` have no effect.
         channels: channels of the picture.
         features: width of the network and of its feature pyramid.
-        make_fusion: makes the inner fusion module of a stage, ``(B, features, H, W)`` in and out; a dilated
-            residual dense block when None. Pass the ORM's ``make_fusion_module``.
-        num_heads: heads of the prior fusion blocks.
+        make_fusion: makes the fusion module of a stage, such as the ORM's ``make_fusion_module``; None for dilated
+            residual dense blocks.
+        num_heads: heads of the prior fusion blocks; divides ``features``.
         levels: pyramid level that guides each of the three stages; by default the finest, which includes the others.
-        stride: side of the picture's blocks that become one pixel of the stages; 1 in the paper.
+        stride: side of the picture's blocks whose pixels become channels in between, at 1 / stride^2 of the cost; 1 in
+            the paper.
         checkpointing: as in :class:`ReconstructionNetwork`, for the stages.
 
     Raises:
-        ValueError: ``levels`` does not name three existing levels, ``num_heads`` does not divide ``features``, or
-            ``stride`` is below 1.
+        ValueError: ``levels`` does not name three existing levels, or a number is out of range.
 
     Example:
         >>> import torch

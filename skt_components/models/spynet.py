@@ -24,8 +24,6 @@ _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 class _FlowLevel(nn.Module):
-    """Estimate the correction of the flow at one level."""
-
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -65,12 +63,7 @@ class SPyNet(nn.Module):
     ) -> Float[Tensor, "b 2 h w"]:
         """Return the flow with ``moving(p + flow(p)) == reference(p)``, in pixels to the right and down.
 
-        Args:
-            reference: RGB picture, display-encoded, in [0, 1].
-            moving: another, same shape.
-
-        Returns:
-            The flow in float32 at least, also under autocast.
+        Both are display-encoded RGB in [0, 1]; the flow has float32 at least, also under autocast.
 
         Raises:
             TypeError: an argument is no floating-point tensor.
@@ -88,12 +81,9 @@ class SPyNet(nn.Module):
     def load_official(self, weights: str | os.PathLike[str] | Mapping[str, Tensor]) -> None:
         """Load trained weights: MMEditing's ``spynet_20210409-c6c1bd09.pth``, or a state dict of this class.
 
-        Args:
-            weights: the file, or its state dict. Files are read without running code in them.
-
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file holds anything but tensors, or keys are missing, unexpected or of another shape.
+            ValueError: the file holds anything but tensors, or keys or shapes do not fit.
         """
         source, state = official_state(weights)
         found = {name: getattr(self, name) for name in _IMAGENET} | {_rename(name): t for name, t in state.items()}

@@ -59,25 +59,21 @@ class ResidualTrunk(nn.Module):
 class TMRNet(ReconstructionNetwork):
     """Temporally modulated recurrent network: align the exposures to the reference and accumulate them one by one.
 
-    Every exposure passes a trunk that all share and one of its own, whose contribution starts at zero. The defaults
-    are the published network for BracketIRE. For sRGB brackets, our adaptation: ``TMRNet(3, 6, 3)``.
-
-    The bracket must be exposure-aligned: every frame has the radiance scale of the target. Any height and width works.
-    The optical flow network starts at random; load trained weights with ``network.spynet.load_official(...)`` before
-    training.
+    The defaults are the published network for BracketIRE. For sRGB brackets, our adaptation: ``TMRNet(3, 6, 3)``.
+    Every frame must have the radiance scale of the target. The optical flow network starts at random; load trained
+    weights with ``network.spynet.load_official(...)`` before training.
 
     Args:
         num_frames, in_channels, out_channels, checkpointing: see :class:`ReconstructionNetwork`.
         features: width of the network; a multiple of 8.
-        num_blocks: residual blocks in the feature extraction, the shared trunk, each frame's trunk, and the
-            reconstruction.
+        num_blocks: residual blocks in the feature extraction, the shared trunk, each frame's trunk, the reconstruction.
         reference: index of the reference exposure; None for the first of packed RAW, the middle one of sRGB.
         activation: None for a linear output as in the authors' network, "sigmoid" for an output in [0, peak], "auto"
             for None with packed RAW and "sigmoid" with sRGB.
         peak: largest value of the output with the sigmoid; None for 16 with packed RAW, 1 with sRGB.
 
     Raises:
-        ValueError: ``reference`` is not an index of the bracket, or a number or choice is out of range.
+        ValueError: an argument is out of range.
         ImportError: torchvision is not installed; when the network runs.
 
     Example:
@@ -135,14 +131,20 @@ class TMRNet(ReconstructionNetwork):
             self.upsample2 = PixelShufflePack(features, features, 2)
 
     def _reconstruct(self, bracket: Tensor) -> Tensor:
-        frames = self._reference_first(bracket)
-        linear = frames if self.in_channels == RAW_CHANNELS else frames[:, :, :3]
-        encoded = self._encode(frames).flatten(0, 1)
-        features = run_block(self, self.feat_extract, encoded).unflatten(0, (-1, self.num_frames))
+        frames = bracket
+        if self.reference > 0:
+            order = [self.reference, *self.moving_frames]
+            frames = torch.stack([bracket[:, frame] for frame in order], dim=1)
+        if self.in_channels == RAW_CHANNELS:  # the display-encoded copy of each channel follows it
+            linear, frames = frames, torch.stack([frames, display_encode(frames)], dim=3).flatten(2, 3)
+        else:
+            linear = frames[:, :, :3]
+        features = run_block(self, self.feat_extract, frames.flatten(0, 1)).unflatten(0, (-1, self.num_frames))
         base = features[:, 0]
         state = self._propagate(features, self._flows(linear))
         body = run_block(self, self.reconstruction, torch.cat([base, state], dim=1))
-        body = self._add_skip(body, self.skipup1(linear[:, 0]))
+        skip = self.skipup1(linear[:, 0])
+        body = upscale_x4(body, skip, self.upsample1, self.upsample2, self.up_para) if self.scale == 4 else body + skip
         hdr: Tensor = self.conv_last(F.leaky_relu(self.conv_hr(body), _SLOPE))
         return hdr if self.activation is None else torch.sigmoid(hdr) * self.peak
 
@@ -156,19 +158,6 @@ class TMRNet(ReconstructionNetwork):
             return fn(tensor.flatten(0, 1)).unflatten(0, (1, -1)) if tensor.ndim == 5 else fn(tensor)
 
         return super()._apply(apply, recurse)
-
-    def _reference_first(self, bracket: Tensor) -> Tensor:
-        if self.reference == 0:
-            return bracket
-        before, after = self.reference, self.num_frames - self.reference - 1
-        parts = [(before, 1), (0, before), (before + 1, after)]
-        return torch.cat([bracket.narrow(1, first, count) for first, count in parts], dim=1)
-
-    def _encode(self, frames: Tensor) -> Tensor:
-        """Insert the display-encoded copy of each RAW channel behind it."""
-        if self.in_channels != RAW_CHANNELS:
-            return frames
-        return torch.stack([frames, display_encode(frames)], dim=3).flatten(2, 3)
 
     def _flows(self, linear: Tensor) -> Tensor | None:
         """Flow from the reference to each other exposure, (B, N - 1, 2, H, W)."""
@@ -192,11 +181,6 @@ class TMRNet(ReconstructionNetwork):
             own = run_block(self, self.backbone[f"backward_rec_{frame + 1}"], torch.cat([base, current, state], dim=1))
             state = self.state(state + own * self.learn_para[:, frame])
         return state
-
-    def _add_skip(self, body: Tensor, skip: Tensor) -> Tensor:
-        if self.scale == 4:
-            return upscale_x4(body, skip, self.upsample1, self.upsample2, self.up_para)
-        return body + skip
 
 
 class TMRNetPlus(TMRNet):

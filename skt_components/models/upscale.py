@@ -22,10 +22,7 @@ class PixelShufflePack(nn.Module):
 
 
 class UpscaleHead(nn.Module):
-    """Give the head of TMRNet+ to networks whose authors had none (our adaptation).
-
-    ``features`` is the width of the body, ``skip_channels`` the channels of the reference exposure.
-    """
+    """Give the head of TMRNet+ to networks whose authors had none (our adaptation)."""
 
     def __init__(self, features: int, skip_channels: int) -> None:
         super().__init__()
@@ -42,11 +39,7 @@ class UpscaleHead(nn.Module):
 
 
 def upscale_x4(body: Tensor, skip: Tensor, upsample1: nn.Module, upsample2: nn.Module, weight: Tensor) -> Tensor:
-    """Return bilinear ``body + skip`` at four times the size, plus ``weight`` times the shuffled body.
-
-    ``body`` and the features ``skip`` of the reference exposure are ``(B, F, H, W)``, the upsamplings
-    :class:`PixelShufflePack` by 2, ``weight`` is ``(1, F, 1, 1)``.
-    """
+    """Return bilinear ``body + skip`` at four times the size, plus ``weight`` times the shuffled body."""
 
     def enlarge(x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=True)

@@ -22,20 +22,18 @@ Place = tuple[int, slice, slice]
 class WindowAttention(nn.Module):
     """Multi-head self-attention within square windows, with a learned bias per head and relative position.
 
-    With a shift the windows lie that much further down and right. The windows at the bottom and at the right then
-    hold pixels from opposite edges of the map, which must not attend to each other. That makes four kinds of window,
-    whatever the map's size, and only these four masks exist. On the CPU a few windows at a time are computed, and
-    again in the backward pass, so that no tensor holds the attention of all windows; elsewhere, and when compiled or
-    exported, ``scaled_dot_product_attention`` is used. On the CPU there is no second derivative.
+    With a shift the last windows hold pixels from opposite edges of the map, which must not attend to each other: four
+    kinds of window and masks, whatever the map's size. On the CPU a few windows at a time are computed, and again in
+    the backward pass, so that no tensor holds the attention of all windows, and there is no second derivative;
+    elsewhere, and when compiled or exported, ``scaled_dot_product_attention`` is used.
 
     Args:
-        features: channels.
-        num_heads: heads; divides ``features``.
+        num_heads: divides ``features``.
         window_size: side of a window in pixels.
-        shift: offset of the windows in pixels, less than ``window_size``.
+        shift: pixels that the windows lie further down and right, less than ``window_size``.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``features``, or a number is out of range.
+        ValueError: an argument is out of range.
 
     Example:
         >>> WindowAttention(8, num_heads=2, window_size=4, shift=2)(torch.rand(1, 8, 12, 8)).shape

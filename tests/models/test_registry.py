@@ -1,8 +1,9 @@
-"""The table of networks, and networks by name."""
+"""The table of networks, networks by name, and their weight files."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -15,11 +16,22 @@ from skt_components.models import (
     TMRNet,
     TMRNetPlus,
     bracket_options,
+    load_model,
     load_network,
     load_official,
+    load_weights,
+    save_weights,
 )
 
 SMALL = [name for name in NETWORKS if name.endswith("-small")]
+
+
+def make_model() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture
@@ -94,3 +106,156 @@ def test_networks_by_import_path_get_no_options():
 def test_rejects_names_that_give_no_network(name, message):
     with pytest.raises(ValueError, match=message):
         load_network(name)
+
+
+# weight files
+
+
+def test_weights_come_back_bit_for_bit(tmp_path):
+    model, twin = make_model(), make_model()
+    model(torch.rand(2, 3, 6, 6))  # moves the statistics and the integer counter
+    save_weights(tmp_path / "m.safetensors", model)
+    load_weights(tmp_path / "m.safetensors", twin)
+    assert same(twin.state_dict(), model.state_dict())
+    assert twin[1].num_batches_tracked == 1
+
+
+def test_the_file_holds_the_models_own_names_and_nothing_else(tmp_path):
+    from safetensors import safe_open
+
+    save_weights(tmp_path / "m.safetensors", make_model())
+    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+        assert set(file.keys()) == set(make_model().state_dict())
+
+
+def test_tied_and_non_contiguous_weights_are_handled(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+            self.b = nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+            self.c = nn.Parameter(torch.randn(5, 4).t())
+            self.register_buffer("view", self.c.detach()[0])
+
+    model, twin = Tied(), Tied()
+    assert not model.c.is_contiguous()
+    save_weights(tmp_path / "tied.safetensors", model)
+    load_weights(tmp_path / "tied.safetensors", twin)
+    assert same(twin.state_dict(), model.state_dict())
+    assert twin.a.weight is twin.b.weight
+    last = make_model().to(memory_format=torch.channels_last)
+    save_weights(tmp_path / "last.safetensors", last)
+    plain = make_model()
+    load_weights(tmp_path / "last.safetensors", plain)
+    assert same(plain.state_dict(), last.state_dict())
+    assert last[0].weight.is_contiguous(memory_format=torch.channels_last)  # the model itself is not rearranged
+
+
+def test_a_failing_weights_writer_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    import safetensors.torch
+
+    path = tmp_path / "m.safetensors"
+    save_weights(path, make_model())
+    before = path.read_bytes()
+
+    def write_half(_state: object, target: str, _metadata: object) -> None:
+        Path(target).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", write_half)
+    with pytest.raises(OSError, match="disk full"):
+        save_weights(path, make_model())
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_weights_that_do_not_fit_are_listed_and_nothing_is_loaded(tmp_path):
+    path = tmp_path / "other.safetensors"
+    other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 7, 1), nn.Linear(2, 2))
+    save_weights(path, other)
+    model = make_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"other\.safetensors does not fit the network; keys ") as error:
+        load_weights(path, model)
+    message = str(error.value)
+    assert "2 unexpected: 4.bias, 4.weight" in message
+    assert "3.weight (7, 4, 1, 1), wanted (2, 4, 1, 1)" in message
+    assert same(model.state_dict(), before)
+    save_weights(path, other[:2])
+    with pytest.raises(ValueError, match=r"2 missing: 3\.weight, 3\.bias"):
+        load_weights(path, model)
+    assert same(model.state_dict(), before)
+
+
+def test_broken_and_missing_weights_are_refused_by_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"weights file not found: .*none\.safetensors"):
+        load_weights(tmp_path / "none.safetensors", make_model())
+    for content in (b"", b"not safetensors", b"\xff" * 64):
+        (tmp_path / "broken.safetensors").write_bytes(content)
+        with pytest.raises(ValueError, match=r"broken\.safetensors is not a readable safetensors file"):
+            load_weights(tmp_path / "broken.safetensors", make_model())
+
+
+def test_weights_saved_by_torch_load_too(tmp_path):
+    model, twin = make_model(), make_model()
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    torch.save(model.state_dict(), tmp_path / "m.pth")
+    load_weights(tmp_path / "m.pth", twin)
+    assert same(twin.state_dict(), model.state_dict())
+    torch.save(model, tmp_path / "whole.pth")
+    with pytest.raises(ValueError, match=r"whole\.pth was refused"):
+        load_weights(tmp_path / "whole.pth", twin)
+
+
+def test_a_network_whose_part_is_called_module_comes_back(tmp_path):
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = make_model()
+
+    model, twin = Wrapper(), Wrapper()
+    with torch.no_grad():
+        model.module[0].weight.add_(1)
+    save_weights(tmp_path / "m.safetensors", model)
+    load_weights(tmp_path / "m.safetensors", twin)
+    assert same(twin.state_dict(), model.state_dict())
+
+
+def test_a_missing_safetensors_package_names_the_extra(tmp_path, monkeypatch):
+    save_weights(tmp_path / "m.safetensors", make_model())
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    for call in (save_weights, load_weights):
+        with pytest.raises(ImportError, match=r'safetensors.*: pip install "skt-components\[fastsam\]"'):
+            call(tmp_path / "m.safetensors", make_model())
+
+
+def test_a_network_of_this_library_is_made_from_its_file(tmp_path):
+    network = AHDRNet(5, 4, 4, features=6, num_layers=2, growth=3, reference=0, peak=16.0)
+    save_weights(tmp_path / "orm.safetensors", network)
+    twin = load_model(tmp_path / "orm.safetensors")
+    assert type(twin) is AHDRNet
+    assert twin.config == network.config
+    assert not twin.training
+    assert same(twin.state_dict(), network.state_dict())
+
+
+def test_a_file_that_does_not_say_its_network_is_refused(tmp_path):
+    save_weights(tmp_path / "other.safetensors", nn.Linear(2, 3))
+    with pytest.raises(ValueError, match=r"other\.safetensors must name one of the networks AHDRNet, .* names none"):
+        load_model(tmp_path / "other.safetensors")
+    torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth must name one of .* names none; .* use load_weights"):
+        load_model(tmp_path / "w.pth")
+    safetensors = pytest.importorskip("safetensors.torch")
+    for metadata, message in [
+        ({"network": "os.system", "config": "{}"}, r"names 'os\.system'"),
+        ({"network": "AHDRNet"}, "broken config of AHDRNet"),
+        ({"network": "AHDRNet", "config": "{"}, "broken config of AHDRNet"),
+        ({"network": "AHDRNet", "config": '{"color": 3}'}, "broken config of AHDRNet"),
+        ({"network": "AHDRNet", "config": '{"features": 8}'}, "does not fit"),
+    ]:
+        safetensors.save_file({"a": torch.ones(2)}, tmp_path / "m.safetensors", metadata)
+        with pytest.raises(ValueError, match=message):
+            load_model(tmp_path / "m.safetensors")
