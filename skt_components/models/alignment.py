@@ -109,10 +109,7 @@ class DeformableAlignment(nn.Module):
             nn.init.zeros_(parameter)  # the flow alone, at first
 
     def forward(
-        self,
-        moving: Float[Tensor, "b f h w"],
-        reference: Float[Tensor, "b f h w"],
-        flow: Float[Tensor, "b 2 h w"],
+        self, moving: Float[Tensor, "b f h w"], reference: Float[Tensor, "b f h w"], flow: Float[Tensor, "b 2 h w"]
     ) -> Float[Tensor, "b f h w"]:
         """Return ``moving`` aligned with ``reference``; ``flow`` as for :func:`flow_warp`."""
         inputs = torch.cat([flow_warp(moving, flow), reference, flow.to(moving.dtype)], dim=1)

@@ -51,17 +51,13 @@ def export_onnx(
     opset: int = 20,
     tolerance: float = 1e-4,
 ) -> float:
-    """Write the network as an ONNX file after comparing it with PyTorch in onnxruntime.
+    """Write an ONNX file whose output agrees with PyTorch's in onnxruntime; return the largest relative difference.
 
     Args:
-        network, bracket: as for :func:`export_program`.
         path: the ``.onnx`` file; it is replaced if it exists, its folder must exist.
-        dynamic: as for :func:`export_program`; the file is then also compared at a second size.
+        network, bracket, dynamic: as for :func:`export_program`; if dynamic, a second size is compared too.
         opset: version of ONNX's operators.
         tolerance: largest accepted difference, relative to the output's largest value.
-
-    Returns:
-        The largest relative difference.
 
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is not installed.

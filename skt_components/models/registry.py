@@ -17,12 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from skt_components.data.sample import RAW_PEAK
-from skt_components.files.weights import (
-    check_state_dict,
-    read_safetensors_metadata,
-    read_state_dict,
-    write_safetensors,
-)
+from skt_components.files.weights import check_state_dict, read_safetensors_metadata, read_state_dict, write_safetensors
 from skt_components.models.ahdrnet import AHDRNet
 from skt_components.models.hdr_transformer import HDRTransformer
 from skt_components.models.network import ReconstructionNetwork
@@ -130,17 +125,14 @@ def load_official(name: str, weights: str | os.PathLike[str] | Mapping[str, Any]
 
     Args:
         name: a key of ``NETWORK_CLASSES``.
-        weights, **options: as for :meth:`ReconstructionNetwork.from_official`.
+        weights, **options: as for :meth:`ReconstructionNetwork.from_official`, which also names the errors.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the name is unknown, or the weights do not fit.
+        ValueError: the name is unknown.
     """
-    if name not in NETWORK_CLASSES:
-        raise ValueError(
-            f"the network must be one of {', '.join(NETWORK_CLASSES)} to have official weights, got {name!r}"
-        )
-    network = NETWORK_CLASSES[name]
+    if (network := NETWORK_CLASSES.get(name)) is None:
+        known = ", ".join(NETWORK_CLASSES)
+        raise ValueError(f"the network must be one of {known} to have official weights, got {name!r}")
     if issubclass(network, TMRNet):  # its scale follows from its name
         options.pop("scale", None)
     return network.from_official(weights, **options)
@@ -164,8 +156,7 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
         FileNotFoundError: the folder does not exist.
         OSError: the disk is full or not writable; the old file is untouched.
     """
-    # Clones, because safetensors refuses tensors that share memory, such as tied weights.
-    state = {
+    state = {  # clones, because safetensors refuses tensors that share memory, such as tied weights
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
     }

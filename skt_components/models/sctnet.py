@@ -132,14 +132,10 @@ class SCTNet(SwinNetwork):
         encoded = self._encode(frames)
         embedded = self.patch_embed["norm"](torch.cat(encoded, dim=1))
         body = self.conv_first(embedded)
-        for stage in range(len(self.layers)):
-            body = self._stage(stage, body, embedded)
+        for stage, windows in enumerate(self.layers):
+            parts = list((embedded + run_block(self, windows, body)).chunk(self.num_frames, dim=1))
+            for frame, name in self._branches().items():
+                parts[frame] = run_block(self, getattr(self, name)[stage], parts[self.reference], parts[frame])
+            body = self.mlps[stage](torch.cat(parts, dim=1))
         body = self.conv_after_body(self.norm(body)) + self.conv_end(encoded[self.reference])
         return self._to_hdr(body, frames[self.reference], self.upscale, self.upsample)
-
-    def _stage(self, stage: int, body: Tensor, embedded: Tensor) -> Tensor:
-        """Attend within windows, then from the reference's channels to each moving frame's."""
-        parts = list((embedded + run_block(self, self.layers[stage], body)).chunk(self.num_frames, dim=1))
-        for frame, name in self._branches().items():
-            parts[frame] = run_block(self, getattr(self, name)[stage], parts[self.reference], parts[frame])
-        return self.mlps[stage](torch.cat(parts, dim=1))

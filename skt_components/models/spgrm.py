@@ -23,15 +23,14 @@ class SPGRM(nn.Module):
     Args:
         prior_channels: channels of the semantic features, coarse to fine (a bank's ``channels``). If empty, the
             stages are the fusion modules alone, and ``num_heads`` and ``levels`` have no effect.
-        channels: channels of the picture.
-        features: width of the network and of its feature pyramid.
+        channels, features: channels of the picture; width of the network and of its feature pyramid.
         make_fusion: makes the fusion module of a stage, such as the ORM's ``make_fusion_module``; None for dilated
             residual dense blocks.
         num_heads: heads of the prior fusion blocks; divides ``features``.
         levels: pyramid level that guides each of the three stages; by default the finest, which includes the others.
         stride: side of the picture's blocks whose pixels become channels in between, at 1 / stride^2 of the cost; 1 in
             the paper.
-        checkpointing: as in :class:`ReconstructionNetwork`, for the stages.
+        checkpointing: compute the stages again in the backward pass, as in :class:`ReconstructionNetwork`.
 
     Raises:
         ValueError: ``levels`` does not name three existing levels, or a number is out of range.
@@ -59,9 +58,13 @@ class SPGRM(nn.Module):
     ) -> None:
         super().__init__()
         self.stride, self.checkpointing = check_count("stride", stride, 1), checkpointing
-        self.features, self.channels, self.levels = features, channels, _check_levels(levels, len(prior_channels))
+        self.features, self.channels = features, channels
+        self.levels: tuple[int, ...] = ()
         self.pyramid: FeaturePyramid | None = None
-        if prior_channels:
+        if count := len(prior_channels):
+            if len(levels) != 3 or not all(-count <= level < count for level in levels):
+                raise ValueError(f"levels must be three indices into {count} pyramid levels, got {tuple(levels)}")
+            self.levels = tuple(level % count for level in levels)
             self.pyramid = FeaturePyramid(prior_channels, features, levels=sorted(set(self.levels)))
         self.head = nn.Conv2d(channels * stride**2, features, 3, padding=1)
         self.stages = nn.ModuleList(self._make_stage(make_fusion, num_heads) for _ in range(3))
@@ -103,11 +106,3 @@ class SPGRM(nn.Module):
             return [()] * len(self.stages)
         guides = dict(zip(self.pyramid.levels, self.pyramid(features), strict=True))
         return [(guides[level],) for level in self.levels]
-
-
-def _check_levels(levels: Sequence[int], count: int) -> tuple[int, ...]:
-    if count == 0:
-        return ()
-    if len(levels) != 3 or not all(-count <= level < count for level in levels):
-        raise ValueError(f"levels must be three indices into {count} pyramid levels, got {tuple(levels)}")
-    return tuple(level % count for level in levels)

@@ -163,7 +163,7 @@ class SwinNetwork(ReconstructionNetwork):
         """Name of each moving frame's branch."""
         moving = self.moving_frames
         names = self.three_frames if self.num_frames == 3 else [str(frame + 1) for frame in moving]
-        return {frame: f"{self.branch}{name}" for frame, name in zip(moving, names, strict=True)}
+        return {frame: self.branch + name for frame, name in zip(moving, names, strict=True)}
 
     def _encode(self, frames: Sequence[Tensor]) -> list[Tensor]:
         return [

@@ -24,7 +24,7 @@ _SLOPE = 0.1
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with a ReLU between them, and a residual; starts close to the identity."""
+    """Two 3x3 convolutions and a residual; starts close to the identity."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -77,8 +77,7 @@ class TMRNet(ReconstructionNetwork):
         ImportError: torchvision is not installed; when the network runs.
 
     Example:
-        >>> network = TMRNet(features=8, num_blocks=(1, 1, 1, 1))
-        >>> network(torch.rand(1, 5, 4, 12, 16)).shape
+        >>> TMRNet(features=8, num_blocks=(1, 1, 1, 1))(torch.rand(1, 5, 4, 12, 16)).shape
         torch.Size([1, 4, 12, 16])
 
     Reference:
@@ -184,17 +183,11 @@ class TMRNet(ReconstructionNetwork):
 
 
 class TMRNetPlus(TMRNet):
-    """TMRNet with an output four times as large, for BracketIRE+.
-
-    The constructor has the arguments of :class:`TMRNet`.
+    """Enlarge the output of :class:`TMRNet`, whose arguments it takes, to four times the size (BracketIRE+).
 
     Example:
-        >>> network = TMRNetPlus(features=8, num_blocks=(1, 1, 1, 1))
-        >>> network(torch.rand(1, 5, 4, 12, 16)).shape
+        >>> TMRNetPlus(features=8, num_blocks=(1, 1, 1, 1))(torch.rand(1, 5, 4, 12, 16)).shape
         torch.Size([1, 4, 48, 64])
-
-    Reference:
-        Z. Zhang et al., "Exposure bracketing is all you need for a high-quality image", ICLR 2025.
     """
 
     _scale = 4
@@ -203,9 +196,7 @@ class TMRNetPlus(TMRNet):
     def from_tmrnet(cls: type[Plus], network: TMRNet, **options: Any) -> Plus:
         """Make the network from a trained :class:`TMRNet`, as its authors do before they train this one.
 
-        Args:
-            network: source of all weights except the upsampling layers', which start as bilinear interpolation.
-            **options: constructor arguments that differ from those of ``network``.
+        The upsampling layers start as bilinear interpolation; ``options`` are constructor arguments that differ.
 
         Raises:
             ValueError: the options change the layers of ``network``; the message lists them.
