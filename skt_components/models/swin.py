@@ -80,6 +80,18 @@ class SwinBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
+class ResidualGroup(nn.Module):
+    """Blocks on maps ``(B, H, W, C)``, one after another."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
+        """Return the refined map."""
+        return self.blocks(x)
+
+
 class SwinStage(nn.Module):
     """Swin blocks, every other one with shifted windows, a convolution and a residual, on maps ``(B, C, H, W)``.
 
@@ -100,7 +112,7 @@ class SwinStage(nn.Module):
             self.block(features, num_heads, mlp_ratio, window_size, shift=shifts[index % 2], drop_path=rate)
             for index, rate in enumerate(drop_path)
         ]
-        self.residual_group = nn.ModuleDict({"blocks": nn.Sequential(*blocks)})
+        self.residual_group = ResidualGroup(blocks)
         conv = nn.Conv2d(features, features, 3, padding=self.dilation, dilation=self.dilation)
         self.add_module(self.convolution, conv)
         initialize(self)
@@ -109,8 +121,8 @@ class SwinStage(nn.Module):
         """Return the refined map."""
         height, width = x.shape[-2:]
         padded = to_pixels(pad_to_windows(x, self.window_size))
-        body = to_planes(self.residual_group["blocks"](padded))
-        return (to_planes(padded) + getattr(self, self.convolution)(body))[..., :height, :width]
+        refined = to_planes(padded) + getattr(self, self.convolution)(to_planes(self.residual_group(padded)))
+        return refined[..., :height, :width]
 
 
 class SwinNetwork(ReconstructionNetwork):
@@ -130,8 +142,8 @@ class SwinNetwork(ReconstructionNetwork):
     - ``drop_path``: probability of dropping a residual branch in training; grows from 0 to this over the blocks.
 
     Raises:
-        ValueError: ``depths`` and ``num_heads`` differ in length, heads do not divide ``features``, or a number is out
-            of range.
+        ValueError: ``depths`` and ``num_heads`` differ in length, heads do not divide ``features``, or as for
+            :class:`ReconstructionNetwork`.
     """
 
     stage: ClassVar[type[SwinStage]] = SwinStage
@@ -163,7 +175,7 @@ class SwinNetwork(ReconstructionNetwork):
         """Name of each moving frame's branch."""
         moving = self.moving_frames
         names = self.three_frames if self.num_frames == 3 else [str(frame + 1) for frame in moving]
-        return {frame: self.branch + name for frame, name in zip(moving, names, strict=True)}
+        return {frame: f"{self.branch}{name}" for frame, name in zip(moving, names, strict=True)}
 
     def _encode(self, frames: Sequence[Tensor]) -> list[Tensor]:
         return [
