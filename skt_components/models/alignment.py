@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -30,8 +32,8 @@ def flow_warp(
     flow = flow.to(dtype)
     columns = flow[:, 0] + torch.arange(width, dtype=dtype, device=x.device)
     rows = flow[:, 1] + torch.arange(height, dtype=dtype, device=x.device)[:, None]
-    across: int = torch.sym_max(width - 1, 1)  # without a branch, for torch.export
-    down: int = torch.sym_max(height - 1, 1)
+    across: Any = torch.sym_max(width - 1, 1)  # without a branch, for torch.export
+    down: Any = torch.sym_max(height - 1, 1)
     grid = torch.stack([2.0 * columns / across - 1.0, 2.0 * rows / down - 1.0], dim=-1)
     return F.grid_sample(x.to(dtype), grid, mode="bilinear", padding_mode=padding, align_corners=True).to(x.dtype)
 
