@@ -16,49 +16,41 @@ from torch.utils.data import DataLoader
 from units import Unit
 
 import skt_components as skt
+from skt_components import training
 from skt_components.framework import BareNetwork
-from skt_components.training import (
-    METRICS,
-    WEIGHTS_FILES,
-    Engine,
-    RunData,
-    Validator,
-    build_bank,
-    build_data,
-    build_losses,
-    build_network,
-    framework_options,
-    parse_options,
-)
 
 
-def read_config(unit: Unit, study: Study, root: Path | None) -> skt.training.TrainConfig:
+def read_config(unit: Unit, study: Study, root: Path | None) -> training.TrainConfig:
     """The options of a finished run."""
     options = ["--config", str(unit.folder / "config.toml"), *root_arguments(study, root), "--device", study.device]
-    return parse_options(options)
+    return training.parse_options(options)
 
 
-def build_modules(config: skt.training.TrainConfig, data: RunData) -> tuple[skt.SemanticKnowledgeTransfer, BareNetwork]:
+def build_modules(
+    config: training.TrainConfig, data: training.RunData
+) -> tuple[skt.SemanticKnowledgeTransfer, BareNetwork]:
     """The framework and the bare network of a run, as they are before its first step."""
     bracket = data.validation[0].bracket[None]
     torch.manual_seed(config.seed)
-    (network, forward), bank = build_network(config), build_bank(config)
-    org_loss, perceptual = build_losses(config, bank)
+    (network, forward), bank = training.build_network(config), training.build_bank(config)
+    org_loss, perceptual = training.build_losses(config, bank)
     bare = BareNetwork(copy.deepcopy(network), org_loss, forward)
     losses = {"orm_loss": org_loss, "perceptual": perceptual, "forward_orm": forward}
-    return skt.SemanticKnowledgeTransfer(network, bank, sample=bracket, **losses, **framework_options(config)), bare
+    return skt.SemanticKnowledgeTransfer(
+        network, bank, sample=bracket, **losses, **training.framework_options(config)
+    ), bare
 
 
-def load_trained(
-    unit: Unit, config: skt.training.TrainConfig, device: torch.device | str
-) -> Callable[[Tensor], Tensor]:
+def load_trained(unit: Unit, config: training.TrainConfig, device: torch.device | str) -> Callable[[Tensor], Tensor]:
     """The network of a finished run, from bracket to picture."""
-    network, forward = build_network(config)
-    skt.load_weights(unit.folder / f"{WEIGHTS_FILES['bare' if config.bare else 'framework']}.safetensors", network)
+    network, forward = training.build_network(config)
+    skt.load_weights(
+        unit.folder / f"{training.WEIGHTS_FILES['bare' if config.bare else 'framework']}.safetensors", network
+    )
     return partial(forward, network.eval().to(device))
 
 
-def make_unseen(config: skt.training.TrainConfig, root: Path) -> skt.HDRFolder:
+def make_unseen(config: training.TrainConfig, root: Path) -> skt.HDRFolder:
     """Views of all photographs of a folder, taken and chosen as those that validate."""
     camera = skt.RawCamera(scale=config.scale) if config.domain == "raw" else skt.Camera()
     options: dict[str, Any] = {"crop": config.val_crop, "samples_per_epoch": config.val_samples, "camera": camera}
@@ -82,11 +74,11 @@ def judge(units: Sequence[Unit], study: Study, root: Path | None, photographs: P
     units, rows, batches = [unit for unit in units if unit.finished], [], None
     for unit in tqdm(units, f"judged on {photographs.name}", unit="run"):
         config = read_config(unit, study, root)
-        device = skt.training.pick_device(config.device)
+        device = training.pick_device(config.device)
         if batches is None:  # the same for all
             samples = DataLoader(make_unseen(config, photographs), 4)
-            batches = [skt.training.move_sample(sample, device) for sample in samples]
-        network, measures = load_trained(unit, config, device), METRICS
+            batches = [training.move_sample(sample, device) for sample in samples]
+        network, measures = load_trained(unit, config, device), training.METRICS
         scores: dict[str, list[float]] = {metric: [] for metric in measures}
         for sample in batches:
             hdr = network(sample.bracket)
@@ -125,9 +117,9 @@ def draw_pictures(path: Path, units: Sequence[Unit], study: Study, root: Path | 
         arm: load_trained(found[arm], read_config(found[arm], study, root), "cpu")
         for arm in (study.baseline, study.shown)
     }
-    data = build_data(config)
+    data = training.build_data(config)
     framework, _ = build_modules(config, data)
-    Validator(config, Engine(config), framework.eval(), data.validation).draw(path, networks)
+    training.Validator(config, training.Engine(config), framework.eval(), data.validation).draw(path, networks)
     return True
 
 

@@ -37,6 +37,7 @@ def find_suspicious(
         ValueError: shapes differ or are not ``(3, H, W)``, or ``peak`` is not above 0.
 
     Example:
+        >>> import torch
         >>> target = torch.linspace(0, 1, 3 * 16 * 16).view(3, 16, 16)
         >>> find_suspicious(target, target)
         []

@@ -125,7 +125,8 @@ def load_official(name: str, weights: str | os.PathLike[str] | Mapping[str, Any]
 
     Args:
         name: a key of ``NETWORK_CLASSES``.
-        weights, **options: as for :meth:`ReconstructionNetwork.from_official`, which also names the errors.
+        weights: as for :meth:`ReconstructionNetwork.from_official`, which also names the errors.
+        **options: constructor arguments of the network.
 
     Raises:
         ValueError: the name is unknown.
