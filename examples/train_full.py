@@ -50,7 +50,7 @@ from skt_components.training import (
 
 
 class Parts(NamedTuple):
-    """What one seed trains, and on what."""
+    """Hold the data and the modules of one seed."""
 
     data: RunData
     framework: SemanticKnowledgeTransfer

@@ -19,7 +19,7 @@ from skt_components.data.windows import Array
 from skt_components.ops.checks import check_choice
 
 SIMULATED = "simulated.json"
-"""File in which ``simulate_dataset`` notes what it wrote."""
+"""File that describes a data set of ``simulate_dataset``."""
 
 
 class Verification(NamedTuple):

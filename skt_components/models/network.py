@@ -36,7 +36,7 @@ class ReconstructionNetwork(nn.Module):
 
     Args:
         config: the constructor's arguments by name (``locals()`` in its first line), saved beside the weights.
-        **resolved: values to use instead of those of ``config``, such as defaults that depend on other arguments.
+        **resolved: values that replace values of ``config``, such as defaults that depend on other arguments.
 
     Raises:
         ValueError: ``reference`` is not an index of the bracket, or a number is out of range.

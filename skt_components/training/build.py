@@ -73,7 +73,7 @@ def build_network(config: TrainConfig) -> tuple[nn.Module, ForwardORM]:
 
 
 def build_bank(config: TrainConfig) -> KnowledgeBank:
-    """Make the knowledge bank; the errors are those of :func:`make_knowledge_bank`."""
+    """Make the knowledge bank; see :func:`make_knowledge_bank` for the errors."""
     bank: Any = make_knowledge_bank(
         config.knowledge_bank,
         weights=config.weights,

@@ -107,7 +107,7 @@ class TrainConfig:
     final_lr: float | None = None
     """Learning rate at the end; a fiftieth of lr when not given."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """How the learning rate falls to it: along a cosine, at once after four fifths of the steps, or never."""
+    """Path of the learning rate to final_lr: along a cosine, at once after four fifths of the steps, or never."""
     warmup_steps: int = 0
     """Steps over which the learning rate grows from warmup_lr."""
     warmup_lr: float = 0.0
