@@ -121,24 +121,27 @@ def load_networks(options: Options) -> list[EvaluatedNetwork]:
 def evaluate_picture(
     sample: skt.HDRSample, name: str, networks: list[EvaluatedNetwork], protocol: Protocol, options: Options
 ) -> ReportScene:
-    """Run every network on one bracket; return the scores, and the pictures for the report."""
+    """Score every network and the baselines on one bracket; return the scores, and the pictures for the report."""
     metadata = {key: value[None] for key, value in sample.metadata.items()}
     scores: dict[str, dict[str, float]] = {}
     pictures, visibility, warnings = {}, {}, []
-    for model in networks:
-        prediction = model.reconstruct(sample.bracket[None], protocol)
+    predictions = {model.name: model.reconstruct(sample.bracket[None], protocol) for model in networks}
+    predictions |= evaluation.baseline_predictions(sample, protocol, scale=options.published.layout.scale)
+    for title, prediction in predictions.items():
         found = protocol.score(prediction, sample.target[None], metadata)
-        scores[model.name] = {metric: float(value) for metric, value in found.items()}
+        scores[title] = {metric: float(value) for metric, value in found.items()}
         linear, target = protocol.compared(prediction, sample.target[None], metadata)
         if options.vdp:
-            vdp = protocol.hdr_vdp2(linear.to(model.device), target.to(model.device))
-            scores[model.name]["HDR-VDP-2"], visibility[model.name] = float(vdp.Q), vdp.P_map[0]
+            vdp = protocol.hdr_vdp2(linear.to(networks[0].device), target.to(networks[0].device))
+            scores[title]["HDR-VDP-2"], visibility[title] = float(vdp.Q), vdp.P_map[0]
+        pictures[title] = linear[0]
+        if title in evaluation.BASELINES:
+            continue
         usual = {"bounded": options.data in PUBLISHED, "low_light": protocol.domain == "raw"}
         odd = evaluation.find_suspicious(linear[0], target[0], **usual)
-        warnings += [f"{model.name}: {line}" if line.startswith("the prediction") else line for line in odd]
-        pictures[model.name] = linear[0]
+        warnings += [f"{title}: {line}" if line.startswith("the prediction") else line for line in odd]
         if options.save != "none":
-            file = options.out / model.name / f"{name.replace('/', '-')}.{options.save}"
+            file = options.out / title / f"{name.replace('/', '-')}.{options.save}"
             file.parent.mkdir(exist_ok=True)
             skt.write_image(file, linear[0].clamp(min=0).float(), overwrite=True)
     times = (f"exposure {i}, t = {time:g}" for i, time in enumerate(sample.exposure_times.tolist(), 1))
@@ -149,7 +152,8 @@ def evaluate_picture(
 def write_reports(results: EvaluationResults, sections: SceneSections, options: Options) -> None:
     """Write metrics.csv and report.html, and print the table."""
     results.save_csv()
-    title, notes = f"{' against '.join(results.description['models'])} on {options.data}", results.description["notes"]
+    names = [name for name in results.description["models"] if name not in evaluation.BASELINES]
+    title, notes = f"{' against '.join(names)} on {options.data}", results.description["notes"]
     evaluation.save_report(options.out / "report.html", results, sections.read(results), title=title, notes=notes)
     table, count = evaluation.format_summary(results.summary()), f"{len(results.pictures)} pictures -> {options.out}"
     print(table, *notes, count, sep="\n")
@@ -166,7 +170,7 @@ def main(arguments: list[str]) -> int:
     networks = load_networks(options)
     overlapping = f"instead of the protocol's inference: blended tiles of {options.tile}, a quarter shared"
     description = {
-        "models": {model.name: model.identity for model in networks},
+        "models": {model.name: model.identity for model in networks} | dict.fromkeys(evaluation.BASELINES),
         "data": {"name": options.data, "root": options.root and options.root.resolve().name, "crop": options.crop},
         "protocol": described.as_dict(),
         "tile": options.tile,

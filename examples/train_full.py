@@ -45,6 +45,7 @@ from skt_components.training import (
     learning_rate,
     name_options,
     parse_options,
+    start_network,
     transfer_ramp,
 )
 
@@ -63,6 +64,7 @@ def build(config: TrainConfig, processes: int) -> Parts:
     sample = data.validation[0]
     torch.manual_seed(config.seed)
     network, forward = build_network(config)  # from a bracket (B, N, C, H, W) to linear HDR (B, C, H, W)
+    start_network(config, network, data.training)
     bank = build_bank(config)  # the frozen network that has the semantic knowledge
     org_loss, perceptual = build_losses(config, bank)
     bare = BareNetwork(copy.deepcopy(network), org_loss, forward)

@@ -31,6 +31,7 @@ LEVELS = {
     "framework": 4,
     "evaluation": 5,
     "training": 6,
+    "reconstruct": 6,
 }
 # Optional or slow to import: only inside the functions that need them.
 HEAVY = {

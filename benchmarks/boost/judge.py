@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -72,12 +73,14 @@ def judge(units: Sequence[Unit], study: Study, root: Path | None, photographs: P
         raise ValueError(f"--judge takes brackets of photographs; a study of {study.base['data']} has its own")
     check_unseen(study, photographs)
     units, rows, batches = [unit for unit in units if unit.finished], [], None
+    baselines: dict[str, dict[str, float]] = {}
     for unit in tqdm(units, f"judged on {photographs.name}", unit="run"):
         config = read_config(unit, study, root)
         device = training.pick_device(config.device)
         if batches is None:  # the same for all
             samples = DataLoader(make_unseen(config, photographs), 4)
             batches = [training.move_sample(sample, device) for sample in samples]
+            baselines = score_baselines(batches, config)
         network, measures = load_trained(unit, config, device), training.METRICS
         scores: dict[str, list[float]] = {metric: [] for metric in measures}
         for sample in batches:
@@ -86,8 +89,20 @@ def judge(units: Sequence[Unit], study: Study, root: Path | None, photographs: P
                 scores[metric] += measure(hdr, sample.target, peak=config.peak).tolist()
         steps = unit.options["steps"]
         name = {"arm": unit.arm, "seed": unit.seed, "fold": unit.fold, "steps": steps, "options": {}}
-        rows.append({**name, "scores": {"ORM": scores}})
+        rows.append({**name, "scores": {"ORM": scores}, "baselines": baselines})
     return rows
+
+
+def score_baselines(batches: Sequence[Any], config: Any) -> dict[str, dict[str, float]]:
+    """Mean scores of the pictures without training: title -> metric -> value."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for sample in batches:
+        pictures = skt.evaluation.baseline_pictures(sample.bracket, sample.exposure_times, scale=config.scale)
+        for title, picture in pictures.items():
+            for metric, measure in training.METRICS.items():
+                values = measure(picture, sample.target, peak=config.peak).tolist()
+                found.setdefault(title, {}).setdefault(metric, []).extend(values)
+    return {title: {m: statistics.fmean(of) for m, of in scores.items()} for title, scores in found.items()}
 
 
 def check_unseen(study: Study, photographs: Path) -> None:

@@ -40,6 +40,7 @@ def describe_unit(unit: Unit, study: Study) -> Row:
         "steps": steps,
         "options": {key: value for key, value in unit.options.items() if study.base.get(key) != value},
         "scores": {name: {m: row[m] for m in METRICS} for name, row in scores.items()},
+        "baselines": next((line["baselines"] for line in lines if "baselines" in line), {}),
         "start": {metric: first[metric] for metric in METRICS if metric in first},
         "seconds": training_seconds(lines, samples),
         "gradients": summarise_gradients(lines),
@@ -218,9 +219,25 @@ def _mean(rows: Sequence[Row], name: str, metric: str) -> float:
     return statistics.fmean(statistics.fmean(row["scores"][name][metric]) for row in rows)
 
 
-def make_table(summary: Mapping[str, Row], study: Study) -> str:
-    """Markdown: an arm a line, without columns that are empty for all."""
+def mean_baselines(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Mean scores of the pictures without training over all runs: title -> metric -> value."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        for title, scores in row.get("baselines", {}).items():
+            for metric in METRICS:
+                found.setdefault(title, {}).setdefault(metric, []).append(scores[metric])
+    return {title: {m: statistics.fmean(of) for m, of in scores.items()} for title, scores in found.items()}
+
+
+def make_table(summary: Mapping[str, Row], study: Study, baselines: Mapping[str, Row] | None = None) -> str:
+    """Markdown: pictures without training, then an arm a line, without columns that are empty for all."""
     lines = [_describe_arm(arm, row, study) for arm, row in summary.items()]
+    empty = dict.fromkeys(lines[0] if lines else (), "-")
+    free = [
+        {**empty, "arm": title, "this arm": _shown(scores["PSNR-mu"], ".2f")}
+        for title, scores in (baselines or {}).items()
+    ]
+    lines = free * bool(lines) + lines
     columns = [name for name in (lines[0] if lines else {}) if any(line[name] != "-" for line in lines)]
     cells = [columns, ["---"] * len(columns), *([line[name] for name in columns] for line in lines)]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -129,7 +129,16 @@ def describe_command(study: Study, file: Path) -> str:
 
 def report(study: Study, options: argparse.Namespace) -> None:
     """Collect what is finished; write lines, table, summary and figures."""
-    from results import collect, find_mixed, find_unpaired, make_table, summarise, write_rows, write_summary
+    from results import (
+        collect,
+        find_mixed,
+        find_unpaired,
+        make_table,
+        mean_baselines,
+        summarise,
+        write_rows,
+        write_summary,
+    )
     from timing import environment
     from torch import device
 
@@ -139,14 +148,15 @@ def report(study: Study, options: argparse.Namespace) -> None:
         print("no run is finished: there is nothing to report")
         return
     unpaired, summary = find_unpaired(rows, study.baseline), summarise(rows, study, ratios)
-    table, notes = make_table(summary, study), [f"Not paired: {text}" for text in unpaired]
+    free = mean_baselines(rows)
+    table, notes = make_table(summary, study, free), [f"Not paired: {text}" for text in unpaired]
     notes += [f"Beware: {text}" for text in find_mixed(rows)]
     write_rows(out / "results.jsonl", rows)
     text = "\n\n".join([f"# {study.title}", table, NOTE, *notes]).rstrip()
     (out / "table.md").write_text(text + "\n", encoding="utf-8")
     made = {"command": describe_command(study, options.file), "environment": environment(device(study.device))}
     made |= {"study": asdict(study), "time per step": ratios, "notes": notes}
-    write_summary(out / "summary.json", rows, **made, arms=summary)
+    write_summary(out / "summary.json", rows, **made, baselines=free, arms=summary)
     print(table)
     for note in notes:
         print(note, file=sys.stderr)
@@ -171,13 +181,13 @@ def draw(study: Study, options: argparse.Namespace, units: Sequence[Unit], summa
 def judge_networks(study: Study, options: argparse.Namespace) -> None:
     """Score the networks of all finished runs on other photographs; write lines and table."""
     from judge import judge, merge_folds
-    from results import make_table, summarise, write_rows
+    from results import make_table, mean_baselines, summarise, write_rows
 
     rows = judge(list_units(study, options.out), study, options.root, options.judge)
     if not rows:
         return
     merged, of = merge_folds(rows, study)
-    table = make_table(summarise(merged, of, read_ratios(options.out)), of)
+    table = make_table(summarise(merged, of, read_ratios(options.out)), of, mean_baselines(rows))
     name = f"judge-{options.judge.resolve().name}"
     write_rows(options.out / f"{name}.jsonl", rows)
     title = f"# {study.title}, on the photographs of {options.judge.resolve().name}"

@@ -3,6 +3,7 @@
 from skt_components.data.bracketire import BracketIRE
 from skt_components.data.io import read_image, write_image
 from skt_components.data.kalantari import Kalantari17, Tel23
+from skt_components.data.mixing import MixedSamples, SamplePool
 from skt_components.data.prepare import prepare
 from skt_components.data.preview import save_contact_sheet, show_exposures, show_radiance
 from skt_components.data.registry import PUBLISHED, PublishedDataset
@@ -15,7 +16,9 @@ __all__ = [
     "BracketIRE",
     "HDRSample",
     "Kalantari17",
+    "MixedSamples",
     "PublishedDataset",
+    "SamplePool",
     "Tel23",
     "Verification",
     "make_bracket",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from skt_components.data.sample import RAW_PEAK, HDRSample
 from skt_components.ops.raw import render_raw, white_balance
+from skt_components.ops.tone_mapping import tone_map
 from skt_components.ops.transfer import mu_law, srgb_encode
 
 
@@ -35,11 +36,13 @@ def show_exposures(sample: HDRSample) -> Float[Tensor, "n 3 _h _w"]:
 
 
 def show_radiance(hdr: Float[Tensor, "c h w"], sample: HDRSample) -> Float[Tensor, "3 _h _w"]:
-    """Return linear radiance after the mu-law; RAW is rendered with the sample's metadata first.
+    """Return linear radiance in display values, by :func:`tone_map`, shown as the target is shown.
+
+    RAW is rendered with the sample's metadata first.
 
     Args:
         hdr: the sample's target, or something in its shape and scale, on any device.
-        sample: gives the domain and the metadata.
+        sample: gives the domain, the metadata, and the target.
 
     Example:
         >>> from skt_components.simulation import SyntheticScenes
@@ -47,8 +50,21 @@ def show_radiance(hdr: Float[Tensor, "c h w"], sample: HDRSample) -> Float[Tenso
         >>> show_radiance(sample.target, sample).shape
         torch.Size([3, 32, 32])
     """
+    return tone_map(_linear(hdr, sample)[None], like=_linear(sample.target, sample)[None])[0]
+
+
+def compressed_radiance(hdr: Float[Tensor, "c h w"], sample: HDRSample) -> Float[Tensor, "3 _h _w"]:
+    """Return linear radiance after the mu-law, in which errors are measured; RAW is rendered first.
+
+    Args:
+        hdr, sample: as in :func:`show_radiance`.
+    """
+    return mu_law(_linear(hdr, sample))
+
+
+def _linear(hdr: Tensor, sample: HDRSample) -> Float[Tensor, "3 _h _w"]:
     linear = hdr.detach().float().cpu()
-    return mu_law(linear if sample.domain == "srgb" else _render(linear[None] / RAW_PEAK, sample.metadata)[0])
+    return linear if sample.domain == "srgb" else _render(linear[None] / RAW_PEAK, sample.metadata)[0]
 
 
 def _render(packed: Float[Tensor, "b 4 h w"], metadata: Mapping[str, Tensor]) -> Float[Tensor, "b 3 2*h 2*w"]:
@@ -59,7 +75,7 @@ def _render(packed: Float[Tensor, "b 4 h w"], metadata: Mapping[str, Tensor]) ->
 
 
 def save_contact_sheet(path: str | os.PathLike[str], samples: Sequence[HDRSample], *, overwrite: bool = False) -> None:
-    """Draw one row per sample: its exposures with their times, and its target after the mu-law.
+    """Draw one row per sample: its exposures with their times, and its tone-mapped target.
 
     Args:
         path: picture to write, ``.png`` or another format of matplotlib's.

@@ -1,5 +1,6 @@
 """Evaluation: protocols, tiles, statistics, results, tables, figures and the HTML report."""
 
+from skt_components.evaluation.baselines import BASELINES, baseline_pictures, baseline_predictions
 from skt_components.evaluation.figures import (
     PriorsRow,
     SampleRow,
@@ -23,6 +24,7 @@ from skt_components.evaluation.tables import format_summary, format_table
 from skt_components.evaluation.tiling import official_tiles, tiled_inference
 
 __all__ = [
+    "BASELINES",
     "PROTOCOLS",
     "EvaluatedNetwork",
     "EvaluationResults",
@@ -33,6 +35,8 @@ __all__ = [
     "SampleRow",
     "SceneSections",
     "Summary",
+    "baseline_pictures",
+    "baseline_predictions",
     "bootstrap_mean",
     "find_suspicious",
     "format_summary",

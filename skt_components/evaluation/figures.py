@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skt_components.banks.priors import SemanticPriors
-from skt_components.data.preview import load_pyplot, show_exposures, show_radiance
+from skt_components.data.preview import compressed_radiance, load_pyplot, show_exposures, show_radiance
 from skt_components.data.sample import HDRSample
+from skt_components.evaluation.baselines import MERGE, baseline_pictures
 from skt_components.files.json_lines import read_json_lines
 
 
@@ -27,12 +28,22 @@ def _rgb(picture: Tensor) -> Any:
 
 
 class SampleRow(NamedTuple):
-    """One row of :func:`save_samples`; pictures are ``(3, H, W)`` display values in [0, 1]."""
+    """One scene of :func:`save_samples`; pictures are ``(3, H, W)`` display values in [0, 1].
+
+    Attributes:
+        name: of the scene.
+        ldrs: the exposures.
+        results: title -> picture.
+        target: the true picture.
+        errors: title -> error map (H, W), for the same titles.
+        labels: region map, or None.
+    """
 
     name: str
     ldrs: Float[Tensor, "n 3 _h _w"]
     results: Mapping[str, Tensor]
     target: Float[Tensor, "3 h w"]
+    errors: Mapping[str, Tensor]
     labels: Int[Tensor, "h w"] | None = None
 
     @classmethod
@@ -44,24 +55,44 @@ class SampleRow(NamedTuple):
     ) -> SampleRow:
         """Convert a sample and results to display values, by :func:`show_exposures` and :func:`show_radiance`.
 
+        The reference exposure and the exposure merge come first among the results. Errors are mean absolute
+        differences after the mu-law.
+
         Args:
             sample: one sample, without a batch axis.
-            results: name -> linear picture in the target's shape and scale.
+            results: title -> linear picture in the target's shape and scale.
             labels: region map of the tone-mapped picture.
 
         Example:
             >>> import torch
             >>> from skt_components.simulation import SyntheticScenes
             >>> sample = SyntheticScenes(1, 32)[0]
-            >>> SampleRow.from_sample(sample, {"ours": sample.target}).ldrs.shape
-            torch.Size([3, 3, 32, 32])
+            >>> list(SampleRow.from_sample(sample, {"ours": sample.target}).results)
+            ['reference exposure', 'exposure merge', 'ours']
         """
-        pictures = {name: show_radiance(hdr, sample) for name, hdr in results.items()}
-        return cls(sample.name, show_exposures(sample), pictures, show_radiance(sample.target, sample), labels)
+        scale = sample.target.shape[-1] // sample.bracket.shape[-1]
+        free = baseline_pictures(sample.bracket[None], sample.exposure_times, scale=scale)
+        linear = {title: picture[0] for title, picture in free.items()} | dict(results)
+        wanted = compressed_radiance(sample.target, sample)
+        return cls(
+            sample.name,
+            show_exposures(sample),
+            {title: show_radiance(hdr, sample) for title, hdr in linear.items()},
+            show_radiance(sample.target, sample),
+            {title: (compressed_radiance(hdr, sample) - wanted).abs().mean(0) for title, hdr in linear.items()},
+            labels,
+        )
+
+
+_LARGE, _SMALL = 3.2, 1.9  # inches: width of a result, height of a row of exposures or errors
+_ZOOM = 4  # the zoomed window's side is this part of the picture's
 
 
 def save_samples(path: str | os.PathLike[str], rows: Sequence[SampleRow]) -> None:
-    """Draw one row per scene: the exposures, the regions, each result, the target, and each result's error map.
+    """Draw each scene: its exposures and regions, every result beside the target, a zoom, and every error map.
+
+    The zoom shows the window where the exposure merge (without one: the first result) has its largest error, which is
+    often a ghost.
 
     Args:
         path: picture to write.
@@ -73,36 +104,66 @@ def save_samples(path: str | os.PathLike[str], rows: Sequence[SampleRow]) -> Non
     """
     if not rows:
         raise ValueError("rows must hold at least one scene")
-    drawn = [_sample_panels(row) for row in rows]
-    for row, panels in zip(rows, drawn, strict=True):
-        found, wanted = [panel[0] for panel in panels], [panel[0] for panel in drawn[0]]
+    for row in rows:
+        found, wanted = _contents(row), _contents(rows[0])
         if found != wanted:
             raise ValueError(f"rows must have the same pictures: {row.name!r} has {found}, the first has {wanted}")
     plt = load_pyplot()
-    height, width = len(drawn), len(drawn[0])
-    size = (2.2 * width, 2.35 * height)
-    figure, axes = plt.subplots(height, width, figsize=size, squeeze=False, layout="constrained")
-    for row, line, panels in zip(rows, axes, drawn, strict=True):
-        for axis, (title, picture, options) in zip(line, panels, strict=True):
-            axis.imshow(picture, interpolation="nearest", **options)
-            axis.set_title(title, fontsize=8)
-            axis.set(xticks=[], yticks=[])
-        line[0].set_ylabel(row.name, fontsize=7)
-    figure.savefig(path, dpi=110)
+    columns = len(rows[0].results) + 1
+    tall = [_LARGE * row.target.shape[-2] / row.target.shape[-1] for row in rows]
+    heights = [2 * (side + 0.3) + 2 * (_SMALL + 0.3) for side in tall]
+    figure = plt.figure(figsize=(_LARGE * columns, sum(heights)), layout="constrained")
+    scenes = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for scene, row, side in zip(scenes, rows, tall, strict=True):
+        _draw_scene(scene, row, side)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
-def _sample_panels(row: SampleRow) -> list[tuple[str, object, dict]]:
-    panels: list[tuple[str, object, dict]] = [(f"LDR {i + 1}", _rgb(ldr), {}) for i, ldr in enumerate(row.ldrs)]
+def _contents(row: SampleRow) -> list[str]:
+    exposures = [f"exposure {i + 1}" for i in range(len(row.ldrs))]
+    return [*exposures, *(["regions"] if row.labels is not None else []), *row.results]
+
+
+def _draw_scene(figure: Any, row: SampleRow, side: float) -> None:
+    """Draw four rows of pictures: exposures, results, their zoom, their errors."""
+    figure.suptitle(row.name, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    exposures, whole, zoomed, errors = figure.subfigures(4, 1, height_ratios=[_SMALL, side, side, _SMALL])
+    pictures = {**row.results, "target": row.target}
+    top, left, size = _worst_window(row)
+    window = (..., slice(top, top + size), slice(left, left + size))
+    inputs: dict[str, Any] = {f"exposure {i + 1}": _rgb(ldr) for i, ldr in enumerate(row.ldrs)}
     if row.labels is not None:
-        panels.append(("regions", row.labels.cpu().numpy(), {"cmap": "tab20"}))
-    panels += [(name, _rgb(picture), {}) for name, picture in row.results.items()]
-    panels.append(("target", _rgb(row.target), {}))
-    for name, picture in row.results.items():
-        error = (picture.detach().float() - row.target).abs().mean(0)
-        title = f"|{name} - target|, white = 0.1"
-        panels.append((title, error.cpu().numpy(), {"cmap": "inferno", "vmin": 0, "vmax": 0.1}))
-    return panels
+        inputs["regions"] = row.labels.cpu().numpy()
+    _draw_line(exposures, inputs, cmap="tab20")
+    axes = _draw_line(whole, {title: _rgb(picture) for title, picture in pictures.items()})
+    for axis in axes:
+        corner, frame = (left - 0.5, top - 0.5), {"fill": False, "edgecolor": "red", "linewidth": 1.2}
+        axis.add_patch(load_pyplot().Rectangle(corner, size, size, **frame))
+    _draw_line(zoomed, {f"{title}, zoom": _rgb(picture[window]) for title, picture in pictures.items()})
+    maps = {f"|{title} - target|": error.detach().cpu().numpy() for title, error in row.errors.items()}
+    _draw_line(errors, maps, cmap="inferno", vmin=0, vmax=0.1)
+
+
+def _draw_line(figure: Any, pictures: Mapping[str, Any], **options: Any) -> Any:
+    axes = figure.subplots(1, len(pictures), squeeze=False)[0]
+    for axis, (title, picture) in zip(axes, pictures.items(), strict=True):
+        axis.imshow(picture, interpolation="nearest", **options)
+        axis.set_title(title, fontsize=9)
+        axis.set(xticks=[], yticks=[])
+    return axes
+
+
+def _worst_window(row: SampleRow) -> tuple[int, int, int]:
+    """Return top, left and side of the square with the largest mean error of the exposure merge or the first result."""
+    height, width = row.target.shape[-2:]
+    side = max(min(height, width) // _ZOOM, min(height, width, 8))
+    if not row.errors:
+        return (height - side) // 2, (width - side) // 2, side
+    error = row.errors.get(MERGE, next(iter(row.errors.values()))).detach().float().cpu().nan_to_num()
+    means = F.avg_pool2d(error[None, None], side, 1)[0, 0]
+    top, left = divmod(int(means.argmax()), means.shape[1])
+    return top, left, side
 
 
 # training curves
@@ -118,7 +179,8 @@ def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -
         metrics: JSON lines, each with its "step" and optionally the name of its "run". A line with "terms" and
             "gradients" (place -> term -> norm and cosine) is a training step; if a step has "lr" or
             "samples_per_second", a fourth panel shows them. A line with "validation" (name -> metric -> value) is a
-            validation, a line with "notice" reports an unusual event.
+            validation, one with "baselines" has the scores of pictures without training, drawn as level lines, and a
+            line with "notice" reports an unusual event.
         path: picture to write.
 
     Raises:
@@ -134,7 +196,7 @@ def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -
     terms, shares, validation, *others = axes.flat
     _draw_terms(terms, steps, lambda step: step["terms"], "loss terms (unweighted)")
     _draw_terms(shares, steps, _gradient_shares, "gradient of each weighted term, as a share of L_org's")
-    _draw_validation(validation, [line for line in lines if "validation" in line])
+    _draw_validation(validation, lines)
     for axis in others:
         _draw_speeds(axis, steps)
     notices = [line["step"] for line in lines if "notice" in line]
@@ -186,9 +248,13 @@ def _draw_terms(axis: Any, steps: list[dict], values: Callable[[dict], Mapping[s
 
 
 def _draw_validation(axis: Any, lines: list[dict]) -> None:
-    curves = _curves(lines, lambda line: {name: row["PSNR-mu"] for name, row in line["validation"].items()})
+    validations = [line for line in lines if "validation" in line]
+    curves = _curves(validations, lambda line: {name: row["PSNR-mu"] for name, row in line["validation"].items()})
     for (run, name), points in curves.items():
         axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=f"{run or ''} {name}".strip())
+    free = next((line["baselines"] for line in lines if "baselines" in line), {})
+    for (name, row), style in zip(free.items(), ("--", ":"), strict=False):
+        axis.axhline(row["PSNR-mu"], color="black", linestyle=style, label=name)
     axis.set(title="validation PSNR-mu [dB]")
 
 

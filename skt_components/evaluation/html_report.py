@@ -35,7 +35,7 @@ class ReportScene(NamedTuple):
     Attributes:
         name: name of the picture.
         exposures: title -> ``(3, h, w)`` display values in [0, 1].
-        results: one or two models -> ``(3, H, W)`` linear RGB with white at 1.
+        results: models, and the baselines after them -> ``(3, H, W)`` linear RGB with white at 1.
         target: ``(3, H, W)`` linear RGB with white at 1.
         scores: model -> metric -> value.
         visibility: model -> ``(H, W)`` probability in [0, 1] that the difference is visible, from HDR-VDP-2.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from skt_components.evaluation.baselines import BASELINES
 from skt_components.evaluation.statistics import Summary, bootstrap_mean
 from skt_components.files.atomic import write_text
 from skt_components.files.packages import library_versions
@@ -104,14 +105,15 @@ class EvaluationResults:
     def summary(self) -> dict[str, dict[str, Summary]]:
         """Return model -> metric -> mean and interval of :func:`bootstrap_mean`.
 
-        With two models, the row "A - B" holds the mean difference on the same pictures. Its interval can exclude 0
-        where the intervals of the models overlap.
+        With two models beside the baselines, the row "A - B" holds the mean difference on the same pictures. Its
+        interval can exclude 0 where the intervals of the models overlap.
         """
         found: dict[str, dict[str, Summary]] = {}
         for model, metric in self.columns():
             found.setdefault(model, {})[metric] = bootstrap_mean(self.values(model, metric))
-        if len(found) == 2:
-            ours, theirs = found
+        trained = [model for model in found if model not in BASELINES]
+        if len(trained) == 2:
+            ours, theirs = trained
             gains = {}
             for metric in found[ours]:
                 pairs = zip(self.values(ours, metric), self.values(theirs, metric), strict=True)

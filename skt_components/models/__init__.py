@@ -3,7 +3,9 @@
 from skt_components.models.ahdrnet import AHDRNet
 from skt_components.models.export import export_onnx, export_program
 from skt_components.models.hdr_transformer import HDRTransformer
+from skt_components.models.initialization import fit_last_layer, initialize_from_samples
 from skt_components.models.network import ReconstructionNetwork
+from skt_components.models.pretrained import load_initial_weights, load_pretrained, pretrained_names
 from skt_components.models.registry import (
     NETWORK_CLASSES,
     NETWORKS,
@@ -31,9 +33,14 @@ __all__ = [
     "bracket_options",
     "export_onnx",
     "export_program",
+    "fit_last_layer",
+    "initialize_from_samples",
+    "load_initial_weights",
     "load_model",
     "load_network",
     "load_official",
+    "load_pretrained",
     "load_weights",
+    "pretrained_names",
     "save_weights",
 ]

@@ -39,6 +39,7 @@ class AHDRNet(ReconstructionNetwork):
     """
 
     fusion_taps = ("RDB1", "RDB2", "RDB3")
+    last_layer = "conv3"
     official_options: ClassVar = {"unused_layers": True}
     _input_layers, _input_order = ("conv1",), (3, 4, 5, 0, 1, 2)  # LDR first
 
@@ -96,6 +97,13 @@ class AHDRNet(ReconstructionNetwork):
     def make_fusion_module(self) -> nn.Module:
         """Return a new fusion module of this network's kind and size, for a stage of the SPGRM."""
         return DilatedResidualDenseBlock(self.features, self.config["num_layers"], self.config["growth"])
+
+    @torch.no_grad()
+    def damp_residuals(self) -> None:
+        """Scale the last layer of each dense block by 0.1, and the fusion of the three by 0.3."""
+        for block in (self.RDB1, self.RDB2, self.RDB3):
+            block.conv_1x1.weight.mul_(0.1)
+        self.GFF_3x3.weight.mul_(0.3)
 
     def _derived_buffers(self) -> dict[str, Tensor]:
         # The unused layers, as zeros where this network has none.

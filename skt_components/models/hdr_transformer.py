@@ -93,6 +93,7 @@ class HDRTransformer(SwinNetwork):
     """
 
     fusion_taps = ("layers.0", "layers.1", "layers.2")
+    last_layer = "conv_last"
     stage = ContextAwareTransformer
     encoder, branch, three_frames = "conv_f", "att_module_", ("h", "l")
     _input_layers, _input_order = ("conv_f1", "conv_f2", "conv_f3"), (2, 1, 0, 5, 4, 3)  # BGR

@@ -45,6 +45,9 @@ class ReconstructionNetwork(nn.Module):
     fusion_taps: ClassVar[tuple[str, ...]] = ()
     """Layers whose outputs are the stages that the framework aligns."""
 
+    last_layer: ClassVar[str] = ""
+    """The convolution whose output, after an activation if there is one, is the picture."""
+
     official_options: ClassVar[dict[str, Any]] = {}
     """Constructor arguments of the published network that differ from the defaults."""
 
@@ -106,6 +109,12 @@ class ReconstructionNetwork(nn.Module):
     def make_fusion_module(self) -> nn.Module:
         """Return a new fusion module of this network's kind and size, for a stage of the SPGRM."""
         raise NotImplementedError
+
+    def damp_residuals(self) -> None:
+        """Scale the last layers of new residual branches down, so that training can begin at a high learning rate.
+
+        Networks whose residual branches begin small do nothing.
+        """
 
     def _reconstruct(self, bracket: Tensor) -> Tensor:
         raise NotImplementedError

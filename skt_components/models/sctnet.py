@@ -86,6 +86,7 @@ class SCTNet(SwinNetwork):
     """
 
     fusion_taps = ("mlps.1", "mlps.2", "mlps.3")
+    last_layer = "upsample.0"
     encoder, branch, three_frames = "conv", "channel_layers_", ("lm", "rm")
     _input_layers, _input_order = ("conv1", "conv2", "conv3"), (2, 1, 0, 5, 4, 3)  # BGR
     _output_layers, _output_order = ("upsample.0",), (2, 1, 0)

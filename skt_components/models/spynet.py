@@ -15,19 +15,18 @@ from torch.nn import functional as F
 from skt_components.files.weights import check_state_dict
 from skt_components.models.alignment import flow_warp
 from skt_components.models.network import official_state
-from skt_components.ops.checks import check_same_shape, check_tensor, float_dtype
+from skt_components.ops.checks import check_count, check_same_shape, check_tensor, float_dtype
 
 _LEVELS = 6
 _STRIDE = 2 ** (_LEVELS - 1)
-_WIDTHS = (8, 32, 64, 32, 16, 2)
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 class _FlowLevel(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, features: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, after in pairwise(_WIDTHS):
+        for before, after in pairwise((8, features, 2 * features, features, features // 2, 2)):
             layers += [nn.Conv2d(before, after, 7, padding=3), nn.ReLU()]
         self.basic_module = nn.Sequential(*layers[:-1])
 
@@ -41,6 +40,12 @@ class SPyNet(nn.Module):
     Pictures of any size are resized up to multiples of 32 first. Weights start at random, so the flow is meaningless
     before :meth:`load_official` or training.
 
+    Args:
+        features: channels of the first layer; 32 in the published network.
+
+    Raises:
+        ValueError: ``features`` is below 2.
+
     Example:
         >>> SPyNet()(torch.rand(1, 3, 20, 36), torch.rand(1, 3, 20, 36)).shape
         torch.Size([1, 2, 20, 36])
@@ -52,9 +57,10 @@ class SPyNet(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, features: int = 32) -> None:
         super().__init__()
-        self.basic_module = nn.ModuleList(_FlowLevel() for _ in range(_LEVELS))
+        check_count("features", features, 2)
+        self.basic_module = nn.ModuleList(_FlowLevel(features) for _ in range(_LEVELS))
         for name, values in _IMAGENET.items():
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1))
 

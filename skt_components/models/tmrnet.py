@@ -70,6 +70,7 @@ class TMRNet(ReconstructionNetwork):
         reference: index of the reference exposure; None for the first of packed RAW, the middle one of sRGB.
         activation: None for a linear output as in the authors' network, "sigmoid" for an output in [0, peak], "auto"
             for None with packed RAW and "sigmoid" with sRGB.
+        flow_features: channels of the first layer of :class:`SPyNet`'s levels, 32 in the published network.
         peak: largest value of the output with the sigmoid; None for 16 with packed RAW, 1 with sRGB.
 
     Raises:
@@ -85,6 +86,7 @@ class TMRNet(ReconstructionNetwork):
     """
 
     fusion_taps = ("state[-3]", "state[-2]", "state[-1]")
+    last_layer = "conv_last"
     size_multiple = 32  # of exports only: the flow resizes to multiples of 32, and a traced program must not branch
     _scale: ClassVar[int] = 1
 
@@ -95,6 +97,7 @@ class TMRNet(ReconstructionNetwork):
         out_channels: int = 4,
         features: int = 64,
         num_blocks: Sequence[int] = (5, 16, 24, 5),
+        flow_features: int = 32,
         reference: int | None = None,
         activation: str | None = "auto",
         peak: float | None = None,
@@ -113,7 +116,7 @@ class TMRNet(ReconstructionNetwork):
             raise ValueError(f"num_blocks must be four numbers, got {num_blocks!r}")
         extraction, shared, own, reconstruction = (check_count("num_blocks", count, 0) for count in num_blocks)
         self.learn_para = nn.Parameter(torch.zeros(1, num_frames, features, 1, 1))
-        self.spynet = SPyNet()
+        self.spynet = SPyNet(flow_features)
         self.dcn_alignment = DeformableAlignment(features)
         self.feat_extract = ResidualTrunk(self.frame_channels, features, extraction)
         self.backbone = nn.ModuleDict({"backward": ResidualTrunk(3 * features, features, shared)})

@@ -14,7 +14,7 @@ from torch import Tensor
 from skt_components.data.dataset import SampleDataset, check_size
 from skt_components.data.io import SUPPORTED_SUFFIXES, read_image
 from skt_components.data.sample import HDRSample
-from skt_components.data.seeding import integer, make_generator
+from skt_components.data.seeding import integer, log_uniform, make_generator
 from skt_components.ops.checks import check_choice, check_count, check_fraction
 from skt_components.simulation.bracket import simulate_bracket, simulate_raw_bracket
 from skt_components.simulation.camera import Camera, RawCamera, picture_size
@@ -51,6 +51,8 @@ class HDRFolder(SampleDataset):
         pitch: largest pitch up or down, in degrees.
         roll: largest roll, in degrees.
         augment: mirror training samples, and rotate samples of flat pictures by multiples of 90°.
+        vary_colors: change training samples: permute the channels, scale each by up to a factor of 1.5, and raise the
+            radiance to a power from 0.8 to 1.25, which changes the contrast.
         suffixes: of the files to use. Display-encoded pictures are not radiance: name ``.tif`` only if
             they are linear.
         max_attempts: number of crops without light to try before one is centered on the brightest pixel.
@@ -84,6 +86,7 @@ class HDRFolder(SampleDataset):
         pitch: float = 30.0,
         roll: float = 5.0,
         augment: bool = True,
+        vary_colors: bool = False,
         suffixes: Sequence[str] = (".hdr", ".exr"),
         max_attempts: int = 8,
         cache_bytes: int = 2**29,
@@ -99,6 +102,7 @@ class HDRFolder(SampleDataset):
         self._panorama = panorama
         self._sphere_views = SphereViews(fov, pitch, roll)
         self._augment = augment and split != "val"
+        self._vary_colors = vary_colors and split != "val"
         self._attempts = check_count("max_attempts", max_attempts, 1)
         self.files = split_pictures(self.root, list_pictures(self.root, suffixes), split, val_fraction, val_names)
         per_file = 8 if split == "val" and self.crop is not None else 1
@@ -114,6 +118,8 @@ class HDRFolder(SampleDataset):
         generator = make_generator(self.split, "HDRFolder", self.seed, *key)
         picture = self._cache.get(path, self._load)
         window, margin = self._window(picture, view, generator)
+        if self._vary_colors:
+            window = vary_colors(window, generator)
         if isinstance(self.camera, RawCamera):
             return simulate_raw_bracket(window, self.camera, self.motion, generator, margin=margin, name=name)
         return simulate_bracket(window, self.camera, self.motion, generator, margin=margin, name=name)
@@ -166,6 +172,15 @@ class HDRFolder(SampleDataset):
         if self._augment and integer(generator, 0, 1):
             window = window.flip(2)
         return window.contiguous(), margin
+
+
+def vary_colors(radiance: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a picture (3, H, W) with other colors and another contrast, but the same largest value."""
+    largest = radiance.max().clamp_min(1e-12)
+    power = log_uniform(generator, 0.8, 1.25)
+    gains = torch.tensor([log_uniform(generator, 1 / 1.5, 1.5) for _ in range(3)])
+    order = torch.randperm(3, generator=generator)
+    return (radiance[order] / largest) ** power * (gains / gains.max())[:, None, None] * largest
 
 
 class PictureCache:

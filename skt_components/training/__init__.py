@@ -16,9 +16,10 @@ from skt_components.training.build import (
     build_network,
     build_optimizer,
     framework_options,
+    start_network,
 )
 from skt_components.training.checkpoints import CheckpointFolder, load_checkpoint, restore_state, save_checkpoint
-from skt_components.training.config import TrainConfig, name_options, parse_options, read_options, to_arguments
+from skt_components.training.config import RECIPES, TrainConfig, name_options, parse_options, read_options, to_arguments
 from skt_components.training.engine import Engine, pick_device, unused_parameters
 from skt_components.training.environment import describe_environment, write_environment
 from skt_components.training.guards import NonFiniteError, StepWatch, deferred_interrupt
@@ -31,6 +32,7 @@ from skt_components.training.validation import METRICS, Scores, Validator, mean_
 
 __all__ = [
     "METRICS",
+    "RECIPES",
     "WEIGHTS_FILES",
     "CheckpointFolder",
     "Engine",
@@ -70,6 +72,7 @@ __all__ = [
     "sample_generators",
     "save_checkpoint",
     "seed_everything",
+    "start_network",
     "to_arguments",
     "training_batches",
     "transfer_ramp",

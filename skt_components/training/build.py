@@ -8,18 +8,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import default_collate
 
 from skt_components.banks.priors import KnowledgeBank
 from skt_components.banks.registry import make_knowledge_bank
 from skt_components.banks.vgg import VGG19Features
 from skt_components.data.dataset import SampleDataset
+from skt_components.data.mixing import MixedSamples, SamplePool
 from skt_components.data.registry import PUBLISHED
 from skt_components.framework import ReconstructionLoss
 from skt_components.losses import PerceptualLoss
+from skt_components.models.initialization import initialize_from_samples
+from skt_components.models.network import ReconstructionNetwork
+from skt_components.models.pretrained import load_initial_weights
 from skt_components.models.registry import ForwardORM, bracket_options, load_network
 from skt_components.simulation import Camera, HDRFolder, RawCamera, SyntheticScenes
 from skt_components.training.config import TrainConfig
 
+_FITTED_SAMPLES = 32
 _STEPS_PER_EPOCH = 100  # of simulated data and random crops, which have no length of their own
 
 
@@ -45,16 +51,19 @@ def build_data(config: TrainConfig, processes: int = 1) -> RunData:
     """
     per_epoch = _STEPS_PER_EPOCH * config.batch_size * config.accumulate * processes
     camera = RawCamera(scale=config.scale) if config.domain == "raw" else Camera()
+    scenes = partial(SyntheticScenes, camera=camera)
+    procedural = scenes(per_epoch, config.crop, seed=config.seed)
     if config.root is None:
-        scenes = partial(SyntheticScenes, camera=camera)
-        crops = scenes(per_epoch, config.crop, seed=config.seed)
-        return RunData(crops, scenes(config.val_samples, config.val_crop, split="val"))
+        return RunData(_pool(config, procedural), scenes(config.val_samples, config.val_crop, split="val"))
     train: dict[str, Any] = {"crop": config.crop, "seed": config.seed, "samples_per_epoch": per_epoch}
     validation: dict[str, Any] = {"crop": config.val_crop, "samples_per_epoch": config.val_samples}
     if config.data == "hdr-folder":
         names = config.val_names or None
         photographs = partial(HDRFolder, config.root, camera=camera, val_fraction=0.2, val_names=names)
-        return RunData(photographs(**train), photographs(split="val", **validation))
+        training: SampleDataset = photographs(vary_colors=config.vary_colors, **train)
+        if share := config.procedural_share:
+            training = MixedSamples([procedural, training], [share, 1 - share], seed=config.seed)
+        return RunData(_pool(config, training), photographs(split="val", **validation))
     if config.domain == "srgb":
         validation["samples_per_epoch"] = None  # one crop of every test scene
     published = partial(PUBLISHED[config.data], config.root)
@@ -64,12 +73,35 @@ def build_data(config: TrainConfig, processes: int = 1) -> RunData:
     )
 
 
+def _pool(config: TrainConfig, training: SampleDataset) -> SampleDataset:
+    return SamplePool(training, config.pool) if config.pool else training
+
+
 def build_network(config: TrainConfig) -> tuple[nn.Module, ForwardORM]:
     """Make the network with the seed's weights, and the function that calls it."""
     options = bracket_options(config.domain, scale=config.scale)
     if config.checkpointing:
         options["checkpointing"] = True
     return load_network(config.orm, **options)
+
+
+def start_network(config: TrainConfig, network: nn.Module, data: SampleDataset) -> None:
+    """Give a network the weights to start from: those of ``init``, or a last layer fitted to training samples.
+
+    Args:
+        config: its ``init``, ``init_official`` and ``start``.
+        network: a new network; one of other code keeps its own weights without ``init``.
+        data: training samples, for the fit.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the weights are for another network.
+    """
+    if config.init is not None:
+        load_initial_weights(config.init, network, official=config.init_official)
+    elif config.start == "fitted" and ":" not in config.orm and isinstance(network, ReconstructionNetwork):
+        samples = default_collate([data[(0, index % len(data))] for index in range(_FITTED_SAMPLES)])
+        initialize_from_samples(network, samples.bracket, samples.target)
 
 
 def build_bank(config: TrainConfig) -> KnowledgeBank:
@@ -117,7 +149,7 @@ def build_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optim
     """Make Adam or AdamW for all trained parameters, which it updates in one kernel."""
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return kind(parameters, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay, fused=True)
+    return kind(parameters, lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay, fused=True)
 
 
 def build_average(config: TrainConfig, network: nn.Module) -> AveragedModel | None:

@@ -24,6 +24,7 @@ from skt_components.framework.loss_weights import LossWeights
 _AT_LEAST = {
     **dict.fromkeys(("steps", "batch_size", "accumulate", "log_every", "validate_every", "checkpoint_every"), 1),
     **dict.fromkeys(("keep", "regions", "seeds", "val_samples", "teacher_stride"), 1),
+    "pool": 0,
     **{"crop": 8, "val_crop": 16},
 }
 _NOT_NEGATIVE = (
@@ -43,11 +44,26 @@ class TrainConfig:
     camera: Literal["srgb", "raw", "raw-x4"] = "srgb"
     """Camera that takes the brackets of synthetic and hdr-folder: three color exposures, five dark to light RAW
     exposures of a moving scene (as BracketIRE), or the same at a quarter of the target's size (as BracketIRE+)."""
+    procedural_share: float = 0.0
+    """Share of the training samples of hdr-folder that are procedural scenes instead: more variety than few photographs
+    have."""
+    vary_colors: bool = False
+    """Change colors and contrast of the training photographs of hdr-folder at random."""
+    pool: int = 0
+    """Number of training samples of synthetic and hdr-folder that are rendered once, and used again in every epoch;
+    0 renders all anew. For RAW brackets, which take longer to render than to train on."""
     metadata: bool = False
     """Render RAW with its white balance and color matrix for the bank and the teacher; the paper does not."""
     orm: str = "ahdrnet-small"
     """Network: ahdrnet, hdr-transformer, sctnet or tmrnet, each also with the ending -small, made for the data,
     or package.module:callable that returns an nn.Module."""
+    init: str | None = None
+    """Weights to start from: the name of a pretrained network (ahdrnet-small, ...), or a file of weights of orm."""
+    init_official: bool = False
+    """The file of init is from the network's authors, whose channels have another order."""
+    start: Literal["fitted", "random"] = "fitted"
+    """Without init: a last layer that is fitted to some training samples, so that the network begins with a picture,
+    or random weights alone. A network of your own always begins with its own weights."""
     taps: tuple[str, ...] = ()
     """Three layers of the network to align; its own fusion_taps when empty."""
     knowledge_bank: str = "tf_efficientnet_lite0"
@@ -76,7 +92,7 @@ class TrainConfig:
     """Overrides lambda of eq. 5."""
     perceptual: str | None = None
     """Features of eq. 5's second term: "bank", "pretrained" (VGG19, downloads), or a file of VGG19 weights."""
-    org_rms_weight: float = 0.0
+    org_rms_weight: float = 0.5
     """Weight of the root mean square error of each picture in L_org, of the bare network too: large errors count."""
     org_perceptual_weight: float = 0.0
     """Weight of a perceptual term in L_org, of the bare network too, over the features of perceptual."""
@@ -102,14 +118,14 @@ class TrainConfig:
     """Forward passes per step, whose gradient is that of one large batch."""
     crop: int = 64
     """Side of the training crops, in pixels; for RAW in packed pixels, blocks of 2 x 2."""
-    lr: float = 1e-3
-    """Learning rate."""
+    lr: float | None = None
+    """Learning rate; 4e-3 for AHDRNet and 1e-3 for other networks when not given."""
     final_lr: float | None = None
-    """Learning rate at the end; a fiftieth of lr when not given."""
+    """Learning rate at the end; a fiftieth of the first when not given."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """Path of the learning rate to final_lr: along a cosine, at once after four fifths of the steps, or never."""
-    warmup_steps: int = 0
-    """Steps over which the learning rate grows from warmup_lr."""
+    warmup_steps: int | None = None
+    """Steps over which the learning rate grows from warmup_lr; a tenth of steps, at most 500, when not given."""
     warmup_lr: float = 0.0
     """Learning rate of the first of these steps."""
     optimizer: Literal["adam", "adamw"] = "adam"
@@ -126,7 +142,7 @@ class TrainConfig:
     """Number of trainings, with seed, seed + 1, ..., which are reported together."""
     val_names: tuple[str, ...] = ()
     """Photographs of hdr-folder that validate, as paths below root; the last fifth by name when not given."""
-    val_crop: int = 128
+    val_crop: int = 192
     """Side of the validation pictures, in the unit of crop."""
     val_samples: int = 16
     """Validation pictures of synthetic, hdr-folder and bracketire; the others have one of every test scene."""
@@ -185,6 +201,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+        if not 0 <= self.procedural_share <= 1:
+            raise ValueError(f"procedural_share must be in [0, 1], got {self.procedural_share}")
+        if self.init_official and self.init is None:
+            raise ValueError("init_official needs the authors' file: give `init`")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         if self.perceptual is None:
@@ -195,7 +215,7 @@ class TrainConfig:
             )
         if self.final_lr is not None and self.schedule == "constant":
             raise ValueError("final_lr is where a schedule ends: schedule=constant has none")
-        if self.warmup_lr and not self.warmup_steps:
+        if self.warmup_lr and self.warmup_steps == 0:
             raise ValueError("warmup_lr is where a warm-up begins: give `warmup_steps`")
         if self.bare and self.compare:
             raise ValueError("bare trains no framework to `compare` with: give one of them")
@@ -212,6 +232,16 @@ class TrainConfig:
     def scale(self) -> int:
         """Ratio of the sizes of target and bracket: 1 or 4."""
         return 4 if self.camera == "raw-x4" or self.data == "bracketire-plus" else 1
+
+    @property
+    def learning_rate(self) -> float:
+        """The largest learning rate: ``lr``, or the best found for the network."""
+        return self.lr if self.lr is not None else 4e-3 if self.orm.startswith("ahdrnet") else 1e-3
+
+    @property
+    def warmup(self) -> int:
+        """Steps over which the learning rate grows."""
+        return min(self.steps // 10, 500) if self.warmup_steps is None else self.warmup_steps
 
     @property
     def peak(self) -> float:
@@ -232,11 +262,11 @@ class TrainConfig:
 
     def unreached_options(self) -> list[str]:
         """Return a sentence for each option that this number of steps is too small for; no error in a short trial."""
-        effects = {"warmup_steps": f"the learning rate does not reach lr={self.lr:g}"}
+        effects = {"warmup_steps": f"the learning rate does not reach lr={self.learning_rate:g}"}
         if not self.bare:
             effects["transfer_start"] = "the framework does not train the network"
         values = {name: getattr(self, name) for name in effects}
-        late = {name: value for name, value in values.items() if value >= self.steps}
+        late = {name: value for name, value in values.items() if value is not None and value >= self.steps}
         return [f"{name}={value} of steps={self.steps}: {effects[name]}" for name, value in late.items()]
 
     def _check_no_features(self) -> None:
@@ -263,6 +293,11 @@ class TrainConfig:
         if not simulated and self.camera != "srgb":
             scenes = "synthetic or hdr-folder"
             raise ValueError(f"camera={self.camera} takes pictures of {scenes}: data={self.data} has its own")
+        for name in ("procedural_share", "vary_colors"):
+            if getattr(self, name) and self.data != "hdr-folder":
+                raise ValueError(f"{name} is for photographs of data=hdr-folder, not data={self.data}")
+        if self.pool and not simulated:
+            raise ValueError(f"pool is for rendered data, synthetic or hdr-folder: data={self.data} is read from files")
         if self.val_names and self.data != "hdr-folder":
             raise ValueError(f"val_names are photographs of data=hdr-folder: data={self.data} has its own split")
         if self.metadata and self.domain == "srgb":
@@ -275,8 +310,19 @@ class TrainConfig:
                 )
 
 
+RECIPES: dict[str, dict[str, Any]] = {
+    "best": {},
+    "plain": {"lr": 1e-3, "warmup_steps": 0, "org_rms_weight": 0.0, "start": "random"},
+}
+"""Options that a recipe replaces: "best" are the defaults, "plain" is Adam at 1e-3, L1, and random weights."""
+
+
+@dataclass(frozen=True)
 class Options(TrainConfig):
     """Options from a command line: errors name the options as they are typed."""
+
+    recipe: Literal["best", "plain"] = "best"
+    """Defaults of the training: the best found, or plain: lr 1e-3, no warm-up, L1 alone, random weights."""
 
     def __post_init__(self) -> None:
         try:
@@ -301,7 +347,11 @@ def parse_options(arguments: Sequence[str]) -> TrainConfig:
     files.add_argument(_flag("resume"), type=lambda run: Path(run) / "config.toml")
     files.add_argument(_flag("config"), type=Path)
     found = [file for file in vars(files.parse_known_args(arguments)[0]).values() if file is not None]
-    options = tyro.cli(Options, args=[*itertools.chain(*map(read_options, found)), *arguments])
+    given = [*itertools.chain(*map(read_options, found)), *arguments]
+    recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    recipe.add_argument(_flag("recipe"), default="best")
+    name = recipe.parse_known_args(given)[0].recipe
+    options = tyro.cli(Options, args=[*to_arguments(RECIPES.get(name, {})), *given])  # which rejects unknown recipes
     return TrainConfig(**{field.name: getattr(options, field.name) for field in fields(TrainConfig)})
 
 
@@ -349,7 +399,7 @@ def read_options(path: str | os.PathLike[str]) -> list[str]:
         ValueError: the file is not TOML, or holds a table or an unknown name.
     """
     path, options = Path(path), read_toml(path)
-    known = [field.name for field in fields(TrainConfig)]
+    known = [field.name for field in fields(Options)]
     for key, value in options.items():
         if key.replace("-", "_") not in known:
             similar = difflib.get_close_matches(key, known, n=1)

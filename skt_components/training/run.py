@@ -122,6 +122,7 @@ class Run:
             rewind_log(self._log.file, self.name, self.start)
         for text in self.checkpoints.notices:
             self._log.notice(self.start, text)
+        self._log.write_baselines(mean_scores(self.validator.baselines))
         if self.start == 0:
             self._log.write(0, validation=mean_scores(self.validator.score(self.module, self.network)))
         elif self.start % self.config.validate_every == 0 and self._checked < self.start:
@@ -328,6 +329,12 @@ class RunLog:
         if self.engine.is_main:
             append_json_line(self.file, {"run": self.name, "step": step, **entry})
             self.engine.accelerator.log(dict(_flatten(self.title, entry)), step=step)
+
+    def write_baselines(self, scores: Mapping[str, Mapping[str, float]]) -> None:
+        """Write the scores of pictures without training, once for all trainings of a folder."""
+        written = self.file.is_file() and any("baselines" in line for line in read_json_lines(self.file))
+        if self.engine.is_main and not written:
+            append_json_line(self.file, {"run": "baselines", "step": 0, "baselines": scores})
 
     def notice(self, step: int, text: str) -> None:
         """Write a line that a person should read, and print it."""

@@ -29,6 +29,7 @@ _FIXED = (
     *("data", "camera", "metadata", "orm", "taps", "knowledge_bank", "bank_taps", "region_source", "regions"),
     *("perceptual", "joint", "detach_features", "org_rms_weight", "org_perceptual_weight", "teacher_stride"),
     *("teacher_domain", "optimizer", "crop", "val_crop", "seed", "seeds", "bare", "val_samples", "val_names"),
+    *("procedural_share", "vary_colors", "pool", "init", "init_official", "start"),
 )
 _NOT_STORED = ("config", "resume", "out", "dry_run")
 
@@ -59,7 +60,8 @@ class RunFolder:
         if engine.is_main:
             several = engine.processes > 1
             device = f"{engine.processes} x {engine.device.type}" if several else str(engine.device)
-            task = f"{config.orm} with {config.knowledge_bank} on {config.data}"
+            start = f"from {config.init}" if config.init else f"from {config.start} weights"
+            task = f"{config.orm} {start} with {config.knowledge_bank} on {config.data}"
             print(f"{task}, {device}, {config.steps} steps -> {self.path}")
 
     def seed_configs(self) -> Iterator[tuple[TrainConfig, Path]]:
@@ -188,7 +190,7 @@ def explain(error: BaseException) -> str:
 
 def _stored_options(config: TrainConfig) -> dict[str, str]:
     options: dict[str, Any] = {key: value for key, value in asdict(config).items() if value is not None}
-    for key in ("weights", "perceptual"):
+    for key in ("weights", "perceptual", "init"):
         if key in options and Path(options[key]).is_file():
             options[key] = Path(options[key])
     return {key: to_toml(value) for key, value in options.items() if key not in _NOT_STORED}

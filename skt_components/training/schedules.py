@@ -21,15 +21,16 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         >>> [round(learning_rate(config, step), 3) for step in (0, 5, 10, 55, 100)]
         [0.0, 0.5, 1.0, 0.75, 0.5]
     """
-    if step < config.warmup_steps:
-        return config.warmup_lr + (config.lr - config.warmup_lr) * step / config.warmup_steps
-    final = config.lr / 50 if config.final_lr is None else config.final_lr
+    rate, warmup = config.learning_rate, config.warmup
+    if step < warmup:
+        return config.warmup_lr + (rate - config.warmup_lr) * step / warmup
+    final = rate / 50 if config.final_lr is None else config.final_lr
     if config.schedule == "constant":
-        return config.lr
+        return rate
     if config.schedule == "step":
-        return config.lr if step < _LAST_PART * config.steps else final
-    done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
-    return final + (config.lr - final) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        return rate if step < _LAST_PART * config.steps else final
+    done = (step - warmup) / max(config.steps - warmup, 1)
+    return final + (rate - final) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 def transfer_ramp(config: TrainConfig, step: int) -> float:

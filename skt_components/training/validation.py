@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from skt_components import evaluation
 from skt_components.data.sample import HDRSample
+from skt_components.evaluation.baselines import BASELINES, baseline_pictures
 from skt_components.files.json_lines import read_json_lines
 from skt_components.framework import SemanticKnowledgeTransfer
 from skt_components.metrics import psnr_l, psnr_mu, ssim_mu
@@ -42,6 +44,13 @@ class Validator:
     ) -> None:
         self.config, self.engine, self.framework, self.data = config, engine, framework, data
 
+    @functools.cached_property
+    @torch.no_grad()
+    def baselines(self) -> Scores:
+        """Scores of the reference exposure and the exposure merge, which need no training; every process asks."""
+        scale = self.config.scale
+        return self._score_all(lambda sample: baseline_pictures(sample.bracket, sample.exposure_times, scale=scale))
+
     @torch.no_grad()
     def score(self, module: nn.Module, network: nn.Module) -> Scores:
         """Return the scores of all pictures, in every process.
@@ -50,17 +59,24 @@ class Validator:
             module: the framework or the bare network; it has ``reconstruct``.
             network: what runs in the place of the module's own network, such as its moving average.
         """
-        engine, count = self.engine, len(self.data)  # type: ignore[arg-type]
-        mine, rows = range(engine.rank, count, engine.processes), {}
         module.eval()
         network.eval()
+
+        def reconstruct(sample: HDRSample) -> dict[str, Tensor]:
+            metadata = self.config.rendering_metadata(sample)
+            hdr, refined = module.reconstruct(sample.bracket, orm=network, metadata=metadata)  # type: ignore[operator]
+            return {"ORM": hdr} | ({} if refined is None else {"SPGRM": refined})
+
+        return self._score_all(reconstruct)
+
+    def _score_all(self, reconstruct: Callable[[HDRSample], Mapping[str, Tensor]]) -> Scores:
+        """Score the pictures that a function makes of each batch of samples; return all scores in every process."""
+        engine, count = self.engine, len(self.data)  # type: ignore[arg-type]
+        mine, rows = range(engine.rank, count, engine.processes), {}
         batches = DataLoader(Subset(self.data, mine), _BATCH)
         for start, sample in zip(itertools.count(0, _BATCH), batches, strict=False):
             sample = move_sample(sample, engine.device, engine.dtype)
-            metadata = self.config.rendering_metadata(sample)
-            hdr, refined = module.reconstruct(sample.bracket, orm=network, metadata=metadata)  # type: ignore[operator]
-            pictures = {"ORM": hdr} | ({} if refined is None else {"SPGRM": refined})
-            scores = {name: self._score_batch(picture, sample) for name, picture in pictures.items()}
+            scores = {name: self._score_batch(picture, sample) for name, picture in reconstruct(sample).items()}
             for i, number in enumerate(mine[start : start + _BATCH]):
                 rows[number] = {name: {m: values[i] for m, values in row.items()} for name, row in scores.items()}
         every = engine.gather(rows)
@@ -70,7 +86,7 @@ class Validator:
         }
 
     def draw(self, path: Path, networks: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
-        """Draw three scenes: exposures, regions, the networks' results, target and errors.
+        """Draw three scenes: exposures, regions, reference, merge and networks beside the target, and errors.
 
         Args:
             path: a picture file; its folder is made.
@@ -109,6 +125,8 @@ def results_table(
 ) -> str:
     """Return the table of a run: means over pictures and seeds, and the paired gain over the bare network.
 
+    The first rows are pictures without training: the reference exposure, and the exposure merge.
+
     Args:
         config: the options of the run.
         folders: the folder of each seed, with the scores before training in ``metrics.jsonl``.
@@ -116,7 +134,9 @@ def results_table(
         data: the validation pictures.
     """
     logs = [read_json_lines(folder / "metrics.jsonl") for folder in folders]
-    rows = {"ORM before": [next(line["validation"]["ORM"] for line in log if "validation" in line) for log in logs]}
+    free = [line for log in logs for line in log if "baselines" in line]
+    rows = {title: [line["baselines"][title] for line in free] for title in BASELINES} if free else {}
+    rows["ORM before"] = [next(line["validation"]["ORM"] for line in log if "validation" in line) for log in logs]
     if not config.bare:
         rows["ORM after"] = [mean_scores(result["framework"])["ORM"] for result in results]
         rows["SPGRM (teacher)"] = [mean_scores(result["framework"])["SPGRM"] for result in results]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from skt_components.data import HDRSample, save_contact_sheet, show_exposures, show_radiance
-from skt_components.ops import mosaic, mu_law, pack_raw, srgb_encode
+from skt_components.data.preview import compressed_radiance
+from skt_components.ops import mosaic, mu_law, pack_raw, srgb_encode, tone_map
 from skt_components.simulation import SyntheticScenes
 
 MATRIX = torch.tensor([[1.5, -0.4, -0.1], [-0.2, 1.4, -0.2], [0.0, -0.6, 1.6]])
@@ -30,7 +31,8 @@ def gray_raw(level):
 def test_srgb_exposures_are_the_ldr_pictures():
     sample = SyntheticScenes(1, 32)[0]
     assert torch.equal(show_exposures(sample), sample.bracket[:, 3:])
-    assert torch.equal(show_radiance(sample.target, sample), mu_law(sample.target))
+    assert torch.equal(show_radiance(sample.target, sample), tone_map(sample.target[None])[0])
+    assert torch.equal(compressed_radiance(sample.target, sample), mu_law(sample.target))
 
 
 def test_raw_gray_stays_gray_and_saturates_to_white():
@@ -39,7 +41,7 @@ def test_raw_gray_stays_gray_and_saturates_to_white():
     assert shown.shape == (5, 3, 8, 8)
     for exposure, level in zip(shown, (0.5 / 16, 0.5 / 4, 0.5, 1.0, 1.0), strict=True):
         assert torch.allclose(exposure, srgb_encode(torch.tensor(level)), atol=1e-6)
-    target = show_radiance(sample.target, sample)
+    target = compressed_radiance(sample.target, sample)
     assert torch.allclose(target, torch.tensor(math.log1p(5000 * 0.5 / 16) / math.log(5001)), atol=1e-6)
 
 

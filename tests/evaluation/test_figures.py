@@ -11,8 +11,9 @@ import torch
 
 from skt_components.banks import priors_from_labels, priors_from_masks
 from skt_components.data import HDRSample
-from skt_components.evaluation import PriorsRow, SampleRow, save_curves, save_priors, save_samples
+from skt_components.evaluation import PriorsRow, SampleRow, figures, save_curves, save_priors, save_samples
 from skt_components.evaluation.figures import principal_colors, region_colors
+from skt_components.ops import tone_map
 
 
 def read_picture(path) -> torch.Tensor:
@@ -27,6 +28,7 @@ def make_row(name="scene", labels=True, results=("ours", "bare"), exposures=3, s
         torch.rand(exposures, 3, *size),
         {result: torch.rand(3, *size, requires_grad=True) for result in results},
         torch.rand(3, *size),
+        {result: 0.1 * torch.rand(*size) for result in results},
         torch.randint(-1, 4, size) if labels else None,
     )
 
@@ -78,6 +80,12 @@ def test_the_curves_are_the_numbers_of_the_file(monkeypatch, tmp_path):
     assert terms == {"org": [[s, 0.5 / (s + 1)] for s in (0, 10, 20)], "color": [[s, 1e-3] for s in (0, 10, 20)]}
     assert norms == {"org": [[s, 1.0] for s in (0, 10, 20)], "color": [[s, 0.0] for s in (0, 10, 20)]}
     assert validation == {"framework ORM": [[s, 30.0 + s] for s in (0, 10, 20)]}
+
+
+def test_pictures_without_training_are_level_lines(monkeypatch, tmp_path):
+    free = {"run": "baselines", "step": 0, "baselines": {"reference exposure": {"PSNR-mu": 31.0}}}
+    _, _, validation = drawn_lines(monkeypatch, tmp_path, [free, *training_lines()])
+    assert validation["reference exposure"] == [[0, 31.0], [1, 31.0]]
 
 
 def test_two_runs_are_two_lines_that_never_run_backwards(monkeypatch, tmp_path):
@@ -189,10 +197,12 @@ def test_raw_exposures_are_shown_as_the_sensor_saw_them_and_clipped_light_is_whi
 def test_raw_results_and_target_are_shown_in_the_colors_of_the_metadata(scale):
     sample = raw_sample(0.1, scale=scale)
     row = SampleRow.from_sample(sample, {"double": 2 * sample.target})
-    for picture, linear in ((row.target, 0.1), (row.results["double"], 0.2)):
+    assert list(row.results) == ["reference exposure", "exposure merge", "double"]
+    for picture in (row.target, *row.results.values()):
         assert picture.shape == (3, 8 * scale, 8 * scale)
-        expected = math.log(1 + 5000 * linear) / math.log(5001)
-        torch.testing.assert_close(picture, torch.full_like(picture, expected), atol=1e-5, rtol=1e-4)
+        assert (picture.amax(0) - picture.amin(0)).max() < 1e-3  # gray
+    wanted = (math.log(1 + 5000 * 0.2) - math.log(1 + 5000 * 0.1)) / math.log(5001)
+    torch.testing.assert_close(row.errors["double"], torch.full((8 * scale,) * 2, wanted), atol=1e-5, rtol=1e-4)
     plain = SampleRow.from_sample(raw_sample(0.1, metadata=False), {}).target.mean((1, 2))
     assert plain[1] > plain[0] + 0.05  # the sensor's green
 
@@ -204,42 +214,63 @@ def test_srgb_samples_show_their_exposures_and_tone_mapped_results():
     row = SampleRow.from_sample(sample, {"ours": (target / 2).requires_grad_()}, labels)
     assert (row.name, row.labels) == ("scene", labels)
     assert torch.equal(row.ldrs, ldr)
-    torch.testing.assert_close(row.target, torch.log1p(5000 * target) / math.log(5001))
-    torch.testing.assert_close(row.results["ours"], torch.log1p(2500 * target) / math.log(5001))
+    torch.testing.assert_close(row.target, tone_map(target[None])[0])
+    torch.testing.assert_close(row.results["ours"], tone_map(target[None] / 2, like=target[None])[0])
+    torch.testing.assert_close(row.results["reference exposure"], tone_map(ldr[None, 1] ** 2, like=target[None])[0])
+    error = (torch.log1p(5000 * target) - torch.log1p(2500 * target)) / math.log(5001)
+    torch.testing.assert_close(row.errors["ours"], error.mean(0))
     assert not row.results["ours"].requires_grad
 
 
 def test_a_row_of_a_raw_sample_is_drawn(tmp_path):
     sample = raw_sample(0.02, scale=4)  # whose exposures are smaller than the rest
     save_samples(tmp_path / "samples.png", [SampleRow.from_sample(sample, {"ours": sample.target})])
-    assert read_picture(tmp_path / "samples.png").shape[1] == pytest.approx(2.2 * (5 + 1 + 1 + 1) * 110, abs=3)
+    assert read_picture(tmp_path / "samples.png").shape[1] == pytest.approx(3.2 * 4 * 100, abs=3)
 
 
 # save_samples
 
 
+def drawn_pictures(monkeypatch, tmp_path, rows) -> list[dict]:
+    """Title -> picture of every line of pictures that is drawn."""
+    lines, draw = [], figures._draw_line
+
+    def record(figure, pictures, **options):
+        lines.append(dict(pictures))
+        return draw(figure, pictures, **options)
+
+    monkeypatch.setattr(figures, "_draw_line", record)
+    save_samples(tmp_path / "samples.png", rows)
+    return lines
+
+
 @pytest.mark.parametrize("labels", [True, False])
-def test_samples_are_drawn(tmp_path, labels):
-    save_samples(tmp_path / "samples.png", [make_row("one", labels), make_row("two", labels)])
+def test_each_scene_is_drawn_large_with_a_zoom_and_errors(monkeypatch, tmp_path, labels):
+    rows = [make_row("one", labels), make_row("two", labels)]
+    lines = drawn_pictures(monkeypatch, tmp_path, rows)
+    exposures = ["exposure 1", "exposure 2", "exposure 3"] + ["regions"] * labels
+    results, zoomed = ["ours", "bare", "target"], ["ours, zoom", "bare, zoom", "target, zoom"]
+    errors = ["|ours - target|", "|bare - target|"]
+    assert [list(line) for line in lines] == [exposures, results, zoomed, errors] * 2
     picture = read_picture(tmp_path / "samples.png")
     assert picture.var() > 1e-3
-    columns = 3 + labels + 2 + 1 + 2  # exposures, regions, results, target, errors
-    assert picture.shape[1] == pytest.approx(2.2 * columns * 110, abs=3)
-    assert picture.shape[0] == pytest.approx(2.35 * 2 * 110, abs=3)
-    assert all(part.var() > 1e-3 for part in picture.chunk(columns, dim=1))
+    assert picture.shape[1] == pytest.approx(3.2 * 3 * 100, abs=3)
 
 
-def test_what_is_drawn_is_what_was_given(tmp_path):
-    flat = [torch.full((3, 20, 24), value) for value in (0.0, 0.2, 0.6)]
-    flat[2][0] = 7.0  # clamped to 1
-    row = SampleRow("flat", torch.stack(flat), {"ours": flat[1]}, flat[1])
-    save_samples(tmp_path / "samples.png", [row])
-    picture = (read_picture(tmp_path / "samples.png") * 255).round()
-    columns = picture.chunk(6, dim=1)
-    middles = [column[column.shape[0] // 2 + 5, column.shape[1] // 2].tolist() for column in columns]
-    assert middles[:3] == [[0, 0, 0], [51, 51, 51], [255, 153, 153]]
-    assert middles[3] == middles[4]  # the result equals the target
-    assert max(middles[5]) < 8  # and its error map is black
+def test_pictures_are_drawn_as_given_and_the_zoom_is_where_the_merge_is_worst(monkeypatch, tmp_path):
+    names = ("reference exposure", "exposure merge", "ours")
+    pictures = {name: torch.full((3, 32, 40), 0.2 * (number + 1)) for number, name in enumerate(names)}
+    pictures["ours"][0] = 7.0  # clamped to 1
+    errors = {name: torch.zeros(32, 40) for name in names}
+    errors["exposure merge"][20:28, 10:18] = 0.5
+    errors["ours"][:8, :8] = 0.5
+    target = torch.arange(32.0)[:, None].expand(3, 32, 40) / 32
+    lines = drawn_pictures(
+        monkeypatch, tmp_path, [SampleRow("scene", torch.rand(3, 3, 32, 40), pictures, target, errors)]
+    )
+    assert lines[1]["ours"][0, 0].tolist() == pytest.approx([1.0, 0.6, 0.6])
+    assert lines[2]["target, zoom"][:, 0, 0].tolist() == pytest.approx([row / 32 for row in range(20, 28)])
+    assert lines[3]["|ours - target|"].max() == 0.5
 
 
 def test_rows_that_do_not_match_are_refused(tmp_path):

@@ -8,11 +8,10 @@ import math
 from pathlib import Path
 
 import pytest
-import tyro
 
 from skt_components.models.registry import NETWORKS as MAKERS
 from skt_components.models.registry import bracket_options
-from skt_components.training import TrainConfig, read_options
+from skt_components.training import TrainConfig, parse_options
 
 try:
     import tomllib
@@ -46,9 +45,8 @@ SAMPLES |= dict.fromkeys(("bracketire", "bracketire-plus"), 400 * 500 * 8)
 
 def read(name: str) -> TrainConfig:
     """The options as the loop gets them, with a folder where the user has to give one."""
-    options = read_options(FILES[name])
     root = [] if 'data = "synthetic"' in FILES[name].read_text(encoding="utf-8") else ["--root", "FOLDER"]
-    return tyro.cli(TrainConfig, args=[*options, *root])
+    return parse_options(["--config", str(FILES[name]), *root])
 
 
 def test_every_experiment_has_its_file_and_no_file_is_unknown() -> None:

@@ -8,7 +8,7 @@ from skt_components.training import TrainConfig, learning_rate, transfer_ramp
 
 
 def test_the_default_falls_along_a_cosine_to_a_fiftieth() -> None:
-    config = TrainConfig(steps=100, lr=1e-3)
+    config = TrainConfig(steps=100, lr=1e-3, warmup_steps=0)
     rates = [learning_rate(config, step) for step in range(101)]
     assert rates[0] == pytest.approx(1e-3)
     assert rates[50] == pytest.approx((1e-3 + 2e-5) / 2)
@@ -17,12 +17,12 @@ def test_the_default_falls_along_a_cosine_to_a_fiftieth() -> None:
 
 
 def test_the_step_schedule_falls_at_once_after_four_fifths() -> None:
-    config = TrainConfig(steps=100, lr=1e-4, final_lr=1e-5, schedule="step")
+    config = TrainConfig(steps=100, lr=1e-4, final_lr=1e-5, schedule="step", warmup_steps=0)
     assert [learning_rate(config, step) for step in (0, 79, 80, 99)] == [1e-4, 1e-4, 1e-5, 1e-5]
 
 
 def test_a_constant_rate_is_constant() -> None:
-    config = TrainConfig(steps=100, lr=2e-4, schedule="constant")
+    config = TrainConfig(steps=100, lr=2e-4, schedule="constant", warmup_steps=0)
     assert {learning_rate(config, step) for step in range(100)} == {2e-4}
 
 

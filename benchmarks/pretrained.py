@@ -1,0 +1,80 @@
+"""Score the pretrained networks beside the reference exposure and the exposure merge.
+
+    python benchmarks/pretrained.py --photographs PHOTOS [--others FOLDER] --out pretrained.json
+
+On the photographs that trained none of them (the last two of PHOTOS by name), on photographs of other folders, and on
+procedural validation scenes. Prints a table in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from skt_components import HDRFolder, RawCamera, SyntheticScenes, evaluation, load_pretrained
+from skt_components.files.atomic import write_text
+from skt_components.metrics import psnr_l, psnr_mu, ssim_mu
+from skt_components.models import pretrained_names
+
+METRICS = {"PSNR-mu": psnr_mu, "PSNR-L": psnr_l, "SSIM-mu": ssim_mu}
+
+
+def scenes(options: argparse.Namespace, camera: Any, size: int) -> Iterator[tuple[str, Any]]:
+    """Title and data set of each kind of scene."""
+    if options.photographs is not None:
+        yield (
+            "held-out photographs",
+            HDRFolder(
+                options.photographs, crop=size, split="val", val_fraction=0.2, camera=camera, samples_per_epoch=48
+            ),
+        )
+    for folder in options.others:
+        yield (
+            f"photographs of {folder.name}",
+            HDRFolder(folder, crop=size, split="val", val_fraction=1.0, camera=camera, samples_per_epoch=72),
+        )
+    yield "procedural scenes", SyntheticScenes(24, size, split="val", camera=camera)
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photographs", type=Path, help="folder whose first photographs trained the networks")
+    parser.add_argument("--others", type=Path, nargs="*", default=[], help="folders of other photographs")
+    parser.add_argument("--networks", nargs="*", default=pretrained_names())
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    print("| scenes | network | PSNR-mu | PSNR-L | SSIM-mu |\n|---|---|---|---|---|")
+    networks = {name: load_pretrained(name) for name in options.networks}
+    for raw in (False, True):
+        mine = {name: network for name, network in networks.items() if (network.in_channels == 4) == raw}
+        if not mine:
+            continue
+        for title, data in scenes(options, RawCamera() if raw else None, 64 if raw else 128):
+            scores: dict[str, dict[str, list[float]]] = {}
+            for sample in DataLoader(data, 4):
+                pictures = evaluation.baseline_pictures(sample.bracket, sample.exposure_times[0])
+                pictures |= {name: network(sample.bracket) for name, network in mine.items()}
+                for name, picture in pictures.items():
+                    for metric, function in METRICS.items():
+                        values = function(picture, sample.target, peak=16.0 if raw else 1.0).tolist()
+                        scores.setdefault(name, {}).setdefault(metric, []).extend(values)
+            kind = f"{title}, {'RAW' if raw else 'sRGB'}"
+            for name, found in scores.items():
+                means = {metric: statistics.fmean(values) for metric, values in found.items()}
+                rows.append({"scenes": kind, "network": name, "means": means, "PSNR-mu": found["PSNR-mu"]})
+                shown = " | ".join(f"{value:.{4 if 'SSIM' in metric else 2}f}" for metric, value in means.items())
+                print(f"| {kind} | {name} | {shown} |", flush=True)
+    write_text(options.out, json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Pretrained networks of this library by name, and weights to start from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import nn
+
+from skt_components.models.network import ReconstructionNetwork
+from skt_components.models.registry import load_model, load_weights
+from skt_components.ops.checks import check_choice
+
+_FOLDER = Path(__file__).parents[1] / "pretrained"
+
+
+def pretrained_names() -> list[str]:
+    """Return the names that :func:`load_pretrained` takes.
+
+    Example:
+        >>> "ahdrnet-small" in pretrained_names()
+        True
+    """
+    return sorted(path.stem for path in _FOLDER.glob("*.safetensors"))
+
+
+def load_pretrained(name: str) -> ReconstructionNetwork:
+    """Load a network that comes with this library, trained, on the CPU in eval mode.
+
+    The cards of the networks (training data, scores beside reference exposure and merge, limits, licence) are in
+    docs/pretrained.md.
+
+    Args:
+        name: one of :func:`pretrained_names`.
+
+    Raises:
+        ValueError: there is no such network; the message lists the names.
+        ImportError: safetensors is not installed.
+
+    Example:
+        >>> load_pretrained("ahdrnet-small").num_frames
+        3
+    """
+    check_choice("name", name, pretrained_names())
+    return load_model(_FOLDER / f"{name}.safetensors")
+
+
+def load_initial_weights(source: str | os.PathLike[str], network: nn.Module, *, official: bool = False) -> None:
+    """Load weights into a network that is then trained further, all of them or none.
+
+    Args:
+        source: one of :func:`pretrained_names`, or a file of weights.
+        network: one of this library or of your own.
+        official: the file is from the authors of the network, whose channels have another order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the weights are for another network; the message lists the differences.
+
+    Example:
+        >>> from skt_components.models import NETWORKS
+        >>> load_initial_weights("ahdrnet-small", NETWORKS["ahdrnet-small"]())
+    """
+    name = os.fspath(source)
+    if name in pretrained_names():
+        trained = load_pretrained(name)
+        made = getattr(network, "config", None)
+        if type(network) is not type(trained) or made != trained.config:
+            raise ValueError(
+                f"init={name} is a {type(trained).__name__} with {trained.config}, the network is a "
+                f"{type(network).__name__} with {made}"
+            )
+        network.load_state_dict(trained.state_dict())
+    elif not Path(name).is_file():
+        raise FileNotFoundError(f"init={name} is neither a file nor one of {', '.join(pretrained_names())}")
+    elif official:
+        if not isinstance(network, ReconstructionNetwork):
+            raise ValueError(f"init_official is for networks of this library, got {type(network).__name__}")
+        network.load_state_dict(type(network).from_official(name, **network.config).state_dict())
+    else:
+        load_weights(name, network)
