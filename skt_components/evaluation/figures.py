@@ -252,7 +252,7 @@ def _draw_validation(axis: Any, lines: list[dict]) -> None:
     curves = _curves(validations, lambda line: {name: row["PSNR-mu"] for name, row in line["validation"].items()})
     for (run, name), points in curves.items():
         axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=f"{run or ''} {name}".strip())
-    free = next((line["baselines"] for line in lines if "baselines" in line), {})
+    free: dict[str, dict[str, float]] = next((line["baselines"] for line in lines if "baselines" in line), {})
     for (name, row), style in zip(free.items(), ("--", ":"), strict=False):
         axis.axhline(row["PSNR-mu"], color="black", linestyle=style, label=name)
     axis.set(title="validation PSNR-mu [dB]")

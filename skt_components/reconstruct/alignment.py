@@ -74,8 +74,8 @@ def _homography(cv2: Any, moving: Exposure, fixed: Exposure, ratio: float) -> np
         good = [best for best, second in pairs if best.distance < _RATIO * second.distance]
     matrix, inliers = None, 0
     if len(good) >= 4:
-        source = np.float32([points[match.queryIdx].pt for match in good])
-        target = np.float32([targets[match.trainIdx].pt for match in good])
+        source = np.array([points[match.queryIdx].pt for match in good], np.float32)
+        target = np.array([targets[match.trainIdx].pt for match in good], np.float32)
         cv2.setRNGSeed(0)
         matrix, mask = cv2.findHomography(source, target, cv2.RANSAC, _REPROJECTION)
         inliers = 0 if mask is None else int(mask.sum())

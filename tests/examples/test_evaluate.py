@@ -108,7 +108,14 @@ def test_leaves_everything_in_its_folder(evaluate, weights, tmp_path, capsys):
     assert "ours - bare" in shown
     assert PROTOCOLS["simulated"].describe() in shown
     rows = [r for r in csv.reader((out / "metrics.csv").open(encoding="utf-8")) if not r[0].startswith("# ")]
-    assert len(rows) == 1 + 2 * 2 + 3 * 3
+    assert len(rows) == 1 + 2 * 4 + 3 * 5  # two networks, reference exposure, exposure merge, and the difference
+    for index, name in enumerate(pictures):
+        free = skt.evaluation.baseline_predictions(data[index], PROTOCOLS["simulated"])
+        assert list(free) == ["reference exposure", "exposure merge"]
+        for title, picture in free.items():
+            scored = PROTOCOLS["simulated"].score(picture, data[index].target[None])["PSNR-mu"].item()
+            assert pictures[name][title]["PSNR-mu"] == pytest.approx(scored, abs=1e-9)
+    assert "exposure merge" in shown
     report = (out / "report.html").read_text(encoding="utf-8")
     assert report.count('class="scene"') == 2
     assert "ours against bare on synthetic" in report
@@ -168,7 +175,8 @@ def test_two_models_of_one_name_get_numbers(evaluate, weights, tmp_path):
     other.write_bytes(weights[1].read_bytes())
     out = tmp_path / "out"
     evaluate(["--checkpoint", str(weights[0]), "--against", str(other), *SMALL, "--out", str(out)])
-    assert list(read(out)["summary"]) == ["ours-1", "ours-2", "ours-1 - ours-2"]
+    free = list(skt.evaluation.BASELINES)
+    assert list(read(out)["summary"]) == ["ours-1", "ours-2", *free, "ours-1 - ours-2"]
 
 
 # options

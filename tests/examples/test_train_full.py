@@ -135,8 +135,11 @@ def test_leaves_everything_in_its_run_folder(train: Train, tmp_path: Path, capsy
     assert [path.name for path in (run / "samples").iterdir()] == ["orm-00000002.png"]
     assert all((run / name).stat().st_size > 0 for name in FILES)
     shown = capsys.readouterr().out
-    assert "ORM before" in shown
-    assert "SPGRM (teacher)" in shown
+    titles = ["reference exposure", "exposure merge", "ORM before", "ORM after", "SPGRM (teacher)"]
+    assert [title for title in titles if f"\n{title} " in f"\n{shown}"] == titles
+    assert "exposure merge" in (run / "README.md").read_text()
+    free = [line for line in metrics(run) if "baselines" in line]
+    assert [list(line["baselines"]) for line in free] == [titles[:2]]
     steps = [line for line in metrics(run) if "terms" in line]
     assert [line["step"] for line in steps] == [0, 1, 2, 3]
     assert set(steps[-1]["terms"]) == {"org", "content", "color", "alignment", "spgrm"}
@@ -155,7 +158,7 @@ def test_the_saved_network_is_the_plain_network(train: Train, tmp_path: Path) ->
 
 def test_training_learns(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    train(["--steps", "40", "--batch-size", "2", "--crop", "48", "--lr", "1e-3", "--out", str(run)])
+    train(["--steps", "40", "--batch-size", "2", "--crop", "48", "--recipe", "plain", "--out", str(run)])
     lines = metrics(run)
     losses = [line["terms"]["org"] for line in lines if "terms" in line]
     scores = [line["validation"]["ORM"]["PSNR-mu"] for line in lines if "validation" in line]
@@ -197,7 +200,7 @@ def test_options_that_come_too_late_are_named(train: Train, capsys: pytest.Captu
     late = ["--dry-run", "--steps", "5", "--warmup-steps", "5", "--transfer-start", "9"]
     train(late)
     assert capsys.readouterr().err.splitlines() == [
-        "--warmup-steps 5 of --steps 5: the learning rate does not reach --lr 0.001",
+        "--warmup-steps 5 of --steps 5: the learning rate does not reach --lr 0.004",
         "--transfer-start 9 of --steps 5: the framework does not train the network",
     ]
     train([*late, "--steps", "10"])
@@ -343,7 +346,7 @@ def test_every_network_of_ours_trains_by_name(train: Train, tmp_path: Path, name
 @pytest.mark.pictures
 def test_a_folder_of_photographs(train: Train, tmp_path: Path) -> None:
     run, root = tmp_path / "run", photographs(tmp_path / "photos")
-    train([*SMALL, "--data", "hdr-folder", "--root", str(root), "--out", str(run)])
+    train([*SMALL, "--data", "hdr-folder", "--root", str(root), "--val-crop", "96", "--out", str(run)])
     assert (run / "samples.png").stat().st_size > 10_000
     first = skt.HDRFolder(root, split="all").files[0].name
     config = parse_options(["--data", "hdr-folder", "--root", str(root), "--val-names", first])
