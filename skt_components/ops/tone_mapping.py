@@ -72,11 +72,17 @@ def _base(linear: Tensor) -> tuple[Tensor, Tensor]:
     """Return the base layer and the whole luminance, both (B, 1, H, W) in stops."""
     weights = linear.new_tensor(_LUMINANCE)[:, None, None]
     light = (linear.clamp_min(0) * weights).sum(1, keepdim=True).clamp_min(_DARKEST).log2()
-    radius = max(min(light.shape[-2:]) // 32, 2)
-    mean = _blur(light, radius)
-    variance = (_blur(light**2, radius) - mean**2).clamp_min(0)
+    side = min(light.shape[-2:])
+    step = max(side // 256, 1)  # the coefficients of a guided filter are smooth: a small picture has them
+    small = F.avg_pool2d(light, step, ceil_mode=True, count_include_pad=False)
+    radius = max(side // step // 32, 2)
+    mean = _blur(small, radius)
+    variance = (_blur(small**2, radius) - mean**2).clamp_min(0)
     slope = variance / (variance + _EDGE**2)
-    return _blur(slope, radius) * light + _blur(mean - slope * mean, radius), light
+    slope, offset = _blur(slope, radius), _blur(mean - slope * mean, radius)
+    if step > 1:
+        slope, offset = (F.interpolate(x, light.shape[-2:], mode="bilinear") for x in (slope, offset))
+    return slope * light + offset, light
 
 
 def _blur(picture: Tensor, radius: int) -> Tensor:
