@@ -2,7 +2,7 @@
 
 python examples/evaluate.py --checkpoint runs/X/orm.safetensors --data hdr-folder --root PHOTOS --out results
 python examples/evaluate.py --checkpoint SCTNet.pth --orm sctnet --official --data tel --root SCT --out results
-python examples/evaluate.py --checkpoint ours.safetensors --against bare.safetensors --vdp --out results
+python examples/evaluate.py --checkpoint ours.safetensors --against ahdrnet-small --vdp --out results
 python examples/evaluate.py --orm my_package.nets:MyNet --data kalantari --root SIG17 --tile 512 --out results
 
 In --out: metrics.json, metrics.csv, report.html and a folder of pictures for each model. The same command again
@@ -35,14 +35,15 @@ class Options:
     out: Path
     """Folder of the results; a folder with other results is rejected."""
     checkpoint: Path | None = None
-    """Weights; not needed for a package.module:callable that loads its own."""
+    """Weights: a file, or a pretrained network such as ahdrnet-small; not needed for a package.module:callable that
+    loads its own."""
     orm: str = "saved"
     """"saved": the network named in the file; ahdrnet, hdr-transformer, sctnet, tmrnet, tmrnet-plus; or
     package.module:callable."""
     official: bool = False
     """The weights are a file of the network's authors, whose channels have another order."""
     against: Path | None = None
-    """Weights of a second model, to compare on the same pictures."""
+    """Weights of a second model, a file or a name, to compare on the same pictures."""
     against_orm: str | None = None
     """Network of the second model; the default is --orm."""
     against_official: bool = False

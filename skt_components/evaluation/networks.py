@@ -17,6 +17,7 @@ from skt_components.evaluation.tiling import tiled_inference
 from skt_components.files.digest import file_digest
 from skt_components.models import TMRNetPlus
 from skt_components.models.network import ReconstructionNetwork
+from skt_components.models.pretrained import pretrained_file
 from skt_components.models.registry import (
     NETWORKS,
     ForwardORM,
@@ -86,9 +87,10 @@ def load_networks(
     Networks are named after their files, or after the callable without a file; equal names get numbers.
 
     Args:
-        choices: for each network (``checkpoint``, ``orm``, ``official``): a file of weights, None for other code that
-            loads its own; a name in :data:`NETWORKS`, ``package.module:callable``, or "saved" for the network that the
-            file of :func:`save_weights` names; True for weights of the network's authors.
+        choices: for each network (``checkpoint``, ``orm``, ``official``): a file of weights, the name of a pretrained
+            network, None for other code that loads its own; a name in :data:`NETWORKS`, ``package.module:callable``, or
+            "saved" for the network that the file of :func:`save_weights` names; True for weights of the network's
+            authors.
         domain: of the data, "srgb" or "raw".
         scale: how many times as large as their brackets the data's targets are, 1 or 4.
         tile: side of blended tiles; None: run the networks as the protocol prescribes.
@@ -103,7 +105,8 @@ def load_networks(
     if len(set(names)) < len(names):
         names = [f"{name}-{number}" for number, name in enumerate(names, 1)]
     networks, options = [], bracket_options(domain, scale=scale)
-    for name, choice in zip(names, choices, strict=True):
+    for name, (checkpoint, orm, official) in zip(names, choices, strict=True):
+        choice = (None if checkpoint is None else pretrained_file(checkpoint), orm, official)
         network, forward, identity = _load(*choice, dict(options))
         if ":" not in choice[1]:  # other code may call one of our networks in its own way
             _check_brackets(name, network, (options["num_frames"], options["in_channels"], scale))

@@ -45,6 +45,17 @@ def load_pretrained(name: str) -> ReconstructionNetwork:
     return load_model(_FOLDER / f"{name}.safetensors")
 
 
+def pretrained_file(name: str | os.PathLike[str]) -> Path:
+    """Return the file of a pretrained network for its name, unless there is a file of that name; other paths as given.
+
+    Example:
+        >>> pretrained_file("ahdrnet-small").name, pretrained_file("mine.safetensors").name
+        ('ahdrnet-small.safetensors', 'mine.safetensors')
+    """
+    path = Path(name)
+    return _FOLDER / f"{path}.safetensors" if not path.is_file() and os.fspath(name) in pretrained_names() else path
+
+
 def load_initial_weights(source: str | os.PathLike[str], network: nn.Module, *, official: bool = False) -> None:
     """Load weights into a network that is then trained further, all of them or none.
 

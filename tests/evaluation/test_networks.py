@@ -10,12 +10,23 @@ import torch
 from skt_components.evaluation import Protocol, load_networks
 from skt_components.files.digest import file_digest
 from skt_components.models import AHDRNet, TMRNetPlus, save_weights
+from skt_components.models.pretrained import pretrained_file
 
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     save_weights(tmp_path / "ours.safetensors", AHDRNet(features=8, num_layers=2, growth=4))
     return tmp_path / "ours.safetensors"
+
+
+def test_a_pretrained_network_is_loaded_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (found,) = load_networks([(Path("ahdrnet-small"), "saved", False)])
+    assert found.name == "ahdrnet-small"
+    assert found.identity["sha256"] == file_digest(pretrained_file("ahdrnet-small"))
+    (tmp_path / "ahdrnet-small").write_bytes(b"a file of that name is meant")
+    with pytest.raises(ValueError, match="ahdrnet-small"):
+        load_networks([(Path("ahdrnet-small"), "saved", False)])
 
 
 def test_a_file_names_and_identifies_its_network(weights):
