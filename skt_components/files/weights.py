@@ -128,7 +128,7 @@ def _read_torch(file: Path) -> object:
             "or holds Python objects other than tensors, which could run code when loaded; save model.state_dict() "
             f"alone. {reason[1] if reason else ''}".rstrip()
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged file can make the reader fail in any way
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{file} is not a readable PyTorch weights file: {first}") from None
 
