@@ -20,10 +20,9 @@ from skt_components.ops import merge_exposures, reference_exposure
 from skt_components.reconstruct import reconstruct
 from skt_components.simulation import Motion
 
-SIZE, VIEWS = (224, 320), 12
+SIZE, VIEWS = (192, 288), 8
 STILL, HAND = Motion.still(), Motion(objects=(0, 0))
 OBJECTS = Motion(shift=0.0, rotation=0.0, zoom=0.0, perspective=0.0, objects=(2, 3))
-NETWORKS = ("ahdrnet-small", "hdr-transformer-small", "sctnet-small")
 CASES = {
     "tripod, nothing moves": (STILL, 4.0),
     "camera moves a little": (HAND, 4.0),
@@ -36,8 +35,9 @@ CASES = {
 
 def main(photographs: Path) -> None:
     torch.set_num_threads(2)
-    names = [name for name in NETWORKS if name in pretrained_names()]
-    networks = {name: load_pretrained(name) for name in names}
+    loaded = {name: load_pretrained(name) for name in pretrained_names()}
+    networks = {name: network for name, network in loaded.items() if network.in_channels == 6}
+    names = list(networks)
     print("| scene | reference exposure | exposure merge | " + " | ".join(names) + " |\n|" + "---|" * (3 + len(names)))
     for title, (motion, ratio) in CASES.items():
         camera = Camera((1.0, ratio, ratio**2))

@@ -3,7 +3,7 @@
 Examples:
   python -m skt_components.reconstruct dark.jpg middle.jpg bright.jpg --out scene.hdr
   python -m skt_components.reconstruct a.png b.png c.png --times 1/60 1/15 1/4 --align --out scene.exr
-  python -m skt_components.reconstruct 1.dng 2.dng 3.dng 4.dng 5.dng --network tmrnet-small --out scene.exr
+  python -m skt_components.reconstruct 1.dng 2.dng 3.dng 4.dng 5.dng --network raw.safetensors --out scene.exr
 
 Writes the HDR picture, scene.png to look at, and beside them reference exposure and exposure merge, which need no
 network: scene-reference.png, scene-merge.png, scene-merge.hdr.

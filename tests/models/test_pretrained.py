@@ -14,7 +14,7 @@ from skt_components.models import NETWORKS, bracket_options, load_initial_weight
 from skt_components.simulation import RawCamera, SyntheticScenes
 
 FOLDER = Path(skt_components.__file__).parent / "pretrained"
-DOMAINS = {"ahdrnet-small": "srgb", "hdr-transformer-small": "srgb", "sctnet-small": "srgb", "tmrnet-small": "raw"}
+DOMAINS = {"ahdrnet-small": "srgb", "hdr-transformer-small": "srgb"}
 
 
 def network_of(name: str) -> torch.nn.Module:
@@ -55,7 +55,7 @@ def test_pretrained_weights_are_a_start_for_the_network_of_that_name(name: str) 
 
 
 def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"name must be one of .*ahdrnet-small.*tmrnet-small.*, got 'ahdrnet'"):
+    with pytest.raises(ValueError, match=r"name must be one of .*ahdrnet-small.*, got 'ahdrnet'"):
         load_pretrained("ahdrnet")
     with pytest.raises(FileNotFoundError, match=r"init=missing\.pt is neither a file nor one of ahdrnet-small"):
         load_initial_weights("missing.pt", AHDRNet())
