@@ -12,8 +12,6 @@ import statistics
 import sys
 from pathlib import Path
 
-import torch
-
 from skt_components import Camera, HDRFolder, HDRSample, evaluation, load_pretrained, psnr_mu
 from skt_components.models import pretrained_names
 from skt_components.ops import merge_exposures, reference_exposure
@@ -25,7 +23,7 @@ STILL, HAND = Motion.still(), Motion(objects=(0, 0))
 OBJECTS = Motion(shift=0.0, rotation=0.0, zoom=0.0, perspective=0.0, objects=(2, 3))
 CASES = {
     "tripod, nothing moves": (STILL, 4.0),
-    "camera moves a little": (HAND, 4.0),
+    "camera moves a little, not aligned": (HAND, 4.0),
     "objects move": (OBJECTS, 4.0),
     "both": (Motion(), 4.0),
     "both, one stop apart": (Motion(), 2.0),
@@ -34,7 +32,6 @@ CASES = {
 
 
 def main(photographs: Path) -> None:
-    torch.set_num_threads(2)
     loaded = {name: load_pretrained(name) for name in pretrained_names()}
     networks = {name: network for name, network in loaded.items() if network.in_channels == 6}
     names = list(networks)

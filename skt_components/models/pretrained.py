@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def load_initial_weights(source: str | os.PathLike[str], network: nn.Module, *, 
     name = os.fspath(source)
     if name in pretrained_names():
         trained = load_pretrained(name)
-        made = getattr(network, "config", None)
+        made = json.loads(json.dumps(getattr(network, "config", None)))  # lists, as in the file
         if type(network) is not type(trained) or made != trained.config:
             raise ValueError(
                 f"init={name} is a {type(trained).__name__} with {trained.config}, the network is a "

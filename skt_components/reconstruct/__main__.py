@@ -12,6 +12,8 @@ network: scene-reference.png, scene-merge.png, scene-merge.hdr.
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
@@ -84,6 +86,8 @@ def _run(options: argparse.Namespace) -> None:
         if len(times) != len(exposures):
             raise ValueError(f"exposure_times must be {len(exposures)}, one for each picture, got {len(times)}")
         exposures = [exposure._replace(light=time) for exposure, time in zip(exposures, times, strict=True)]
+    if options.network in pretrained_names():
+        _warn_of_other_steps([exposure.light for exposure in exposures], 4.0)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     results = reconstruct_exposures(
         network.to(device), exposures, align=options.align, tile=options.tile, device=device, merge=True
@@ -114,6 +118,19 @@ def _outputs(out: Path, overwrite: bool) -> dict[str, Path]:
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists: choose another name, or replace it with `overwrite`")
     return files
+
+
+def _warn_of_other_steps(light: Sequence[float | None], trained: float) -> None:
+    """Print a warning if exposures are not as far apart as those that trained the pretrained networks."""
+    known = sorted(value for value in light if value)
+    steps = [longer / shorter for shorter, longer in itertools.pairwise(known) if shorter > 0]
+    if any(not trained / 1.5 <= step <= trained * 1.5 for step in steps):
+        apart = ", ".join(f"{math.log2(step):.1f}" for step in steps)
+        print(
+            f"warning: the exposures are {apart} stops apart; the pretrained networks know {math.log2(trained):g} "
+            "stops and fail at others: use the merge",
+            file=sys.stderr,
+        )
 
 
 def _load(network: str) -> Any:

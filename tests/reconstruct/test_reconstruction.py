@@ -174,6 +174,8 @@ def test_three_photographs_become_an_hdr_picture_and_pictures_to_look_at(
     names = ["scene.hdr", "scene.png", "scene-merge.hdr", "scene-merge.png", "scene-reference.png"]
     assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in names]
     assert read_image(out).shape == (3, 96, 128)
+    assert main([*jpegs, "--times", "1", "2", "4", "--out", str(tmp_path / "near.hdr")]) == 0
+    assert "the exposures are 1.0, 1.0 stops apart" in capsys.readouterr().err
     scores = {name: psnr_mu(read_image(tmp_path / name)[None], textured()[None]).item() for name in names[::2][:2]}
     assert scores["scene-merge.hdr"] > 35
     import cv2
