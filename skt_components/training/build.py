@@ -50,20 +50,10 @@ def build_data(config: TrainConfig, processes: int = 1) -> RunData:
         ValueError: a file is broken, or too small for the crops.
     """
     per_epoch = _STEPS_PER_EPOCH * config.batch_size * config.accumulate * processes
-    camera = RawCamera(scale=config.scale) if config.domain == "raw" else Camera()
-    scenes = partial(SyntheticScenes, camera=camera)
-    procedural = scenes(per_epoch, config.crop, seed=config.seed)
-    if config.root is None:
-        return RunData(_pool(config, procedural), scenes(config.val_samples, config.val_crop, split="val"))
+    if config.data in ("synthetic", "hdr-folder"):
+        return _simulated_data(config, per_epoch)
     train: dict[str, Any] = {"crop": config.crop, "seed": config.seed, "samples_per_epoch": per_epoch}
     validation: dict[str, Any] = {"crop": config.val_crop, "samples_per_epoch": config.val_samples}
-    if config.data == "hdr-folder":
-        names = config.val_names or None
-        photographs = partial(HDRFolder, config.root, camera=camera, val_fraction=0.2, val_names=names)
-        training: SampleDataset = photographs(vary_colors=config.vary_colors, **train)
-        if share := config.procedural_share:
-            training = MixedSamples([procedural, training], [share, 1 - share], seed=config.seed)
-        return RunData(_pool(config, training), photographs(split="val", **validation))
     if config.domain == "srgb":
         validation["samples_per_epoch"] = None  # one crop of every test scene
     published = partial(PUBLISHED[config.data], config.root)
@@ -73,8 +63,29 @@ def build_data(config: TrainConfig, processes: int = 1) -> RunData:
     )
 
 
-def _pool(config: TrainConfig, training: SampleDataset) -> SampleDataset:
-    return SamplePool(training, config.pool) if config.pool else training
+def _simulated_data(config: TrainConfig, per_epoch: int) -> RunData:
+    """Make brackets of procedural scenes or photographs, or a mixture of both."""
+    raw = config.domain == "raw"
+    cameras: list[Any] = [Camera((1.0, ratio, ratio**2)) for ratio in config.exposure_ratios]
+    cameras = [RawCamera(scale=config.scale)] if raw else cameras
+    usual = cameras[0] if raw else Camera()
+    scenes = [SyntheticScenes(per_epoch, config.crop, seed=config.seed, camera=camera) for camera in cameras]
+    if config.root is None:
+        parts: list[SampleDataset] = [*scenes]
+        shares = [1.0] * len(parts)
+        validation: SampleDataset = SyntheticScenes(config.val_samples, config.val_crop, split="val", camera=usual)
+    else:
+        folder: Any = partial(HDRFolder, config.root, val_fraction=0.2, val_names=config.val_names or None)
+        options: dict[str, Any] = {"crop": config.crop, "seed": config.seed, "samples_per_epoch": per_epoch}
+        options["vary_colors"] = config.vary_colors
+        photographs = [folder(camera=camera, **options) for camera in cameras]
+        share = config.procedural_share
+        parts = [*photographs, *(scenes if share else [])]
+        shares = [1 - share] * len(photographs) + ([share] * len(scenes) if share else [])
+        views: dict[str, Any] = {"crop": config.val_crop, "samples_per_epoch": config.val_samples}
+        validation = folder(split="val", camera=usual, **views)
+    training = parts[0] if len(parts) == 1 else MixedSamples(parts, shares, seed=config.seed)
+    return RunData(SamplePool(training, config.pool) if config.pool else training, validation)
 
 
 def build_network(config: TrainConfig) -> tuple[nn.Module, ForwardORM]:

@@ -49,6 +49,9 @@ class TrainConfig:
     have."""
     vary_colors: bool = False
     """Change colors and contrast of the training photographs of hdr-folder at random."""
+    exposure_ratios: tuple[float, ...] = (4.0,)
+    """Ratios of the exposure times of sRGB brackets of synthetic and hdr-folder; a training sample has one of them,
+    validation has 4. Brackets that people take are one to three stops apart: 2, 4 and 8."""
     pool: int = 0
     """Number of training samples of synthetic and hdr-folder that are rendered once, and used again in every epoch;
     0 renders all anew. For RAW brackets, which take longer to render than to train on."""
@@ -296,6 +299,10 @@ class TrainConfig:
         for name in ("procedural_share", "vary_colors"):
             if getattr(self, name) and self.data != "hdr-folder":
                 raise ValueError(f"{name} is for photographs of data=hdr-folder, not data={self.data}")
+        if self.exposure_ratios != (4.0,) and (not simulated or self.domain == "raw"):
+            raise ValueError("exposure_ratios are for sRGB brackets of data=synthetic or hdr-folder")
+        if not self.exposure_ratios or not all(1 < ratio < math.inf for ratio in self.exposure_ratios):
+            raise ValueError(f"exposure_ratios must be finite numbers > 1, got {self.exposure_ratios}")
         if self.pool and not simulated:
             raise ValueError(f"pool is for rendered data, synthetic or hdr-folder: data={self.data} is read from files")
         if self.val_names and self.data != "hdr-folder":

@@ -29,7 +29,7 @@ _FIXED = (
     *("data", "camera", "metadata", "orm", "taps", "knowledge_bank", "bank_taps", "region_source", "regions"),
     *("perceptual", "joint", "detach_features", "org_rms_weight", "org_perceptual_weight", "teacher_stride"),
     *("teacher_domain", "optimizer", "crop", "val_crop", "seed", "seeds", "bare", "val_samples", "val_names"),
-    *("procedural_share", "vary_colors", "pool", "init", "init_official", "start"),
+    *("procedural_share", "vary_colors", "exposure_ratios", "pool", "init", "init_official", "start"),
 )
 _NOT_STORED = ("config", "resume", "out", "dry_run")
 

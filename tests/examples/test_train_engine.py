@@ -620,7 +620,10 @@ def test_a_damaged_picture_leaves_a_run_that_says_so(train, tmp_path: Path) -> N
     (photographs / "a.hdr").write_bytes(whole[: len(whole) // 2])
     options = [*SHORT, "--steps", "40", "--data", "hdr-folder", "--root", str(photographs), "--val-samples", "2"]
     with pytest.raises(SystemExit, match=r"a\.hdr: broken or truncated"):
-        train([*options, "--out", str(tmp_path / "run")])
+        train([*options, "--out", str(tmp_path / "early")])  # the fit of the last layer reads it
+    assert not (tmp_path / "early").exists()
+    with pytest.raises(SystemExit, match=r"a\.hdr: broken or truncated"):
+        train([*options, "--start", "random", "--out", str(tmp_path / "run")])
     assert "a.hdr: broken or truncated" in (tmp_path / "run" / "README.md").read_text()
 
 

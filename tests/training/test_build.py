@@ -138,9 +138,21 @@ def test_varied_colors_change_training_samples_alone(photographs: Path) -> None:
     assert varied.training[(0, 0)].target.min() >= 0
 
 
+def test_training_samples_have_one_of_the_exposure_ratios_and_validation_has_four(photographs: Path) -> None:
+    for data in ({}, {"data": "hdr-folder", "root": photographs, "procedural_share": 0.5}):
+        config = TrainConfig(crop=16, val_crop=16, exposure_ratios=(2.0, 8.0), **data)  # type: ignore[arg-type]
+        made = build_data(config)
+        times = {tuple(made.training[(epoch, 0)].exposure_times.tolist()) for epoch in range(40)}
+        assert times == {(1.0, 2.0, 4.0), (1.0, 8.0, 64.0)}
+        assert made.validation[0].exposure_times.tolist() == [1.0, 4.0, 16.0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"exposure_ratios": (1.0,)}, r"exposure_ratios must be finite numbers > 1, got \(1.0,\)"),
+        ({"exposure_ratios": ()}, "exposure_ratios must be finite numbers > 1"),
+        ({"exposure_ratios": (2.0,), "camera": "raw"}, "exposure_ratios are for sRGB brackets"),
         ({"procedural_share": 1.5}, r"procedural_share must be in \[0, 1\], got 1.5"),
         ({"procedural_share": 0.5}, "procedural_share is for photographs of data=hdr-folder, not data=synthetic"),
         ({"vary_colors": True}, "vary_colors is for photographs of data=hdr-folder"),
