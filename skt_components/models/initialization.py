@@ -48,6 +48,7 @@ def fit_last_layer(
         ValueError: the layer does not exist, is no convolution of stride 1 in one group, or does not make the picture.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> network = nn.Sequential(nn.Flatten(1, 2), nn.Conv2d(18, 3, 1))
         >>> bracket = torch.rand(2, 3, 6, 8, 8)
         >>> fit_last_layer(network, bracket, bracket[:, 1, :3], layer="1", sigmoid=False)

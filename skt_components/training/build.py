@@ -50,7 +50,7 @@ def build_data(config: TrainConfig, processes: int = 1) -> RunData:
         ValueError: a file is broken, or too small for the crops.
     """
     per_epoch = _STEPS_PER_EPOCH * config.batch_size * config.accumulate * processes
-    if config.data in ("synthetic", "hdr-folder"):
+    if config.root is None or config.data == "hdr-folder":
         return _simulated_data(config, per_epoch)
     train: dict[str, Any] = {"crop": config.crop, "seed": config.seed, "samples_per_epoch": per_epoch}
     validation: dict[str, Any] = {"crop": config.val_crop, "samples_per_epoch": config.val_samples}
