@@ -358,7 +358,22 @@ def test_a_folder_of_photographs(train: Train, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_real_photographs_improve(train: Train, tmp_path: Path, hdri_dir: Path) -> None:
     run = tmp_path / "run"
-    train(["--steps", "40", "--val-crop", "64", "--data", "hdr-folder", "--root", str(hdri_dir), "--out", str(run)])
+    train(
+        [
+            "--recipe",
+            "plain",
+            "--steps",
+            "40",
+            "--val-crop",
+            "64",
+            "--data",
+            "hdr-folder",
+            "--root",
+            str(hdri_dir),
+            "--out",
+            str(run),
+        ]
+    )
     lines = metrics(run)
     scores = [line["validation"]["ORM"]["PSNR-mu"] for line in lines if "validation" in line]
     losses = [line["terms"]["org"] for line in lines if "terms" in line]
