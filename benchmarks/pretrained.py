@@ -20,10 +20,8 @@ from torch.utils.data import DataLoader
 
 from skt_components import HDRFolder, RawCamera, SyntheticScenes, evaluation, load_pretrained
 from skt_components.files.atomic import write_text
-from skt_components.metrics import psnr_l, psnr_mu, ssim_mu
 from skt_components.models import pretrained_names
-
-METRICS = {"PSNR-mu": psnr_mu, "PSNR-L": psnr_l, "SSIM-mu": ssim_mu}
+from skt_components.training import METRICS
 
 
 def scenes(options: argparse.Namespace, camera: Any, size: int) -> Iterator[tuple[str, Any]]:

@@ -53,16 +53,11 @@ def draw_curves(path: Path, units: Sequence[Unit], study: Study) -> bool:
             curves = pick(runs, lambda line, name=name: line.get("validation", {}).get(name, {}).get("PSNR-mu"))
             label = arm if name == "ORM" else None
             draw_band(axis, curves, label=label, color=f"C{number % 10}", linestyle=style, band=name == "ORM")
-    for title, style in (("reference exposure", "-."), ("exposure merge", ":")):
-        scores = [
-            line["baselines"][title]["PSNR-mu"]
-            for unit in units
-            if (unit.folder / "metrics.jsonl").is_file()
-            for line in skt.files.read_json_lines(unit.folder / "metrics.jsonl")
-            if title in line.get("baselines", {})
-        ]
-        if scores:
-            axis.axhline(statistics.fmean(scores), color="black", linestyle=style, label=title)
+    lines = [line for runs in metrics.values() for log in runs.values() for line in log if "baselines" in line]
+    for title, style in zip(skt.evaluation.BASELINES, ("-.", ":"), strict=True):
+        if lines:
+            level = statistics.fmean(line["baselines"][title]["PSNR-mu"] for line in lines)
+            axis.axhline(level, color="black", linestyle=style, label=title)
     axis.set(xlabel="step", ylabel="validation PSNR-mu [dB]", title=f"{study.title} (dashed: the teacher)")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -32,10 +35,7 @@ def baseline_pictures(
         >>> list(baseline_pictures(torch.rand(1, 3, 6, 8, 8), torch.tensor([1.0, 4.0, 16.0])))
         ['reference exposure', 'exposure merge']
     """
-    return {
-        REFERENCE: reference_exposure(bracket, scale=scale),
-        MERGE: merge_exposures(bracket, exposure_times, scale=scale),
-    }
+    return {title: function(bracket) for title, function in _functions(exposure_times, scale).items()}
 
 
 def baseline_predictions(
@@ -54,8 +54,12 @@ def baseline_predictions(
         >>> list(baseline_predictions(sample, Protocol.kalantari()))
         ['reference exposure', 'exposure merge']
     """
-    functions = {
-        REFERENCE: lambda bracket: reference_exposure(bracket, scale=scale),
-        MERGE: lambda bracket: merge_exposures(bracket, sample.exposure_times, scale=scale),
-    }
+    functions = _functions(sample.exposure_times, scale)
     return {title: protocol.infer(function, sample.bracket[None]) for title, function in functions.items()}
+
+
+def _functions(exposure_times: Tensor, scale: int) -> dict[str, Callable[[Tensor], Tensor]]:
+    return {
+        REFERENCE: partial(reference_exposure, scale=scale),
+        MERGE: partial(merge_exposures, exposure_times=exposure_times, scale=scale),
+    }

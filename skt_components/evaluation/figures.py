@@ -16,6 +16,7 @@ from skt_components.banks.priors import SemanticPriors
 from skt_components.data.preview import compressed_radiance, load_pyplot, show_exposures, show_radiance
 from skt_components.data.sample import HDRSample
 from skt_components.evaluation.baselines import MERGE, baseline_pictures
+from skt_components.evaluation.html_pictures import worst_places
 from skt_components.files.json_lines import read_json_lines
 
 
@@ -161,8 +162,7 @@ def _worst_window(row: SampleRow) -> tuple[int, int, int]:
     if not row.errors:
         return (height - side) // 2, (width - side) // 2, side
     error = row.errors.get(MERGE, next(iter(row.errors.values()))).detach().float().cpu().nan_to_num()
-    means = F.avg_pool2d(error[None, None], side, 1)[0, 0]
-    top, left = divmod(int(means.argmax()), means.shape[1])
+    ((top, left),) = worst_places(error, side, 1)
     return top, left, side
 
 

@@ -68,10 +68,10 @@ def fit_last_layer(
         for one, wanted in zip(bracket.split(1), target.split(1), strict=True):
             inputs = _last_input(network, convolution, layer, one, wanted, forward)
             rows = _patches(convolution, inputs)[0, :, : wanted.shape[-2], : wanted.shape[-1]].flatten(1).T.double()
-            values, slopes = _linearize(wanted[0].flatten(1).double() / peak, mu, sigmoid)
+            values, slopes = _linearize(wanted[0].flatten(1).double(), peak, mu, sigmoid)
             weighted = rows * slopes[:, :, None] ** 2  # (O, H W, K)
             normal = normal + weighted.transpose(1, 2) @ rows
-            right = right + weighted.transpose(1, 2) @ (values if sigmoid else values * peak)[:, :, None]
+            right = right + weighted.transpose(1, 2) @ values[:, :, None]
     finally:
         network.train(training)
     diagonal = normal.diagonal(dim1=1, dim2=2)
@@ -128,10 +128,11 @@ def _last_input(
     return inputs[-1]
 
 
-def _linearize(wanted: Tensor, mu: float, sigmoid: bool) -> tuple[Tensor, Tensor]:
-    """Return the convolution's output for the wanted radiance in [0, 1], and the slope of its mu-law there."""
+def _linearize(radiance: Tensor, peak: float, mu: float, sigmoid: bool) -> tuple[Tensor, Tensor]:
+    """Return the convolution's output for a radiance in [0, peak], and the slope of the mu-law over that output."""
+    wanted = radiance / peak
     if not sigmoid:
-        return wanted, mu / (1 + mu * wanted.clamp_min(0))
+        return radiance, mu / (1 + mu * wanted.clamp_min(0))
     wanted = wanted.clamp(_DARKEST, _BRIGHTEST)
     return torch.logit(wanted), mu / (1 + mu * wanted) * wanted * (1 - wanted)
 

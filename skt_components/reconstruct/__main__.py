@@ -28,7 +28,7 @@ from skt_components.data.sample import RAW_PEAK
 from skt_components.files.atomic import atomic_write
 from skt_components.files.packages import import_package
 from skt_components.models.network import RAW_CHANNELS
-from skt_components.models.pretrained import load_pretrained, pretrained_names
+from skt_components.models.pretrained import pretrained_file, pretrained_names
 from skt_components.models.registry import load_model
 from skt_components.ops.raw import render_raw, white_balance
 from skt_components.ops.tone_mapping import tone_map
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> None:
     written = _outputs(options.out, options.overwrite)
-    network = load_pretrained(options.network) if options.network in pretrained_names() else _load(options.network)
+    network = _load(options.network)
     raw = network.in_channels == RAW_CHANNELS
     if raw:
         exposures: list[Any] = [read_raw_exposure(path) for path in options.pictures]
@@ -134,9 +134,10 @@ def _warn_of_other_steps(light: Sequence[float | None], trained: float) -> None:
 
 
 def _load(network: str) -> Any:
-    if not Path(network).is_file():
+    file = pretrained_file(network)
+    if not file.is_file():
         raise FileNotFoundError(f"network must be one of {', '.join(pretrained_names())} or a file, got {network}")
-    return load_model(network)
+    return load_model(file)
 
 
 def _time(text: str) -> float:

@@ -65,25 +65,23 @@ def build_data(config: TrainConfig, processes: int = 1) -> RunData:
 
 def _simulated_data(config: TrainConfig, per_epoch: int) -> RunData:
     """Make brackets of procedural scenes or photographs, or a mixture of both."""
-    raw = config.domain == "raw"
     cameras: list[Any] = [Camera((1.0, ratio, ratio**2)) for ratio in config.exposure_ratios]
-    cameras = [RawCamera(scale=config.scale)] if raw else cameras
-    usual = cameras[0] if raw else Camera()
-    scenes = [SyntheticScenes(per_epoch, config.crop, seed=config.seed, camera=camera) for camera in cameras]
+    usual: Any = Camera()
+    if config.domain == "raw":
+        cameras = [usual := RawCamera(scale=config.scale)]
+    parts: list[SampleDataset] = []
+    shares: list[float] = []
+    if config.root is None or config.procedural_share:
+        parts += [SyntheticScenes(per_epoch, config.crop, seed=config.seed, camera=camera) for camera in cameras]
+        shares += [1.0 if config.root is None else config.procedural_share] * len(cameras)
     if config.root is None:
-        parts: list[SampleDataset] = [*scenes]
-        shares = [1.0] * len(parts)
         validation: SampleDataset = SyntheticScenes(config.val_samples, config.val_crop, split="val", camera=usual)
     else:
         folder: Any = partial(HDRFolder, config.root, val_fraction=0.2, val_names=config.val_names or None)
-        options: dict[str, Any] = {"crop": config.crop, "seed": config.seed, "samples_per_epoch": per_epoch}
-        options["vary_colors"] = config.vary_colors
-        photographs = [folder(camera=camera, **options) for camera in cameras]
-        share = config.procedural_share
-        parts = [*photographs, *(scenes if share else [])]
-        shares = [1 - share] * len(photographs) + ([share] * len(scenes) if share else [])
-        views: dict[str, Any] = {"crop": config.val_crop, "samples_per_epoch": config.val_samples}
-        validation = folder(split="val", camera=usual, **views)
+        crops = partial(folder, crop=config.crop, seed=config.seed, samples_per_epoch=per_epoch)
+        parts += [crops(camera=camera, vary_colors=config.vary_colors) for camera in cameras]
+        shares += [1 - config.procedural_share] * len(cameras)
+        validation = folder(split="val", camera=usual, crop=config.val_crop, samples_per_epoch=config.val_samples)
     training = parts[0] if len(parts) == 1 else MixedSamples(parts, shares, seed=config.seed)
     return RunData(SamplePool(training, config.pool) if config.pool else training, validation)
 
@@ -97,10 +95,12 @@ def build_network(config: TrainConfig) -> tuple[nn.Module, ForwardORM]:
 
 
 def start_network(config: TrainConfig, network: nn.Module, data: SampleDataset) -> None:
-    """Give a network the weights to start from: those of ``init``, or a last layer fitted to training samples.
+    """Set the initial weights of a network: load the file of ``init``, or fit the last layer to training samples.
+
+    A dry run fits nothing.
 
     Args:
-        config: its ``init``, ``init_official`` and ``start``.
+        config: its ``init``, ``init_official``, ``start`` and ``dry_run``.
         network: a new network; one of other code keeps its own weights without ``init``.
         data: training samples, for the fit.
 
@@ -110,7 +110,9 @@ def start_network(config: TrainConfig, network: nn.Module, data: SampleDataset) 
     """
     if config.init is not None:
         load_initial_weights(config.init, network, official=config.init_official)
-    elif config.start == "fitted" and ":" not in config.orm and isinstance(network, ReconstructionNetwork):
+    elif config.start == "random" or config.dry_run or ":" in config.orm:
+        return
+    elif isinstance(network, ReconstructionNetwork):
         samples = default_collate([data[(0, index % len(data))] for index in range(_FITTED_SAMPLES)])
         initialize_from_samples(network, samples.bracket, samples.target)
 

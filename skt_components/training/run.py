@@ -122,8 +122,8 @@ class Run:
             rewind_log(self._log.file, self.name, self.start)
         for text in self.checkpoints.notices:
             self._log.notice(self.start, text)
-        self._log.write_baselines(mean_scores(self.validator.baselines))
         if self.start == 0:
+            self._log.write_baselines(mean_scores(self.validator.baselines))
             self._log.write(0, validation=mean_scores(self.validator.score(self.module, self.network)))
         elif self.start % self.config.validate_every == 0 and self._checked < self.start:
             self.validate(self.start)  # a signal stopped the run before this validation
