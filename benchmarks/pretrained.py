@@ -2,8 +2,8 @@
 
     python benchmarks/pretrained.py --photographs PHOTOS [--others FOLDER] --out pretrained.json
 
-On the photographs that trained none of them (the last two of PHOTOS by name), on photographs of other folders, and on
-procedural validation scenes. Prints a table in Markdown.
+On the photographs that trained none of them (the last two of PHOTOS by name; for sRGB also with exposures one and three
+stops apart), on photographs of other folders, and on procedural validation scenes. Prints a table in Markdown.
 """
 
 from __future__ import annotations
@@ -12,27 +12,30 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from skt_components import HDRFolder, RawCamera, SyntheticScenes, evaluation, load_pretrained
+from skt_components import Camera, HDRFolder, RawCamera, SyntheticScenes, evaluation, load_pretrained
 from skt_components.files.atomic import write_text
 from skt_components.models import pretrained_names
 from skt_components.training import METRICS
 
 
-def scenes(options: argparse.Namespace, camera: Any, size: int) -> Iterator[tuple[str, Any]]:
+def scenes(options: argparse.Namespace, raw: bool) -> Iterator[tuple[str, Any]]:
     """Title and data set of each kind of scene."""
+    size, camera = (64, RawCamera()) if raw else (128, Camera())
     if options.photographs is not None:
-        yield (
-            "held-out photographs",
-            HDRFolder(
-                options.photographs, crop=size, split="val", val_fraction=0.2, camera=camera, samples_per_epoch=48
-            ),
+        held_out = partial(
+            HDRFolder, options.photographs, crop=size, split="val", val_fraction=0.2, samples_per_epoch=48
         )
+        yield "held-out photographs", held_out(camera=camera)
+        if not raw:
+            yield "held-out photographs, one stop", held_out(camera=Camera((1.0, 2.0, 4.0)))
+            yield "held-out photographs, three stops", held_out(camera=Camera((1.0, 8.0, 64.0)))
     for folder in options.others:
         yield (
             f"photographs of {folder.name}",
@@ -56,7 +59,7 @@ def main() -> None:
         mine = {name: network for name, network in networks.items() if (network.in_channels == 4) == raw}
         if not mine:
             continue
-        for title, data in scenes(options, RawCamera() if raw else None, 64 if raw else 128):
+        for title, data in scenes(options, raw):
             scores: dict[str, dict[str, list[float]]] = {}
             for sample in DataLoader(data, 4):
                 pictures = evaluation.baseline_pictures(sample.bracket, sample.exposure_times[0])
