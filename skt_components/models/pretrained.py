@@ -13,6 +13,7 @@ from skt_components.models.registry import load_model, load_weights
 from skt_components.ops.checks import check_choice
 
 _FOLDER = Path(__file__).parents[1] / "pretrained"
+_OF_TRAINING = {"checkpointing", "drop_path"}  # options that change no weight and no output
 
 
 def pretrained_names() -> list[str]:
@@ -76,12 +77,14 @@ def load_initial_weights(source: str | os.PathLike[str], network: nn.Module, *, 
     name = os.fspath(source)
     if name in pretrained_names():
         trained = load_pretrained(name)
-        made = json.loads(json.dumps(getattr(network, "config", None)))  # lists, as in the file
-        if type(network) is not type(trained) or made != trained.config:
-            raise ValueError(
-                f"init={name} is a {type(trained).__name__} with {trained.config}, the network is a "
-                f"{type(network).__name__} with {made}"
-            )
+        if type(network) is not type(trained):
+            raise ValueError(f"init={name} is a {type(trained).__name__}, the network is a {type(network).__name__}")
+        made = json.loads(json.dumps(network.config))  # lists, as in the file
+        for option in sorted(made.keys() - _OF_TRAINING):
+            if made[option] != trained.config[option]:
+                raise ValueError(
+                    f"init={name} has {option}={trained.config[option]}, the network has {option}={made[option]}"
+                )
         network.load_state_dict(trained.state_dict())
     elif not Path(name).is_file():
         raise FileNotFoundError(f"init={name} is neither a file nor one of {', '.join(pretrained_names())}")

@@ -52,8 +52,8 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "tmrnet": _tmrnet,
     "tmrnet-plus": _tmrnet_plus,
     "ahdrnet-small": partial(AHDRNet, features=16, num_layers=4, growth=8),
-    "hdr-transformer-small": partial(HDRTransformer, features=24, depths=(2,) * 3, num_heads=(4,) * 3),
-    "sctnet-small": partial(SCTNet, features=30, depths=(2,) * 4, num_heads=(2,) * 4, channel_heads=2),
+    "hdr-transformer-small": partial(HDRTransformer, features=24, depths=(2,) * 3, num_heads=(4,) * 3, drop_path=0.0),
+    "sctnet-small": partial(SCTNet, features=30, depths=(2,) * 4, num_heads=(2,) * 4, channel_heads=2, drop_path=0.0),
     "tmrnet-small": partial(_tmrnet, features=16, num_blocks=(1, 2, 2, 1), flow_features=8),
 }
 """Makers by name: the published networks at full size, and small forms for trials. All take ``scale``."""

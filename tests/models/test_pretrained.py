@@ -64,9 +64,9 @@ def test_unknown_names_list_the_known_ones() -> None:
 def test_a_start_for_another_network_is_rejected_and_nothing_is_loaded() -> None:
     network = AHDRNet(features=8, num_layers=2, growth=4)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    with pytest.raises(ValueError, match=r"init=ahdrnet-small is a AHDRNet with .*'features': 16.*'features': 8"):
+    with pytest.raises(ValueError, match=r"init=ahdrnet-small has features=16, the network has features=8"):
         load_initial_weights("ahdrnet-small", network)
-    with pytest.raises(ValueError, match=r"init=ahdrnet-small is a AHDRNet with .* the network is a Linear with None"):
+    with pytest.raises(ValueError, match=r"init=ahdrnet-small is a AHDRNet, the network is a Linear"):
         load_initial_weights("ahdrnet-small", torch.nn.Linear(1, 1))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
