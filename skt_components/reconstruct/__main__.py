@@ -35,6 +35,7 @@ from skt_components.ops.tone_mapping import tone_map
 from skt_components.reconstruct.exposures import TRANSFERS, RawExposure, read_exposure, read_raw_exposure
 from skt_components.reconstruct.reconstruction import reconstruct_exposures
 
+_TRAINED_STEPS = (2.0, 4.0, 8.0)  # ratios of consecutive exposures
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 1 after an error.
@@ -87,7 +88,7 @@ def _run(options: argparse.Namespace) -> None:
             raise ValueError(f"exposure_times must be {len(exposures)}, one for each picture, got {len(times)}")
         exposures = [exposure._replace(light=time) for exposure, time in zip(exposures, times, strict=True)]
     if options.network in pretrained_names():
-        _warn_of_other_steps([exposure.light for exposure in exposures], 4.0)
+        _warn_of_other_steps([exposure.light for exposure in exposures])
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     results = reconstruct_exposures(
         network.to(device), exposures, align=options.align, tile=options.tile, device=device, merge=True
@@ -120,15 +121,16 @@ def _outputs(out: Path, overwrite: bool) -> dict[str, Path]:
     return files
 
 
-def _warn_of_other_steps(light: Sequence[float | None], trained: float) -> None:
-    """Print a warning if exposures are not as far apart as those that trained the pretrained networks."""
+def _warn_of_other_steps(light: Sequence[float | None]) -> None:
+    """Print a warning if the exposures are not like those that trained the pretrained networks."""
     known = sorted(value for value in light if value)
-    steps = [longer / shorter for shorter, longer in itertools.pairwise(known) if shorter > 0]
-    if any(not trained / 1.5 <= step <= trained * 1.5 for step in steps):
+    steps = [longer / shorter for shorter, longer in itertools.pairwise(known)]
+    if not any(all(trained / 1.25 <= step <= trained * 1.25 for step in steps) for trained in _TRAINED_STEPS):
         apart = ", ".join(f"{math.log2(step):.1f}" for step in steps)
         print(
-            f"warning: the exposures are {apart} stops apart; the pretrained networks know {math.log2(trained):g} "
-            "stops and fail at others: use the merge",
+            f"warning: the exposures are {apart} stops apart; the pretrained networks know equal steps of "
+            f"{', '.join(f'{math.log2(step):g}' for step in _TRAINED_STEPS)} stops and may fail at others: "
+            "compare with the merge",
             file=sys.stderr,
         )
 
