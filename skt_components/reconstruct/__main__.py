@@ -37,6 +37,7 @@ from skt_components.reconstruct.reconstruction import reconstruct_exposures
 
 _TRAINED_STEPS = (2.0, 4.0, 8.0)  # ratios of consecutive exposures
 
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 1 after an error.
 
