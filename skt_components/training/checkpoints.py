@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -75,8 +76,8 @@ class CheckpointFolder:
         """
         path = self.path(step)
         self._write(path, {**state, "step": step})
-        for old in self.steps()[: -self.keep]:
-            self.path(old).unlink(missing_ok=True)
+        for old in [self.path(step) for step in self.steps() if not self.path(step).is_dir()][: -self.keep]:
+            old.unlink(missing_ok=True)
         return path
 
     def save_best(self, step: int, state: Mapping[str, Any]) -> Path:
@@ -87,27 +88,33 @@ class CheckpointFolder:
     def load_newest(self) -> dict[str, Any] | None:
         """Return the newest state that can be read, or None if there is no checkpoint.
 
-        A damaged checkpoint is skipped, with a line in ``notices``, and renamed to ``*.broken``.
+        A checkpoint that is damaged, a folder or a broken link is skipped, with a line in ``notices``, and renamed to
+        ``*.broken``. The best checkpoint is the last to be tried.
 
         Raises:
             ValueError: no checkpoint can be read, although there are some.
         """
-        found = self.steps()
-        for step in reversed(found):
-            path = self.path(step)
+        steps = self.steps()[::-1]
+        skipped: list[Path] = []
+        for path in [*map(self.path, steps), self.best]:
+            if path == self.best and not os.path.lexists(path):
+                continue
             try:
                 state = load_checkpoint(path)
-                if state.get("step") != step:
-                    raise ValueError(f"{path} is not of step {step}: it holds {state.get('step')!r}")
-            except ValueError as error:
+                wanted = state.get("step") if path == self.best else steps[len(skipped)]
+                if not isinstance(wanted, int) or state.get("step") != wanted:
+                    raise ValueError(f"{path} is not of step {wanted}: it holds {state.get('step')!r}")
+            except (ValueError, OSError) as error:
+                skipped.append(path)
                 self.notices.append(f"{' '.join(str(error).split())[:300]}; went on from the one before")
                 continue
-            for later in found:
-                if later > step:
-                    with suppress(FileNotFoundError):  # another process of the run was faster
-                        self.path(later).replace(self.path(later).with_suffix(".ckpt.broken"))
+            for broken in skipped:
+                with suppress(FileNotFoundError):  # another process of the run was faster
+                    _set_aside(broken)
+            if path == self.best and not skipped:
+                self.notices.append(f"{self.folder} has no checkpoint but {path.name}; went on from its step {wanted}")
             return state
-        if found:
+        if skipped:
             raise ValueError(f"none of the checkpoints in {self.folder} can be read: {'; '.join(self.notices)}")
         return None
 
@@ -119,6 +126,8 @@ class CheckpointFolder:
     def _write(self, path: Path, state: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
+            if path.is_dir():
+                _set_aside(path)
             save_checkpoint(path, state)
         except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a full disk
             steps = self.steps()
@@ -127,6 +136,15 @@ class CheckpointFolder:
             number = getattr(error, "errno", None) or errno.EIO
             message = f"the checkpoint of step {state['step']} could not be written ({reason}); {newest}"
             raise OSError(number, message) from error
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint to ``*.broken``, or ``*.broken-2`` and so on, and return its new path."""
+    free, number = path.with_name(f"{path.name}.broken"), 1
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_name(f"{path.name}.broken-{number}")
+    return path.rename(free)
 
 
 def restore_state(
@@ -174,12 +192,19 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> N
         path: the file. It is replaced if it exists; its folder must exist.
         state: tensors, numbers, strings, lists and dicts of them, so that it loads with ``weights_only=True``.
     """
-    with atomic_write(path) as temporary:
-        torch.save(dict(state), temporary)
+    checked = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
+    try:
+        with atomic_write(path) as temporary:
+            torch.save(dict(state), temporary)
+    finally:
+        torch.serialization.set_crc32_options(checked)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a file of :func:`save_checkpoint` without running code from it.
+
+    ``torch.load`` does not compare the checksums of the file's parts; this function does.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -189,6 +214,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
+        with zipfile.ZipFile(path) as parts:
+            if damaged := parts.testzip():
+                raise ValueError(f"the checksum of its part {damaged} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
