@@ -143,7 +143,9 @@ class EvaluationResults:
             "sources": self._sources,
             "others": self._others,
         }
-        write_text(self.json_file, json.dumps(_strict_json(content), indent=1, ensure_ascii=False))
+        content = _strict_json(content)
+        text = json.dumps({**content, "sha256": _digest(content)}, indent=1, ensure_ascii=False)
+        write_text(self.json_file, text)
 
     def save_csv(self) -> None:
         """Write ``metrics.csv``: one line per picture and model, then means and intervals; comments start with "# "."""
@@ -165,6 +167,8 @@ class EvaluationResults:
     def _read(self) -> None:
         try:
             content = json.loads(self.json_file.read_text(encoding="utf-8"))
+            if "sha256" in content and content["sha256"] != _digest(content):  # older files have none
+                raise ValueError("its scores are not those that were written")
             others = content.get("others", {})
             kinds = {kind: content[kind] | others.get(kind, {}) for kind in ("pictures", "warnings", "errors")}
             kinds["pictures"] = {
@@ -190,6 +194,12 @@ class EvaluationResults:
                 self._others[kind] = rest
         self._sources = sources
         self.versions = [v for v in versions if v != self.versions[0]] + self.versions
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the scores of all pictures, and of what identifies their files."""
+    scores = {key: content[key] for key in ("pictures", "others", "sources")}
+    return hashlib.sha256(json.dumps(scores, sort_keys=True).encode()).hexdigest()
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -159,6 +159,19 @@ def test_a_broken_file_is_named(tmp_path, content):
         EvaluationResults(tmp_path, DESCRIPTION)
 
 
+def test_a_changed_score_is_noticed(tmp_path):
+    EvaluationResults(tmp_path, DESCRIPTION).add("001", scores(40.0, math.inf))
+    file = tmp_path / "metrics.json"
+    text = file.read_text()
+    file.write_text(text.replace("40.0", "41.0"))
+    with pytest.raises(ValueError, match="its scores are not those that were written"):
+        EvaluationResults(tmp_path, DESCRIPTION)
+    content = json.loads(text)
+    del content["sha256"]  # as earlier versions wrote it
+    file.write_text(json.dumps(content))
+    assert EvaluationResults(tmp_path, DESCRIPTION).values("ours", "PSNR-mu") == [40.0]
+
+
 def test_digest_is_sha256(tmp_path):
     (tmp_path / "file").write_bytes(b"x" * (2**20 + 5))
     assert file_digest(tmp_path / "file") == hashlib.sha256(b"x" * (2**20 + 5)).hexdigest()
