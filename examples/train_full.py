@@ -109,10 +109,10 @@ def train(
             if average is not None:
                 average.update_parameters(module.orm)
             run.log(step, rate)
-            if run.is_validated(step):
-                run.validate(step + 1)
             if run.is_saved(step):
                 run.save(step + 1)
+            if run.is_validated(step):
+                run.validate(step + 1)
             run.stop(step + 1)
     return run.finish()
 

@@ -152,8 +152,10 @@ def restore_state(
 ) -> tuple[int, float]:
     """Restore a state from :meth:`CheckpointFolder.load_newest`.
 
+    An optimizer gets its moments back and keeps its own options, such as the weight decay.
+
     Args:
-        state: with "step", "best", "samples_per_step" and the state of every part.
+        state: with "step", "best", "samples_per_step" and the state of every part; "options" are ignored.
         parts: objects with ``load_state_dict``, by name.
         per_step: samples per step of all processes; must be the same as before.
         steps: number of steps of the run.
@@ -172,17 +174,33 @@ def restore_state(
             f"the checkpoint of step {step} was made with {before} samples per step, now there are {per_step}: "
             "processes times `batch_size` times `accumulate` must stay the same"
         )
-    if missing := {*parts} ^ {key for key, value in state.items() if isinstance(value, Mapping)}:
+    stored = {key for key, value in state.items() if isinstance(value, Mapping)} - {"options"}
+    if missing := {*parts} ^ stored:
         raise ValueError(f"the checkpoint of step {step} does not fit, other options: {', '.join(sorted(missing))}")
     try:
         for name, part in parts.items():
-            part.load_state_dict(state[name])
+            if isinstance(part, torch.optim.Optimizer):
+                _restore_moments(part, state[name])
+            else:
+                part.load_state_dict(state[name])
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"the checkpoint of step {step} does not fit: it was made with other options ({reason})"
         ) from error
     return step, float(state["best"])
+
+
+def _restore_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load the state of an optimizer without its options, in the memory format of the parameters."""
+    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(dict(state))
+    for group, options in zip(optimizer.param_groups, own, strict=True):
+        group.update(options)
+    for parameter, moments in optimizer.state.items():
+        for key, value in moments.items():  # fused Adam reads all memory in the order of the parameter's
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.ndim:
+                moments[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:

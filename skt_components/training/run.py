@@ -30,7 +30,7 @@ from skt_components.training.config import TrainConfig
 from skt_components.training.engine import Engine
 from skt_components.training.guards import NonFiniteError, StepWatch, deferred_interrupt
 from skt_components.training.plan import format_bytes
-from skt_components.training.run_folder import RunFolder
+from skt_components.training.run_folder import RunFolder, changed_options, stored_options
 from skt_components.training.validation import Scores, Validator, mean_scores
 
 WEIGHTS_FILES = {"framework": "orm", "bare": "bare"}
@@ -95,7 +95,7 @@ class Run:
         scaler = self.engine.accelerator.scaler
         parts = {"module": module, "optimizer": optimizer, "ema": average, "scaler": scaler}
         self._parts: dict[str, Any] = {key: part for key, part in parts.items() if part is not None}
-        self._best, self._checked, self._scores = -math.inf, 0, Scores()
+        self._best, self._checked, self._saved, self._scores = -math.inf, 0, 0, Scores()
         self._samples: list[dict[str, Tensor]] = []
         self._passes: list[dict[str, Tensor]] = []
         self._gradients: dict[str, dict[str, TermGradient]] = {}
@@ -105,28 +105,67 @@ class Run:
     # --- before the first step
 
     def resume(self) -> None:
-        """Restore the newest checkpoint of a resumed run, and validate a network that has not been validated yet."""
+        """Restore the newest checkpoint of a resumed run, and validate a network that has not been validated yet.
+
+        Raises:
+            ValueError: the checkpoint is of other options, or there is none although the run had some.
+        """
         engine, resumed = self.engine, self.config.resume is not None
         state = self.checkpoints.load_newest() if resumed and engine.is_main else None
         engine.accelerator.wait_for_everyone()  # the main process has renamed damaged checkpoints
         if resumed and not engine.is_main:
             state = self.checkpoints.load_newest()
         if state is not None:
+            self._check_options(state)
             steps, per_step = self.config.steps, self.samples_per_step
             self.start, self._best = restore_state(state, self._parts, per_step=per_step, steps=steps)
             self._checked = state["checked"]
             del state
+            if engine.is_main:
+                self._read_validations()
+            self._checked = engine.maximum(self._checked)
+        elif resumed:
+            engine.on_main(self._check_nothing_lost)
+        self._saved = self.start
         if engine.is_main:
             self.run_folder.record_start()
-            self.checkpoints.clear_leftovers()
             rewind_log(self._log.file, self.name, self.start)
         for text in self.checkpoints.notices:
             self._log.notice(self.start, text)
         if self.start == 0:
             self._log.write_baselines(mean_scores(self.validator.baselines))
             self._log.write(0, validation=mean_scores(self.validator.score(self.module, self.network)))
-        elif self.start % self.config.validate_every == 0 and self._checked < self.start:
-            self.validate(self.start)  # a signal stopped the run before this validation
+        elif self._checked < self.start and self._is_validation_due(self.start):
+            self.validate(self.start)  # the run ended before this validation did
+
+    def _check_options(self, state: Mapping[str, Any]) -> None:
+        """Compare the options with those of the checkpoint: ``config.toml`` may have been edited."""
+        if "options" not in state:  # of an earlier version
+            return
+        for key, (old, new) in changed_options(self.config, state["options"]).items():
+            raise ValueError(
+                f"resume: {key} is {new} in {self.run_folder.path / 'config.toml'}, but the checkpoint of step "
+                f"{state['step']} was made with {old}: restore it, or start another run"
+            )
+
+    def _read_validations(self) -> None:
+        """Take the best score and the last validation from the log: a validation follows the checkpoint of its step."""
+        for line in self._log.lines():
+            if "validation" in line and 0 < line["step"] <= self.start:
+                self._checked = max(self._checked, line["step"])
+                self._best = max(self._best, line["validation"]["ORM"]["PSNR-mu"])  # NaN is not larger
+
+    def _check_nothing_lost(self) -> None:
+        """Raise an error if a run without checkpoints has weights or a log that a new start would replace."""
+        weights = [self.folder / f"{self.label}{kind}.safetensors" for kind in ("", "-best")]
+        found = [path for path in weights if path.exists()]
+        steps = max((line["step"] for line in self._log.lines() if "terms" in line), default=0)
+        if found or steps >= self.config.checkpoint_every:
+            done = f"it has {found[0]}" if found else f"its log has step {steps}"
+            raise ValueError(
+                f"resume: no checkpoint of {self.name} in {self.checkpoints.folder}, although {done}: put the "
+                f"checkpoints back, or start another run with config={self.run_folder.path / 'config.toml'}"
+            )
 
     @contextmanager
     def batches(self, data: SampleDataset) -> Iterator[Iterator[tuple[HDRSample, list[torch.Generator]]]]:
@@ -240,8 +279,7 @@ class Run:
 
     def is_validated(self, step: int) -> bool:
         """Return True if a validation is due after a step."""
-        due = (step + 1) % self.config.validate_every == 0
-        return self._is_last(step) or (due and not self._signal)
+        return self._is_last(step) or (self._is_validation_due(step + 1) and not self._signal)
 
     def is_saved(self, step: int) -> bool:
         """Return True if a checkpoint is due after a step."""
@@ -251,14 +289,16 @@ class Run:
     def validate(self, steps: int) -> None:
         """Score and draw the network after ``steps`` steps, and save it if it is the best so far.
 
-        If the validation fails for any reason, the state is saved before the error is raised.
+        Call :meth:`save` before it where both are due. If the validation fails for any reason, the state is saved
+        before the error is raised. The line in the log is written last: a validation without it is repeated.
         """
         paused = time.perf_counter()
         self.watch.flush()  # a state with NaN is not saved
         try:
             self._scores = self._validate(steps)
         except Exception:
-            self.save(steps)
+            if self._saved < steps:
+                self.save(steps)
             raise
         self._clock += time.perf_counter() - paused  # the log has the speed of training alone
 
@@ -268,6 +308,7 @@ class Run:
         self.watch.flush()
         if self.engine.is_main:
             self.checkpoints.save(steps, self._state())
+        self._saved = steps
         self._clock += time.perf_counter() - paused
 
     def stop(self, steps: int) -> None:
@@ -287,26 +328,30 @@ class Run:
     def _is_last(self, step: int) -> bool:
         return step + 1 == self.config.steps
 
+    def _is_validation_due(self, steps: int) -> bool:
+        return steps % self.config.validate_every == 0 or steps == self.config.steps
+
     def _state(self) -> dict[str, Any]:
         parts = {key: part.state_dict() for key, part in self._parts.items()}
         numbers = {"best": self._best, "checked": self._checked, "samples_per_step": self.samples_per_step}
-        return {**parts, **numbers}
+        return {**parts, **numbers, "options": stored_options(self.config)}
 
     def _validate(self, steps: int) -> Scores:
         found = self.validator.score(self.module, self.network)
-        self._log.write(steps, validation=mean_scores(found))
         values = found["ORM"]["PSNR-mu"]
-        score, self._checked = float(values.mean()), steps
+        score = float(values.mean())
+        if score > self._best:
+            if self.engine.is_main:
+                self.checkpoints.save_best(steps, {**self._state(), "best": score, "checked": steps})
+                save_weights(self.folder / f"{self.label}-best.safetensors", self.network)
+            self._best = score
+        self._checked = steps
+        self._log.write(steps, validation=mean_scores(found))
         if unusable := int(values.isnan().sum()):
             self._log.notice(steps, f"NaN in the network's output of {unusable} of {len(values)} validation pictures")
-        improved = score > self._best
-        self._best = score if improved else self._best
         if self.engine.is_main and steps < self.config.steps:  # the last pictures are drawn beside the bare network's
             output = partial(self.module.forward_orm, self.network)
             self.validator.draw(self.folder / "samples" / f"{self.label}-{steps:08d}.png", {"output": output})
-        if self.engine.is_main and improved:
-            self.checkpoints.save_best(steps, self._state())
-            save_weights(self.folder / f"{self.label}-best.safetensors", self.network)
         self.module.train()
         return found
 
@@ -323,6 +368,11 @@ class RunLog:
     def __init__(self, engine: Engine, folder: Path, name: str) -> None:
         self.engine, self.file, self.name = engine, folder / "metrics.jsonl", name
         self.title = f"{folder.name}/{name}" if folder.name.startswith("seed-") else name
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines of this training."""
+        lines = read_json_lines(self.file) if self.file.is_file() else []
+        return [line for line in lines if line.get("run") == self.name and isinstance(line.get("step"), int)]
 
     def write(self, step: int, **entry: Any) -> None:
         """Write one line, and its numbers to the trackers."""

@@ -376,7 +376,7 @@ def test_n_steps_and_n_more_are_two_n(train, tmp_path: Path) -> None:
 def test_everything_that_changes_is_in_the_checkpoint(train, tmp_path: Path) -> None:
     train([*SHORT, "--steps", "2", "--ema-decay", "0.5", "--out", str(tmp_path / "run")])
     state = checkpoint(tmp_path / "run")
-    assert state.keys() == {"module", "optimizer", "ema", "best", "checked", "samples_per_step", "step"}
+    assert state.keys() == {"module", "optimizer", "ema", "best", "checked", "samples_per_step", "step", "options"}
     assert {key.split(".")[0] for key in state["module"]} == {"orm", "spgrm", "skams"}
     assert state["samples_per_step"] == 2
 
