@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from skt_components.simulation import SyntheticScenes
+from skt_components.data.sample import HDRSample
 from skt_components.training import Run, RunFolder, TrainConfig, build_average, build_optimizer, load_checkpoint
 from skt_components.training.engine import Engine
 
@@ -35,6 +35,17 @@ class Trained(nn.Module):
     @staticmethod
     def forward_orm(network: nn.Module, bracket: Tensor) -> Tensor:
         return network(bracket[:, 1])
+
+
+class Noise:
+    """Random brackets by epoch and index."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, key: tuple[int, int]) -> HDRSample:
+        noise = torch.rand(4, 6, 8, 8, generator=torch.Generator().manual_seed(8 * key[0] + key[1]))
+        return HDRSample(noise[:3], torch.ones(3), noise[3, :3], "noise", "srgb")
 
 
 class Scored:
@@ -65,6 +76,7 @@ def _fresh_accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     for slow in ("write_environment", "write_run_summary", "evaluation.save_curves"):
         monkeypatch.setattr(f"skt_components.training.run_folder.{slow}", lambda *_: None)
+    monkeypatch.setattr("accelerate.Accelerator.free_memory", lambda self: None)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -75,10 +87,10 @@ def train(validator: Scored | None = None, kill: Callable[[Run, int], None] = la
     config = TrainConfig(**options)
     engine = Engine(config)
     torch.manual_seed(config.seed)
-    module, data = Trained(), SyntheticScenes(8, 8)
+    module, data = Trained(), Noise()
     run_folder = RunFolder(config, engine)
     try:
-        model, optimizer = engine.prepare(module, build_optimizer(config, module), data[0])
+        model, optimizer = engine.prepare(module, build_optimizer(config, module), data[0, 0])
         average = build_average(config, module.orm)
         validator = validator or Scored()
         run = Run(run_folder, config, run_folder.path, "framework", module, optimizer, average, validator)  # type: ignore[arg-type]
