@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from tqdm import tqdm
 
 import skt_components as skt
 from skt_components import evaluation
 from skt_components.data import PUBLISHED, PublishedDataset
+from skt_components.data.progress import progress_bar
 from skt_components.evaluation import EvaluatedNetwork, EvaluationResults, Protocol, ReportScene, SceneSections
 from skt_components.ops.checks import check_choice, check_count
 
@@ -179,7 +179,7 @@ def main(arguments: list[str]) -> int:
     }
     results = EvaluationResults(options.out, description, source=source, names=names)
     sections = SceneSections(options.out / "sections", options.scenes)
-    for index, name in enumerate(tqdm(names, "pictures", disable=None)):
+    for index, name in enumerate(progress_bar(names, "pictures", "picture")):
         if name in results.pictures:
             continue
         try:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,9 +17,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from skt_components.data.dataset import SampleDataset
+from skt_components.data.progress import is_terminal
 from skt_components.data.sample import HDRSample
-from skt_components.files.atomic import write_text
-from skt_components.files.json_lines import append_json_line, read_json_lines
 from skt_components.framework import TermGradient
 from skt_components.models import save_weights
 from skt_components.training.batches import SamplePositions, sample_generators, seed_everything, training_batches
@@ -31,10 +28,12 @@ from skt_components.training.engine import Engine
 from skt_components.training.guards import NonFiniteError, StepWatch, deferred_interrupt
 from skt_components.training.plan import format_bytes
 from skt_components.training.run_folder import RunFolder, changed_options, stored_options
+from skt_components.training.run_log import RunLog, rewind_log, rewind_tensorboard
 from skt_components.training.validation import Scores, Validator, mean_scores
 
 WEIGHTS_FILES = {"framework": "orm", "bare": "bare"}
 """Name of a training -> name of the files of its weights, without their suffix."""
+_SECONDS = 60  # between lines where there is no progress bar
 _NON_FINITE = 1000  # takes the place of a signal's number; larger than all of them
 
 
@@ -100,7 +99,7 @@ class Run:
         self._passes: list[dict[str, Tensor]] = []
         self._gradients: dict[str, dict[str, TermGradient]] = {}
         self._interrupted: Callable[[], int] = lambda: 0
-        self._signal, self._clock, self._logged = 0, 0.0, 0
+        self._signal, self._clock, self._logged, self._next_line = 0, 0.0, 0, 0.0
 
     # --- before the first step
 
@@ -130,6 +129,7 @@ class Run:
         if engine.is_main:
             self.run_folder.record_start()
             rewind_log(self._log.file, self.name, self.start)
+            rewind_tensorboard(self.run_folder.path / "logs", self._log.title, self.start)
         for text in self.checkpoints.notices:
             self._log.notice(self.start, text)
         if self.start == 0:
@@ -196,11 +196,11 @@ class Run:
             yield seeded()
 
     def steps(self) -> Iterator[int]:
-        """Yield the steps that are left, with a progress bar in the main process."""
+        """Yield the steps that are left, with a progress bar if the main process has a terminal."""
         from tqdm import tqdm
 
         steps = range(self.start, self.config.steps)
-        hidden = not self.engine.is_main
+        hidden = not (self.engine.is_main and is_terminal())
         self._bar = tqdm(steps, self._log.title, self.config.steps, initial=self.start, disable=hidden)
         self._clock, self._logged = time.perf_counter(), self.start
         yield from self._bar
@@ -270,6 +270,11 @@ class Run:
         self._log.write(step, lr=learning_rate, terms=terms, gradients=gradients, samples_per_second=round(speed, 2))
         shown = {term: f"{value:.4f}" for term, value in terms.items()}
         self._bar.set_postfix({"samples/s": f"{speed:.1f}", **shown}, refresh=False)
+        if self._bar.disable and (self._is_last(step) or now >= self._next_line):
+            self._next_line = now + _SECONDS
+            numbers = ", ".join(f"{term} {value}" for term, value in shown.items())
+            text = f"{self._log.title}: step {step + 1} of {self.config.steps}, {speed:.1f} samples/s, {numbers}"
+            engine.accelerator.print(text, file=sys.stderr)
         for notice in itertools.chain(*engine.gather({engine.rank: self.watch.notices})):
             self._log.notice(*notice)
         self.watch.notices.clear()
@@ -356,57 +361,6 @@ class Run:
         return found
 
 
-class RunLog:
-    """Write lines of ``metrics.jsonl`` and the trackers' numbers, from the main process alone.
-
-    Args:
-        engine: the process.
-        folder: the folder of a seed.
-        name: of the training.
-    """
-
-    def __init__(self, engine: Engine, folder: Path, name: str) -> None:
-        self.engine, self.file, self.name = engine, folder / "metrics.jsonl", name
-        self.title = f"{folder.name}/{name}" if folder.name.startswith("seed-") else name
-
-    def lines(self) -> list[dict[str, Any]]:
-        """Return the lines of this training."""
-        lines = read_json_lines(self.file) if self.file.is_file() else []
-        return [line for line in lines if line.get("run") == self.name and isinstance(line.get("step"), int)]
-
-    def write(self, step: int, **entry: Any) -> None:
-        """Write one line, and its numbers to the trackers."""
-        if self.engine.is_main:
-            append_json_line(self.file, {"run": self.name, "step": step, **entry})
-            self.engine.accelerator.log(dict(_flatten(self.title, entry)), step=step)
-
-    def write_baselines(self, scores: Mapping[str, Mapping[str, float]]) -> None:
-        """Write the scores of pictures without training, once for all trainings of a folder."""
-        written = self.file.is_file() and any("baselines" in line for line in read_json_lines(self.file))
-        if self.engine.is_main and not written:
-            append_json_line(self.file, {"run": "baselines", "step": 0, "baselines": scores})
-
-    def notice(self, step: int, text: str) -> None:
-        """Write a line that a person should read, and print it."""
-        self.engine.accelerator.print(f"{self.name}, step {step}: {text}", file=sys.stderr)
-        self.write(step, notice=text)
-
-
-def rewind_log(path: str | os.PathLike[str], name: str, step: int) -> None:
-    """Remove the lines of a training from ``step`` on, which it will write again; without a file do nothing.
-
-    A validation at ``step`` itself, which came before that step, stays.
-    """
-    if not os.path.exists(path):
-        return
-    kept = [
-        line
-        for line in read_json_lines(path)
-        if line.get("run") != name or line["step"] < step or ("validation" in line and line["step"] == step > 0)
-    ]
-    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
 def mean_gradients(engine: Engine, gradients: Mapping[str, Mapping[str, TermGradient]]) -> dict[str, Any]:
     """Return norms and cosines averaged over the processes: place -> term -> name -> value."""
     flat = {
@@ -432,12 +386,3 @@ def peak_memory(device: torch.device) -> str:
         return "an unknown amount"
     unit = 1 if sys.platform == "darwin" else 1024
     return format_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
-
-
-def _flatten(title: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield nested entries by their path."""
-    for key, value in entry.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(f"{title}/{key}", value)
-        else:
-            yield f"{title}/{key}", value

@@ -257,3 +257,26 @@ def test_only_one_process_trains_in_a_folder(tmp_path: Path) -> None:
     assert told == [True, True]
     train(resume=tmp_path / "run", steps=5)
     assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_tensorboard_is_rewound_and_other_trainings_are_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def kill(run: Run, step: int) -> None:
+        run.engine.accelerator.log({"bare/terms/org": 0.5}, step=step)
+        if step == 3:
+            raise Killed
+
+    more = {**EVERY, "trackers": ("tensorboard",), "checkpoint_every": 3, "validate_every": 3}
+    with pytest.raises(Killed):
+        train(kill=kill, out=tmp_path / "run", **more)
+    train(resume=tmp_path / "run", **more)
+    events = EventAccumulator(str(tmp_path / "run" / "logs" / "skt_components"), purge_orphaned_data=False)
+    events.Reload()
+    steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert steps["framework/terms/org"] == [0, 1, 2, 3, 4, 5]
+    assert steps["framework/validation/ORM/PSNR-mu"] == [0, 3, 6]
+    assert steps["bare/terms/org"] == [0, 1, 2, 3]
+    told = capfd.readouterr().err
+    assert "\r" not in told  # no bar
+    assert re.search(r"^framework: step 6 of 6, \d+\.\d samples/s, org \d\.\d{4}$", told, flags=re.MULTILINE)
