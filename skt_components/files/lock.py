@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 import weakref
 from contextlib import suppress
 from pathlib import Path

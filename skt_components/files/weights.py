@@ -48,6 +48,10 @@ def read_state_dict(path: str | os.PathLike[str], *, prefix: str = "") -> dict[s
 
 def unwrap_state_dict(content: object, source: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Return the state dict in ``content``, under "state_dict" or "model" if it is wrapped; else raise ValueError."""
+    if isinstance(content, Mapping) and {"module", "optimizer", "samples_per_step"} <= content.keys():
+        files = sorted(Path(source).absolute().parent.parent.glob("*.safetensors"))
+        use = f"use {' or '.join(map(str, files))}" if files else "the run has not written its weights yet"
+        raise ValueError(f"{source} is a checkpoint, from which a training run continues: {use}")
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

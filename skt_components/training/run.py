@@ -246,7 +246,8 @@ class Run:
             broken = error
         self._signal = self.engine.maximum(_NON_FINITE if broken else self._interrupted())  # one step for all processes
         if self._signal == _NON_FINITE:
-            raise broken or NonFiniteError(f"another process met NaN or infinity at step {step}")
+            found = {self.engine.rank: str(broken)} if broken else {}  # the main process writes the page of the run
+            raise broken or NonFiniteError(f"in another process: {'; '.join(self.engine.gather(found))}", step)
 
     def log(self, step: int, learning_rate: float) -> None:
         """Write terms, gradients and speed of a logged step, and what the guard noticed.

@@ -22,6 +22,7 @@ from skt_components.files.lock import LOCK_FILE, FolderLock
 from skt_components.training.config import TrainConfig, read_toml, to_toml
 from skt_components.training.engine import Engine
 from skt_components.training.environment import write_environment
+from skt_components.training.guards import ResourceError, advise
 from skt_components.training.run_summary import write_run_summary
 from skt_components.training.validation import Scores, Validator, results_table
 
@@ -101,14 +102,20 @@ class RunFolder:
 
     @contextmanager
     def explain_errors(self) -> Iterator[None]:
-        """If the block ends with an error, write it into the log, the curves and the page of the run."""
+        """If the block ends with an error, write it into the log, the curves and the page of the run.
+
+        Raises:
+            ResourceError: memory, the disk or another process failed; the message says what to do.
+        """
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
+            advice = advise(error)
+            told = error if advice is None else ResourceError(f"{advice}; then continue with resume={self.path}")
             if self.engine.is_main and (self.config.resume is None or self._recorded):
-                self._write_error(error)
+                self._write_error(told)
             self._release()
-            raise
+            raise told from (None if told is error else error)
 
     def finish_seed(
         self,

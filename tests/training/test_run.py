@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from skt_components.data.sample import HDRSample
-from skt_components.training import Run, RunFolder, TrainConfig, build_average, build_optimizer, load_checkpoint
+from skt_components.models import load_weights
+from skt_components.training import (
+    ResourceError,
+    Run,
+    RunFolder,
+    StoppedError,
+    TrainConfig,
+    build_average,
+    build_optimizer,
+    load_checkpoint,
+)
 from skt_components.training.engine import Engine
 
 
@@ -51,9 +62,8 @@ class Noise:
 class Scored:
     """A validator whose score is a function of the weights; it can be killed."""
 
-    baselines: dict = {}
-
     def __init__(self) -> None:
+        self.baselines: dict = {}
         self.scored, self.drawn, self.killed_at = 0, [], 0
 
     def score(self, module: nn.Module, network: Any) -> dict:
@@ -165,7 +175,8 @@ def test_the_best_is_marked_when_its_file_is_written(tmp_path: Path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr("skt_components.training.run.save_weights", fail)
-        with pytest.raises(OSError, match="No space left"):
+        message = r"the disk is full \(.*No space left on device\): free some space; then continue with resume="
+        with pytest.raises(ResourceError, match=message):
             train(out=tmp_path / "run", **EVERY)
     assert lines(tmp_path / "run", "validation") == [0]
     run = train(resume=tmp_path / "run", **EVERY)
@@ -183,7 +194,9 @@ def test_a_finished_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path
         return {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
 
     before = files()
-    with pytest.raises(ValueError, match=r"resume: no checkpoint of framework in .*, although it has .*orm.safetensors"):
+    with pytest.raises(
+        ValueError, match=r"resume: no checkpoint of framework in .*, although it has .*orm.safetensors"
+    ):
         train(resume=tmp_path / "run", **EVERY)
     for path in run.folder.glob("*.safetensors"):
         path.unlink()
@@ -259,7 +272,9 @@ def test_only_one_process_trains_in_a_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / ".lock").exists()
 
 
-def test_tensorboard_is_rewound_and_other_trainings_are_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_tensorboard_is_rewound_and_other_trainings_are_left_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     def kill(run: Run, step: int) -> None:
@@ -280,3 +295,24 @@ def test_tensorboard_is_rewound_and_other_trainings_are_left_alone(tmp_path: Pat
     told = capfd.readouterr().err
     assert "\r" not in told  # no bar
     assert re.search(r"^framework: step 6 of 6, \d+\.\d samples/s, org \d\.\d{4}$", told, flags=re.MULTILINE)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="POSIX signals")
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
+def test_a_closed_terminal_or_a_notice_saves_the_step_and_ends(tmp_path: Path, name: str) -> None:
+    number = signal.Signals[name]
+
+    def send(run: Run, step: int) -> None:
+        if step == 1:
+            signal.raise_signal(number)
+
+    with pytest.raises(StoppedError, match="stopped after 3 steps; continue with resume=") as stop:
+        train(kill=send, out=tmp_path / "run", steps=6)
+    assert stop.value.number == number
+    assert train(resume=tmp_path / "run", steps=6).start == 3
+
+
+def test_a_checkpoint_is_no_file_of_weights_and_the_error_names_one(tmp_path: Path) -> None:
+    run = train(out=tmp_path / "run", steps=2)
+    with pytest.raises(ValueError, match=r"00002.ckpt is a checkpoint, from which .*: use .*orm-best\.s.* or .*orm\.s"):
+        load_weights(run.checkpoints.path(2), nn.Conv2d(6, 3, 3))
