@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ def progress_bar(items: Iterable[T], title: str, unit: str, show: bool = True) -
 
 
 def _with_lines(items: Iterable[T], title: str, unit: str) -> Iterator[T]:
-    total = f" of {len(items)}" if hasattr(items, "__len__") else ""
+    total = f" of {len(items)}" if isinstance(items, Sized) else ""
     printed = time.monotonic()
     for done, item in enumerate(items):
         if time.monotonic() - printed >= _SECONDS:

@@ -174,9 +174,9 @@ def _worst_window(row: SampleRow) -> tuple[int, int, int]:
 def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """Draw a run's ``metrics.jsonl``: loss terms, shares of the gradient, validation PSNR-mu, learning rate and speed.
 
-    A color stands for a term, a line style for a run; a curve below another one is a wide band. The share is the norm of
-    a weighted term's gradient divided by the norm of the gradient of L_org in the same step: below 1, L_org dominates.
-    Black ticks at the bottom are notices.
+    A color stands for a term, a line style for a run; a curve below another one is a wide band. The share is the norm
+    of a weighted term's gradient divided by the norm of the gradient of L_org in the same step: below 1, L_org
+    dominates. Black ticks at the bottom are notices.
 
     Args:
         metrics: JSON lines, each with its "step" and optionally the name of its "run". A line with "terms" and
