@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from tqdm import tqdm
 
 import skt_components as skt
 from skt_components import evaluation
 from skt_components.data import PUBLISHED, PublishedDataset
+from skt_components.data.progress import progress_bar
 from skt_components.evaluation import EvaluatedNetwork, EvaluationResults, Protocol, ReportScene, SceneSections
+from skt_components.files import FolderLock, remove_leftovers
 from skt_components.ops.checks import check_choice, check_count
 
 
@@ -156,8 +157,8 @@ def write_reports(results: EvaluationResults, sections: SceneSections, options: 
     names = [name for name in results.description["models"] if name not in evaluation.BASELINES]
     title, notes = f"{' against '.join(names)} on {options.data}", results.description["notes"]
     evaluation.save_report(options.out / "report.html", results, sections.read(results), title=title, notes=notes)
-    table, count = evaluation.format_summary(results.summary()), f"{len(results.pictures)} pictures -> {options.out}"
-    print(table, *notes, count, sep="\n")
+    table, count = evaluation.format_summary(results.summary()), len(results.pictures)
+    print(table, *notes, f"{count} picture{'s' * (count != 1)} -> {options.out}", sep="\n")
     for problem in results.problems():
         print(problem, file=sys.stderr)
 
@@ -177,19 +178,22 @@ def main(arguments: list[str]) -> int:
         "tile": options.tile,
         "notes": [described.describe(), *([overlapping] if options.tile else [])],
     }
-    results = EvaluationResults(options.out, description, source=source, names=names)
-    sections = SceneSections(options.out / "sections", options.scenes)
-    for index, name in enumerate(tqdm(names, "pictures", disable=None)):
-        if name in results.pictures:
-            continue
-        try:
-            scene = evaluate_picture(data[index], name, networks, protocol, options)
-        except Exception as error:  # the other pictures do not depend on this one
-            results.fail(name, error)
-            continue
-        sections.write(scene, results)
-        results.add(name, scene.scores, scene.warnings)
-    write_reports(results, sections, options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with FolderLock(options.out):  # a second process would replace the scores of this one
+        remove_leftovers(options.out)
+        results = EvaluationResults(options.out, description, source=source, names=names)
+        sections = SceneSections(options.out / "sections", options.scenes)
+        for index, name in enumerate(progress_bar(names, "pictures", "picture")):
+            if name in results.pictures:
+                continue
+            try:
+                scene = evaluate_picture(data[index], name, networks, protocol, options)
+            except Exception as error:  # the other pictures do not depend on this one
+                results.fail(name, error)
+                continue
+            sections.write(scene, results)
+            results.add(name, scene.scores, scene.warnings)
+        write_reports(results, sections, options)
     return 1 if results.errors else 0
 
 

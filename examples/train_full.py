@@ -27,6 +27,7 @@ from skt_components.framework import BareNetwork
 from skt_components.training import (
     Engine,
     NonFiniteError,
+    ResourceError,
     Run,
     RunData,
     RunFolder,
@@ -109,10 +110,10 @@ def train(
             if average is not None:
                 average.update_parameters(module.orm)
             run.log(step, rate)
-            if run.is_validated(step):
-                run.validate(step + 1)
             if run.is_saved(step):
                 run.save(step + 1)
+            if run.is_validated(step):
+                run.validate(step + 1)
             run.stop(step + 1)
     return run.finish()
 
@@ -169,8 +170,8 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (NonFiniteError, OSError, ValueError, ImportError) as error:
+    except (NonFiniteError, ResourceError, OSError, ValueError, ImportError) as error:
         sys.exit(f"train_full.py: {name_options(explain(error))}")
     except KeyboardInterrupt as stop:
-        print(f"train_full.py: {name_options(str(stop))}", file=sys.stderr)
+        print(f"train_full.py: {name_options(str(stop)) or 'interrupted'}", file=sys.stderr)
         sys.exit(128 + getattr(stop, "number", 2))

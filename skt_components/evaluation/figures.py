@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -86,6 +87,7 @@ class SampleRow(NamedTuple):
 
 
 _LARGE, _SMALL = 3.2, 1.9  # inches: width of a result, height of a row of exposures or errors
+_TALLEST = 2.0  # height of a row by its pictures' width; taller pictures are scaled
 _ZOOM = 4  # the zoomed window's side is this part of the picture's
 
 
@@ -111,7 +113,7 @@ def save_samples(path: str | os.PathLike[str], rows: Sequence[SampleRow]) -> Non
             raise ValueError(f"rows must have the same pictures: {row.name!r} has {found}, the first has {wanted}")
     plt = load_pyplot()
     columns = len(rows[0].results) + 1
-    tall = [_LARGE * row.target.shape[-2] / row.target.shape[-1] for row in rows]
+    tall = [_LARGE * min(row.target.shape[-2] / row.target.shape[-1], _TALLEST) for row in rows]
     heights = [2 * (side + 0.3) + 2 * (_SMALL + 0.3) for side in tall]
     figure = plt.figure(figsize=(_LARGE * columns, sum(heights)), layout="constrained")
     scenes = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -172,8 +174,9 @@ def _worst_window(row: SampleRow) -> tuple[int, int, int]:
 def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """Draw a run's ``metrics.jsonl``: loss terms, shares of the gradient, validation PSNR-mu, learning rate and speed.
 
-    A color stands for a term, a line style for a run. The share is the norm of a weighted term's gradient divided by
-    the norm of the gradient of L_org in the same step: below 1, L_org dominates. Black ticks at the bottom are notices.
+    A color stands for a term, a line style for a run; a curve below another one is a wide band. The share is the norm
+    of a weighted term's gradient divided by the norm of the gradient of L_org in the same step: below 1, L_org
+    dominates. Black ticks at the bottom are notices.
 
     Args:
         metrics: JSON lines, each with its "step" and optionally the name of its "run". A line with "terms" and
@@ -212,6 +215,8 @@ def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -
 
 
 _STYLES = ("-", "--", ":", "-.")  # one for each run
+_LINE = 0.005  # of the height of a panel: lines that are nearer hide each other
+_BAND = 3.0  # points by which a line that is hidden is wider than the one above it
 
 
 def _gradient_shares(step: Mapping[str, Any]) -> dict[str, float]:
@@ -239,12 +244,38 @@ def _draw_terms(axis: Any, steps: list[dict], values: Callable[[dict], Mapping[s
         color = f"C{names.index(name) % 10}" if name in names else "gray"
         label = f"{run} {name}" if len(runs) > 1 else name
         axis.plot(*zip(*points, strict=True), _STYLES[runs.index(run) % 4], color=color, label=label)
+    _separate(axis.lines, logarithmic=True)
     found = [value for points in curves.values() for _, value in points if 0 < value < math.inf]
     if found:
         axis.set_yscale("log")
         # A term that starts near zero would compress all others.
         axis.set_ylim(bottom=max(0.7 * min(found), max(found) * 1e-6))
     axis.set(title=title)
+
+
+def _separate(lines: Sequence[Any], *, logarithmic: bool = False) -> None:
+    """Draw lines that hide each other as bands below the last one, the first the widest, so that all are seen."""
+    heights = []
+    for line in lines:
+        steps, values = (np.asarray(data, float) for data in line.get_data())
+        with np.errstate(divide="ignore", invalid="ignore"):
+            heights.append((steps, np.log(values) if logarithmic else values))
+    finite = [values[np.isfinite(values)] for _, values in heights]
+    every = np.concatenate(finite) if finite else np.zeros(0)
+    near = _LINE * float(np.ptp(every)) if every.size else 0.0
+    groups: list[list[int]] = []
+    for index, (steps, values) in enumerate(heights):
+        for group in groups:
+            other_steps, others = heights[group[0]]
+            if np.array_equal(steps, other_steps) and np.allclose(values, others, rtol=0, atol=near, equal_nan=True):
+                group.append(index)
+                break
+        else:
+            groups.append([index])
+    for group in groups:
+        for above, index in enumerate(reversed(group)):
+            if above:
+                lines[index].set(linewidth=lines[index].get_linewidth() + _BAND * above, alpha=0.45)
 
 
 def _draw_validation(axis: Any, lines: list[dict]) -> None:
@@ -255,6 +286,7 @@ def _draw_validation(axis: Any, lines: list[dict]) -> None:
     free: dict[str, dict[str, float]] = next((line["baselines"] for line in lines if "baselines" in line), {})
     for (name, row), style in zip(free.items(), ("--", ":"), strict=False):
         axis.axhline(row["PSNR-mu"], color="black", linestyle=style, label=name)
+    _separate(axis.lines[: len(curves)])
     axis.set(title="validation PSNR-mu [dB]")
 
 

@@ -22,11 +22,13 @@ REGIONS = ["4e79a7", "f28e2b", "59a14f", "b07aa1"]
 
 
 def shrink(picture: Tensor, width: int) -> Tensor:
-    """Return ``(C, H, W)`` at most ``width`` wide, by averaging areas."""
-    height, old_width = picture.shape[-2:]
-    if old_width <= width:
+    """Return ``(C, H, W)`` at most ``width`` wide and one and a half times as high, by averaging areas."""
+    old_height, old_width = picture.shape[-2:]
+    scale = min(width / old_width, 1.5 * width / old_height)
+    if scale >= 1:
         return picture
-    return F.interpolate(picture[None], (max(round(height * width / old_width), 1), width), mode="area")[0]
+    size = max(round(old_height * scale), 1), max(round(old_width * scale), 1)
+    return F.interpolate(picture[None], size, mode="area")[0]
 
 
 def jpeg_url(picture: Tensor) -> str:

@@ -43,6 +43,7 @@ async function load(image) {
   canvas.height = height;
   canvas.role = "img";
   canvas.ariaLabel = image.alt;
+  canvas.className = image.className;
   return { canvas, context, bytes, output: context.createImageData(width, height) };
 }
 
@@ -74,9 +75,10 @@ if (controls) {
   controls.hidden = false;
   const watcher = new IntersectionObserver(entries => {
     for (const { target, isIntersecting } of entries) {
-      const image = target.querySelector("img");
-      if (isIntersecting) visible.add(image), refresh(image);
-      else visible.delete(image);
+      for (const image of target.querySelectorAll("img[data-radiance]")) {
+        if (isIntersecting) visible.add(image), refresh(image);
+        else visible.delete(image);
+      }
     }
   }, { rootMargin: "200px" });
   for (const image of document.querySelectorAll("img[data-radiance]")) watcher.observe(image.parentElement);
@@ -92,19 +94,59 @@ if (controls) {
   controls.addEventListener("submit", event => event.preventDefault());
 }
 
-// Zoom: all large pictures of a scene at the same place.
+// Wipe: the target over each result of a scene, from the right; the copies are made when they are needed.
+for (const wipe of document.querySelectorAll(".wipe")) {
+  const grid = wipe.nextElementSibling;
+  const [target, ...results] = [...grid.querySelectorAll(".view > img")].reverse();
+  wipe.hidden = results.length === 0;
+  wipe.addEventListener("input", event => {
+    for (const result of grid.querySelector(".over") ? [] : results) {
+      const over = target.cloneNode();
+      over.hidden = false;
+      over.classList.add("over");
+      result.parentElement.append(over);
+      visible.add(over);
+      refresh(over);
+    }
+    grid.style.setProperty("--wipe", `${event.target.value}%`);
+  });
+}
+
+// Zoom: all large pictures of a scene at the same place, by pointer, finger or keys.
+const STEPS = { ArrowLeft: [-5, 0], ArrowRight: [5, 0], ArrowUp: [0, -5], ArrowDown: [0, 5] };
 for (const scene of document.querySelectorAll(".scene")) {
+  let place = [50, 50];
+  const move = (x, y) => {
+    place = [x, y].map(value => Math.min(Math.max(value, 0), 100));
+    scene.style.setProperty("--x", `${place[0]}%`);
+    scene.style.setProperty("--y", `${place[1]}%`);
+  };
+  const zoom = () => {
+    const zoomed = scene.classList.toggle("zoomed");
+    for (const view of scene.querySelectorAll(".grid .view")) view.ariaPressed = zoomed;
+  };
   const follow = event => {
     const view = event.target.closest(".grid .view");
     if (!view) return;
     const box = view.getBoundingClientRect();
-    scene.style.setProperty("--x", `${(100 * (event.clientX - box.left)) / box.width}%`);
-    scene.style.setProperty("--y", `${(100 * (event.clientY - box.top)) / box.height}%`);
+    move((100 * (event.clientX - box.left)) / box.width, (100 * (event.clientY - box.top)) / box.height);
   };
+  for (const view of scene.querySelectorAll(".grid .view")) {
+    const ariaLabel = `zoom ${view.querySelector("img").alt}`;
+    Object.assign(view, { tabIndex: 0, role: "button", ariaLabel, ariaPressed: false });
+  }
   scene.addEventListener("pointermove", follow);
   scene.addEventListener("click", event => {
     if (!event.target.closest(".grid .view")) return;
-    follow(event);
-    scene.classList.toggle("zoomed");
+    if (!scene.classList.contains("zoomed")) follow(event);
+    zoom();
+  });
+  scene.addEventListener("keydown", event => {
+    if (!event.target.closest(".grid .view")) return;
+    const zoomed = scene.classList.contains("zoomed");
+    if (event.key === "Enter" || event.key === " " || (event.key === "Escape" && zoomed)) zoom();
+    else if (zoomed && STEPS[event.key]) move(place[0] + STEPS[event.key][0], place[1] + STEPS[event.key][1]);
+    else return;
+    event.preventDefault();
   });
 }

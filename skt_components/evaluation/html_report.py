@@ -54,7 +54,7 @@ class ReportScene(NamedTuple):
 def render_scene(scene: ReportScene) -> str:
     """Render a picture's section of the report as HTML that refers to no other file.
 
-    Pictures are at most 640 pixels wide; crops are not scaled.
+    Pictures are at most 640 pixels wide and 960 high; crops are not scaled.
 
     Args:
         scene: the content; tensors on any device.
@@ -90,6 +90,7 @@ def render_scene(scene: ReportScene) -> str:
         views={name: _radiance(draw.shrink(picture, VIEW_WIDTH)) for name, picture in linear.items()},
         errors={name: _error_map(error) for name, error in errors.items()},
         visibility={name: _color_map(_displayable(seen), draw.VIRIDIS) for name, seen in scene.visibility.items()},
+        aspect=width / height,
         boxes=[(100 * x / width, 100 * y / height, 100 * side / width, 100 * side / height) for y, x in places],
         crops=[_crop(linear, errors, top, left, side) for top, left in places],
         white_error=WHITE_ERROR,

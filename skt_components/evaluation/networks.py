@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from skt_components.evaluation.protocols import Protocol
 from skt_components.evaluation.tiling import tiled_inference
-from skt_components.files.digest import file_digest
+from skt_components.files.weights import tensor_digest
 from skt_components.models import TMRNetPlus
 from skt_components.models.network import ReconstructionNetwork
 from skt_components.models.pretrained import pretrained_file
@@ -37,7 +36,8 @@ class EvaluatedNetwork(NamedTuple):
         name: title of its results.
         network: the network, in eval mode.
         forward: ``forward(network, bracket) -> hdr``.
-        identity: plain values that distinguish its weights from others, for :class:`EvaluationResults`.
+        identity: plain values that distinguish it from others, for :class:`EvaluationResults`: class, options and the
+            digest of its tensors. Names and formats of files do not matter.
         tile: side of the blended tiles on which it runs; None: it runs as the protocol prescribes.
         device: where it runs.
     """
@@ -127,8 +127,6 @@ def _load(
         del options["scale"]  # TMRNet+ rejects 1; _check_brackets explains it better
     if checkpoint is None and (orm in NETWORKS or orm == "saved"):
         raise ValueError(f"checkpoint must be a file of weights for the network {orm!r}, got None")
-    identity = {"orm": orm, "official": official, "checkpoint": None if checkpoint is None else checkpoint.name}
-    identity["sha256"] = None if checkpoint is None else file_digest(checkpoint)
     forward: ForwardORM = call_network
     if official:
         network = load_official(orm, checkpoint, **options)  # type: ignore[arg-type]
@@ -138,8 +136,13 @@ def _load(
         network, forward = load_network(orm, **options)
         if checkpoint is not None:
             load_weights(checkpoint, network)
-    if checkpoint is None:  # its code has no digest
-        identity |= {"network": type(network).__name__, "sha256": _weights_digest(network)}
+    tensors = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    identity: dict[str, Any] = {"network": type(network).__name__, "sha256": tensor_digest(tensors)}
+    if isinstance(network, ReconstructionNetwork):
+        options = {name: value for name, value in network.config.items() if name != "checkpointing"}
+        identity["config"] = {**options, "reference": network.reference}
+    if ":" in orm:  # other code, which has no digest, may call a network in its own way
+        identity["orm"] = orm
     return network, forward, identity
 
 
@@ -155,13 +158,3 @@ def _check_brackets(name: str, network: nn.Module, expected: tuple[int, int, int
         if found != expected:
             made, data = ("{} exposures of {} channels, scale {}".format(*numbers) for numbers in (found, expected))
             raise ValueError(f"the network of {name} is for {made}; the data are {data}")
-
-
-def _weights_digest(network: nn.Module) -> str:
-    """Return the SHA-256 of a network's weights by name."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        if isinstance(tensor, Tensor):  # not the result of get_extra_state
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

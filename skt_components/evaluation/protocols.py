@@ -41,7 +41,7 @@ class Protocol:
     Attributes:
         name: title of the protocol.
         domain: "srgb": pictures are linear RGB; "raw": packed RAW R, Gr, Gb, B, rendered to RGB first.
-        metrics: names of the metrics: "PSNR-mu", "PSNR-l", "SSIM-mu", "SSIM-l", "LPIPS" (of tone-mapped pictures),
+        metrics: names of the metrics: "PSNR-mu", "PSNR-L", "SSIM-mu", "SSIM-L", "LPIPS" (of tone-mapped pictures),
             "PU21-PSNR", "PU21-SSIM", "HDR-VDP-2" (of linear pictures).
         peak: linear value of white.
         mu: compression of the mu-law.
@@ -69,12 +69,12 @@ class Protocol:
         >>> import torch
         >>> target = torch.rand(1, 3, 16, 16)
         >>> {name: values.item() for name, values in Protocol.kalantari().score(target, target).items()}
-        {'PSNR-mu': inf, 'PSNR-l': inf, 'SSIM-mu': 1.0, 'SSIM-l': 1.0}
+        {'PSNR-mu': inf, 'PSNR-L': inf, 'SSIM-mu': 1.0, 'SSIM-L': 1.0}
     """
 
     name: str
     domain: str = "srgb"
-    metrics: tuple[str, ...] = ("PSNR-mu", "PSNR-l", "SSIM-mu", "SSIM-l")
+    metrics: tuple[str, ...] = ("PSNR-mu", "PSNR-L", "SSIM-mu", "SSIM-L")
     peak: float = 1.0
     mu: float = 5000.0
     channel_order: str = "rgb"
@@ -282,9 +282,9 @@ class _Pair:
 
 METRICS: dict[str, Callable[[_Pair], Tensor]] = {
     "PSNR-mu": lambda pair: psnr(*pair.mapped, peak=1.0),
-    "PSNR-l": lambda pair: psnr(*pair.linear, peak=1.0),
+    "PSNR-L": lambda pair: psnr(*pair.linear, peak=1.0),
     "SSIM-mu": lambda pair: pair.ssim(pair.mapped),
-    "SSIM-l": lambda pair: pair.ssim(pair.linear),
+    "SSIM-L": lambda pair: pair.ssim(pair.linear),
     "LPIPS": _Pair.lpips,
     "PU21-PSNR": lambda pair: psnr_pu21(*pair.displayed()),
     "PU21-SSIM": lambda pair: ssim_pu21(*pair.displayed()),

@@ -110,14 +110,17 @@ class EvaluationResults:
         """
         found: dict[str, dict[str, Summary]] = {}
         for model, metric in self.columns():
-            found.setdefault(model, {})[metric] = bootstrap_mean(self.values(model, metric))
+            values, bounds = self.values(model, metric), metric_bounds(metric)
+            found.setdefault(model, {})[metric] = bootstrap_mean(values, bounds=bounds)
         trained = [model for model in found if model not in BASELINES]
         if len(trained) == 2:
             ours, theirs = trained
             gains = {}
             for metric in found[ours]:
                 pairs = zip(self.values(ours, metric), self.values(theirs, metric), strict=True)
-                gains[metric] = bootstrap_mean([a - b if a != b else 0.0 for a, b in pairs])
+                lowest, highest = metric_bounds(metric)
+                values = [a - b if a != b else 0.0 for a, b in pairs]
+                gains[metric] = bootstrap_mean(values, bounds=(lowest - highest, highest - lowest))
             found[f"{ours} - {theirs}"] = gains
         return found
 
@@ -143,7 +146,9 @@ class EvaluationResults:
             "sources": self._sources,
             "others": self._others,
         }
-        write_text(self.json_file, json.dumps(_strict_json(content), indent=1, ensure_ascii=False))
+        content = _strict_json(content)
+        text = json.dumps({**content, "sha256": _digest(content)}, indent=1, ensure_ascii=False)
+        write_text(self.json_file, text)
 
     def save_csv(self) -> None:
         """Write ``metrics.csv``: one line per picture and model, then means and intervals; comments start with "# "."""
@@ -165,6 +170,8 @@ class EvaluationResults:
     def _read(self) -> None:
         try:
             content = json.loads(self.json_file.read_text(encoding="utf-8"))
+            if "sha256" in content and content["sha256"] != _digest(content):  # older files have none
+                raise ValueError("its scores are not those that were written")
             others = content.get("others", {})
             kinds = {kind: content[kind] | others.get(kind, {}) for kind in ("pictures", "warnings", "errors")}
             kinds["pictures"] = {
@@ -190,6 +197,24 @@ class EvaluationResults:
                 self._others[kind] = rest
         self._sources = sources
         self.versions = [v for v in versions if v != self.versions[0]] + self.versions
+
+
+def metric_bounds(metric: str) -> tuple[float, float]:
+    """Return the lowest and the highest value that a metric can have.
+
+    Example:
+        >>> metric_bounds("SSIM-mu"), metric_bounds("PSNR-mu")
+        ((-1.0, 1.0), (-inf, inf))
+    """
+    if "SSIM" in metric:
+        return -1.0, 1.0
+    return 0.0 if metric == "LPIPS" else -math.inf, 100.0 if metric == "HDR-VDP-2" else math.inf
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the scores of all pictures, and of what identifies their files."""
+    scores = {key: content[key] for key in ("pictures", "others", "sources")}
+    return hashlib.sha256(json.dumps(scores, sort_keys=True).encode()).hexdigest()
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -24,7 +24,12 @@ class Summary(NamedTuple):
 
 
 def bootstrap_mean(
-    values: Sequence[float], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    values: Sequence[float],
+    *,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Summary:
     """Compute a mean and its percentile bootstrap interval.
 
@@ -33,6 +38,7 @@ def bootstrap_mean(
 
     Args:
         values: one per picture; infinite values make the mean infinite or nan.
+        bounds: the lowest and the highest possible value, such as (-1, 1) for SSIM; the interval stays inside.
         confidence: share of the resampled means inside the interval, in (0, 1).
         resamples: number of bootstrap samples.
         seed: of the draws; the same values give the same interval.
@@ -50,7 +56,9 @@ def bootstrap_mean(
     if not len(values):
         raise ValueError("values must hold at least one value, got none")
     array = np.asarray(values, np.float64)
-    return Summary(float(array.mean()), *_interval(array[None], confidence, resamples, seed))
+    low, high = _interval(array[None], confidence, resamples, seed)
+    lowest, highest = bounds
+    return Summary(float(array.mean()), max(low, lowest), min(high, highest))  # nan stays
 
 
 class PairedSummary(NamedTuple):

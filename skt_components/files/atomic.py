@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}(\.[^.]*)?")
 
 
 @contextmanager
@@ -57,3 +60,15 @@ def write_text(path: str | os.PathLike[str], text: str, *, errors: str = "strict
     """
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors=errors)
+
+
+def is_leftover(path: Path) -> bool:
+    """Return True for a temporary file of :func:`atomic_write`, which stays only if a process is killed."""
+    return _TEMPORARY.fullmatch(path.name) is not None and path.is_file()
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Remove the temporary files of killed processes in a folder and below it; no process may write there."""
+    for path in Path(folder).rglob(".*"):
+        if is_leftover(path):
+            path.unlink(missing_ok=True)

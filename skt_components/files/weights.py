@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pickle
 import re
@@ -17,6 +19,7 @@ from skt_components.files.atomic import atomic_write
 from skt_components.files.packages import import_package
 
 _MOST_SHARING = 4  # tied weights are stored once and named several times
+_DIGEST = "sha256"  # key of the metadata
 _SHOWN = 8  # names listed per kind in an error, so that a wrong architecture does not print 300 lines
 
 
@@ -24,7 +27,7 @@ def read_state_dict(path: str | os.PathLike[str], *, prefix: str = "") -> dict[s
     """Read a state dict of plain tensors from a ``.pth``/``.pt`` or ``.safetensors`` file, onto the CPU.
 
     A state dict wrapped as ``{"state_dict": ...}`` or ``{"model": ...}`` is unwrapped. Pickled objects other than
-    tensors are refused.
+    tensors are refused. The digest in files of :func:`write_safetensors` is checked.
 
     Args:
         path: the file; ``.safetensors`` needs safetensors.
@@ -45,6 +48,10 @@ def read_state_dict(path: str | os.PathLike[str], *, prefix: str = "") -> dict[s
 
 def unwrap_state_dict(content: object, source: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Return the state dict in ``content``, under "state_dict" or "model" if it is wrapped; else raise ValueError."""
+    if isinstance(content, Mapping) and {"module", "optimizer", "samples_per_step"} <= content.keys():
+        files = sorted(Path(source).absolute().parent.parent.glob("*.safetensors"))
+        use = f"use {' or '.join(map(str, files))}" if files else "the run has not written its weights yet"
+        raise ValueError(f"{source} is a checkpoint, from which a training run continues: {use}")
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -89,13 +96,43 @@ def import_safetensors(purpose: str) -> ModuleType:
 def write_safetensors(
     path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write tensors; errors as of :func:`atomic_write`, and ImportError if safetensors is not installed."""
-    safetensors = import_safetensors("writing tensors")
+    """Write tensors, metadata and the digest of both; the same content gives the same bytes.
+
+    Errors as of :func:`atomic_write`, and ImportError if safetensors is not installed.
+    """
+    safetensors, metadata = import_safetensors("writing tensors"), metadata or {}
     with atomic_write(path) as temporary:
         try:
-            safetensors.torch.save_file(tensors, temporary, metadata)
+            safetensors.torch.save_file(tensors, temporary, {**metadata, _DIGEST: tensor_digest(tensors, metadata)})
         except safetensors.SafetensorError as error:
             raise OSError(f"{Path(path)} could not be written: {error}") from error
+        _sort_metadata(temporary)
+
+
+def tensor_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """Return the SHA-256 of tensors (names, dtypes, shapes and values) and of metadata, in any order.
+
+    Example:
+        >>> tensor_digest({"a": torch.ones(2), "b": torch.ones(1)})[:8]
+        '60dd5134'
+    """
+    digest = hashlib.sha256(json.dumps(metadata or {}, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _sort_metadata(file: Path) -> None:
+    """Sort the metadata in the header of a safetensors file, which its writer leaves in random order."""
+    with open(file, "rb+") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:  # safetensors escapes characters as JSON must, so that the length stays
+            opened.seek(8)
+            opened.write(text.ljust(length))
 
 
 def check_state_dict(source: str | os.PathLike[str], found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -137,11 +174,16 @@ def _read_safetensors(file: Path) -> object:
     safetensors = import_safetensors(f"reading {file}")
     try:
         with open(file, "rb"):  # safetensors calls a file that may not be read missing
-            return safetensors.torch.load_file(file)
+            tensors = safetensors.torch.load_file(file)
+            metadata = read_safetensors_metadata(file)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{file} is not a readable safetensors file: {error}") from None
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror or error}") from None
+    stored = metadata.pop(_DIGEST, None)  # files of others have none
+    if stored is not None and stored != tensor_digest(tensors, metadata):
+        raise ValueError(f"{file} is damaged: its tensors do not have the digest that the file names")
+    return tensors
 
 
 def read_safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Peak signal-to-noise ratio per picture: plain, linear (PSNR-l) and tone-mapped (PSNR-mu).
+"""Peak signal-to-noise ratio per picture: plain, linear (PSNR-L) and tone-mapped (PSNR-mu).
 
 Every metric takes ``(B, C, H, W)`` and returns ``(B,)`` decibels in float64. It raises TypeError for an argument that
 is not a floating-point tensor, and ValueError if shapes differ or an option is out of range.
@@ -52,7 +52,7 @@ def psnr(
 def psnr_l(
     prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], *, peak: float = 1.0, crop: int = 0
 ) -> Float64[Tensor, " b"]:
-    """Compute PSNR-l, the :func:`psnr` of linear HDR pictures.
+    """Compute PSNR-L, the :func:`psnr` of linear HDR pictures.
 
     ``peak`` is the linear value of white: 1 for sRGB data sets, 16 for BracketIRE.
 

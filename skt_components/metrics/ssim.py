@@ -1,4 +1,4 @@
-"""Structural similarity per picture: plain, linear (SSIM-l) and tone-mapped (SSIM-mu).
+"""Structural similarity per picture: plain, linear (SSIM-L) and tone-mapped (SSIM-mu).
 
 Every metric takes ``(B, C, H, W)`` and returns ``(B,)`` similarities in float64, 1 for equal pictures. It raises
 TypeError for an argument that is not a floating-point tensor, and ValueError if shapes differ, pictures are too small
@@ -95,7 +95,7 @@ def ssim_l(
     border: str = "valid",
     crop: int = 0,
 ) -> Float64[Tensor, " b"]:
-    """Compute SSIM-l, the :func:`ssim` of linear HDR pictures.
+    """Compute SSIM-L, the :func:`ssim` of linear HDR pictures.
 
     ``peak`` is the linear value of white: 1 for sRGB data sets, 16 for BracketIRE.
 

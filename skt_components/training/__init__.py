@@ -22,10 +22,11 @@ from skt_components.training.checkpoints import CheckpointFolder, load_checkpoin
 from skt_components.training.config import RECIPES, TrainConfig, name_options, parse_options, read_options, to_arguments
 from skt_components.training.engine import Engine, pick_device, unused_parameters
 from skt_components.training.environment import describe_environment, write_environment
-from skt_components.training.guards import NonFiniteError, StepWatch, deferred_interrupt
+from skt_components.training.guards import NonFiniteError, ResourceError, StepWatch, deferred_interrupt
 from skt_components.training.plan import describe_plan
-from skt_components.training.run import WEIGHTS_FILES, Run, StoppedError, rewind_log
+from skt_components.training.run import WEIGHTS_FILES, Run, StoppedError
 from skt_components.training.run_folder import RunFolder, explain, make_run_folder, write_options
+from skt_components.training.run_log import rewind_log
 from skt_components.training.run_summary import write_run_summary
 from skt_components.training.schedules import learning_rate, transfer_ramp
 from skt_components.training.validation import METRICS, Scores, Validator, mean_scores, results_table
@@ -37,6 +38,7 @@ __all__ = [
     "CheckpointFolder",
     "Engine",
     "NonFiniteError",
+    "ResourceError",
     "Run",
     "RunData",
     "RunFolder",

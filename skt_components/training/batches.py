@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from skt_components.data.sample import HDRSample
 from skt_components.data.seeding import hash_key
 from skt_components.ops.checks import check_count
+from skt_components.training.guards import STOP_SIGNALS
 
 
 class SamplePositions(Sampler[list[tuple[int, int]]]):
@@ -178,7 +179,7 @@ def _start(loader: DataLoader[HDRSample]) -> Iterator[HDRSample]:
     """Start the loader, in processes that block signals from their first moment."""
     if not hasattr(signal, "sigwaitinfo"):
         return iter(loader)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # inherited by a new process
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # inherited by a new process
     try:
         return iter(loader)
     finally:
@@ -186,8 +187,10 @@ def _start(loader: DataLoader[HDRSample]) -> Iterator[HDRSample]:
 
 
 def _leave_signals(_worker: int) -> None:
-    """Ignore Ctrl-C and a scheduler's SIGTERM, which reach the whole group: the training process handles them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ignore Ctrl-C and a scheduler's signals, which reach the whole group: the training process handles them."""
+    for number in STOP_SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):
         return
 

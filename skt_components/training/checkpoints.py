@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -75,8 +76,8 @@ class CheckpointFolder:
         """
         path = self.path(step)
         self._write(path, {**state, "step": step})
-        for old in self.steps()[: -self.keep]:
-            self.path(old).unlink(missing_ok=True)
+        for old in [self.path(step) for step in self.steps() if not self.path(step).is_dir()][: -self.keep]:
+            old.unlink(missing_ok=True)
         return path
 
     def save_best(self, step: int, state: Mapping[str, Any]) -> Path:
@@ -87,27 +88,33 @@ class CheckpointFolder:
     def load_newest(self) -> dict[str, Any] | None:
         """Return the newest state that can be read, or None if there is no checkpoint.
 
-        A damaged checkpoint is skipped, with a line in ``notices``, and renamed to ``*.broken``.
+        A checkpoint that is damaged, a folder or a broken link is skipped, with a line in ``notices``, and renamed to
+        ``*.broken``. The best checkpoint is the last to be tried.
 
         Raises:
             ValueError: no checkpoint can be read, although there are some.
         """
-        found = self.steps()
-        for step in reversed(found):
-            path = self.path(step)
+        steps = self.steps()[::-1]
+        skipped: list[Path] = []
+        for path in [*map(self.path, steps), self.best]:
+            if path == self.best and not os.path.lexists(path):
+                continue
             try:
                 state = load_checkpoint(path)
-                if state.get("step") != step:
-                    raise ValueError(f"{path} is not of step {step}: it holds {state.get('step')!r}")
-            except ValueError as error:
+                wanted = state.get("step") if path == self.best else steps[len(skipped)]
+                if not isinstance(wanted, int) or state.get("step") != wanted:
+                    raise ValueError(f"{path} is not of step {wanted}: it holds {state.get('step')!r}")
+            except (ValueError, OSError) as error:
+                skipped.append(path)
                 self.notices.append(f"{' '.join(str(error).split())[:300]}; went on from the one before")
                 continue
-            for later in found:
-                if later > step:
-                    with suppress(FileNotFoundError):  # another process of the run was faster
-                        self.path(later).replace(self.path(later).with_suffix(".ckpt.broken"))
+            for broken in skipped:
+                with suppress(FileNotFoundError):  # another process of the run was faster
+                    _set_aside(broken)
+            if path == self.best and not skipped:
+                self.notices.append(f"{self.folder} has no checkpoint but {path.name}; went on from its step {wanted}")
             return state
-        if found:
+        if skipped:
             raise ValueError(f"none of the checkpoints in {self.folder} can be read: {'; '.join(self.notices)}")
         return None
 
@@ -119,6 +126,8 @@ class CheckpointFolder:
     def _write(self, path: Path, state: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
+            if path.is_dir():
+                _set_aside(path)
             save_checkpoint(path, state)
         except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a full disk
             steps = self.steps()
@@ -129,13 +138,24 @@ class CheckpointFolder:
             raise OSError(number, message) from error
 
 
+def _set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint to ``*.broken``, or ``*.broken-2`` and so on, and return its new path."""
+    free, number = path.with_name(f"{path.name}.broken"), 1
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_name(f"{path.name}.broken-{number}")
+    return path.rename(free)
+
+
 def restore_state(
     state: Mapping[str, Any], parts: Mapping[str, Any], *, per_step: int, steps: int
 ) -> tuple[int, float]:
     """Restore a state from :meth:`CheckpointFolder.load_newest`.
 
+    An optimizer gets its moments back and keeps its own options, such as the weight decay.
+
     Args:
-        state: with "step", "best", "samples_per_step" and the state of every part.
+        state: with "step", "best", "samples_per_step" and the state of every part; "options" are ignored.
         parts: objects with ``load_state_dict``, by name.
         per_step: samples per step of all processes; must be the same as before.
         steps: number of steps of the run.
@@ -154,17 +174,33 @@ def restore_state(
             f"the checkpoint of step {step} was made with {before} samples per step, now there are {per_step}: "
             "processes times `batch_size` times `accumulate` must stay the same"
         )
-    if missing := {*parts} ^ {key for key, value in state.items() if isinstance(value, Mapping)}:
+    stored = {key for key, value in state.items() if isinstance(value, Mapping)} - {"options"}
+    if missing := {*parts} ^ stored:
         raise ValueError(f"the checkpoint of step {step} does not fit, other options: {', '.join(sorted(missing))}")
     try:
         for name, part in parts.items():
-            part.load_state_dict(state[name])
+            if isinstance(part, torch.optim.Optimizer):
+                _restore_moments(part, state[name])
+            else:
+                part.load_state_dict(state[name])
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"the checkpoint of step {step} does not fit: it was made with other options ({reason})"
         ) from error
     return step, float(state["best"])
+
+
+def _restore_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load the state of an optimizer without its options, in the memory format of the parameters."""
+    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(dict(state))
+    for group, options in zip(optimizer.param_groups, own, strict=True):
+        group.update(options)
+    for parameter, moments in optimizer.state.items():
+        for key, value in moments.items():  # fused Adam reads all memory in the order of the parameter's
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.ndim:
+                moments[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
@@ -174,12 +210,19 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> N
         path: the file. It is replaced if it exists; its folder must exist.
         state: tensors, numbers, strings, lists and dicts of them, so that it loads with ``weights_only=True``.
     """
-    with atomic_write(path) as temporary:
-        torch.save(dict(state), temporary)
+    checked = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
+    try:
+        with atomic_write(path) as temporary:
+            torch.save(dict(state), temporary)
+    finally:
+        torch.serialization.set_crc32_options(checked)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a file of :func:`save_checkpoint` without running code from it.
+
+    ``torch.load`` does not compare the checksums of the file's parts; this function does.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -189,6 +232,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
+        with zipfile.ZipFile(path) as parts:
+            if damaged := parts.testzip():
+                raise ValueError(f"the checksum of its part {damaged} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}") from error

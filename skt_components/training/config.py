@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -353,12 +354,20 @@ def parse_options(arguments: Sequence[str]) -> TrainConfig:
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     files.add_argument(_flag("resume"), type=lambda run: Path(run) / "config.toml")
     files.add_argument(_flag("config"), type=Path)
-    found = [file for file in vars(files.parse_known_args(arguments)[0]).values() if file is not None]
+    asked = files.parse_known_args(arguments)[0]
+    found = [file for file in vars(asked).values() if file is not None]
     given = [*itertools.chain(*map(read_options, found)), *arguments]
     recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    recipe.add_argument(_flag("recipe"), default="best")
+    recipe.add_argument(_flag("recipe"))
     name = recipe.parse_known_args(given)[0].recipe
-    options = tyro.cli(Options, args=[*to_arguments(RECIPES.get(name, {})), *given])  # which rejects unknown recipes
+    if name is not None and asked.resume is not None:
+        raise ValueError(f"{_flag('recipe')} gives defaults to a new run: it cannot be given with {_flag('resume')}")
+    try:  # tyro rejects unknown recipes
+        options = tyro.cli(Options, args=[*to_arguments(RECIPES.get(name or "best", {})), *given])
+    except SystemExit as end:
+        if found and end.code:
+            print(f"The options are those of {' and '.join(map(str, found))} and the command line.", file=sys.stderr)
+        raise
     return TrainConfig(**{field.name: getattr(options, field.name) for field in fields(TrainConfig)})
 
 
@@ -403,7 +412,7 @@ def read_options(path: str | os.PathLike[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is not TOML, or holds a table or an unknown name.
+        ValueError: the file is not TOML, or holds a table, an unknown name, or another file of options.
     """
     path, options = Path(path), read_toml(path)
     known = [field.name for field in fields(Options)]
@@ -413,6 +422,8 @@ def read_options(path: str | os.PathLike[str]) -> list[str]:
             raise ValueError(f"{path}: no option {key!r}{f', is {similar[0]} meant?' if similar else ''}")
         if isinstance(value, dict):
             raise ValueError(f"{path}: {key} is a table, expected a plain option")
+        if key in ("config", "resume"):
+            raise ValueError(f"{path}: {key} is an option of the command line alone")
     return to_arguments(options)
 
 

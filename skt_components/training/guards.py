@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import statistics
 import threading
@@ -22,6 +24,13 @@ _ENOUGH = 20  # losses before a loss can be a spike
 _LAG = 2  # steps whose numbers may still be on a GPU
 _FOLLOW = ("total", "the gradient")  # non-finite as a consequence of other numbers
 _MOST_SPIKES = 10  # kept batches; a run that diverges has thousands of spikes
+
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+"""Signals after which a run saves its state and ends; Windows has two of them."""
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+_LESS_MEMORY = "give a smaller `batch_size` and as much more `accumulate`, or `checkpointing`"
+_NO_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? .*(exited unexpectedly|killed by signal)")
+_NO_PEER = re.compile(r"connection (reset|closed|refused)( by)?|broken pipe|NCCL|gloo", re.IGNORECASE)
 
 Batch = Sequence[Mapping[str, Tensor]]
 
@@ -46,12 +55,40 @@ class NonFiniteError(FloatingPointError):
         self.step = step
 
 
+class ResourceError(RuntimeError):
+    """Report that memory, the disk or another process of a run failed; the message says what to do."""
+
+
+def advise(error: BaseException) -> str | None:
+    """Return what happened and what to do, if memory, the disk or another process failed; else None.
+
+    Example:
+        >>> advise(MemoryError())
+        'out of memory: give a smaller `batch_size` and as much more `accumulate`, or `checkpointing`'
+        >>> advise(ValueError("batch_size must be >= 1, got 0"))
+    """
+    first = (str(error) or type(error).__name__).splitlines()[0]
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        return f"the disk is full ({first}): free some space"
+    if isinstance(error, MemoryError):
+        return f"out of memory: {_LESS_MEMORY}"
+    if number == errno.ENOMEM or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+        return f"out of memory ({first}): {_LESS_MEMORY}"
+    if isinstance(error, RuntimeError) and _NO_WORKER.search(str(error)):
+        return f"a process that loads data was killed, mostly because memory ran out ({first}): give fewer `workers`"
+    if isinstance(error, RuntimeError) and _NO_PEER.search(str(error)):
+        return f"another process of the run ended ({first}): its own messages say why"
+    return None
+
+
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], int]]:
-    """Note SIGINT (Ctrl-C) and SIGTERM within the block instead of interrupting a training step.
+    """Note signals within the block instead of interrupting a training step.
 
-    Yields a function that returns the signal's number, or 0. A second Ctrl-C ends at once. Outside the main thread,
-    where Python has no signals, nothing is noted.
+    Noted are SIGINT (Ctrl-C), SIGTERM, SIGHUP (a closed terminal) and SIGUSR1 (a scheduler's notice), if they are not
+    ignored, as ``nohup`` ignores SIGHUP. Yields a function that returns the signal's number, or 0. A second Ctrl-C ends
+    at once. Outside the main thread, where Python has no signals, nothing is noted.
 
     Example:
         >>> with deferred_interrupt() as interrupted:
@@ -65,10 +102,11 @@ def deferred_interrupt() -> Iterator[Callable[[], int]]:
 
     def note(number: int, _: object) -> None:
         if number == signal.SIGINT and signal.SIGINT in seen:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("stopped at once by a second Ctrl-C; the newest checkpoint is of an earlier step")
         seen.append(number)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    noted = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, note) for number in noted}
     try:
         yield lambda: seen[0] if seen else 0
     finally:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,9 +17,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from skt_components.data.dataset import SampleDataset
+from skt_components.data.progress import is_terminal
 from skt_components.data.sample import HDRSample
-from skt_components.files.atomic import write_text
-from skt_components.files.json_lines import append_json_line, read_json_lines
 from skt_components.framework import TermGradient
 from skt_components.models import save_weights
 from skt_components.training.batches import SamplePositions, sample_generators, seed_everything, training_batches
@@ -30,11 +27,13 @@ from skt_components.training.config import TrainConfig
 from skt_components.training.engine import Engine
 from skt_components.training.guards import NonFiniteError, StepWatch, deferred_interrupt
 from skt_components.training.plan import format_bytes
-from skt_components.training.run_folder import RunFolder
+from skt_components.training.run_folder import RunFolder, changed_options, stored_options
+from skt_components.training.run_log import RunLog, rewind_log, rewind_tensorboard
 from skt_components.training.validation import Scores, Validator, mean_scores
 
 WEIGHTS_FILES = {"framework": "orm", "bare": "bare"}
 """Name of a training -> name of the files of its weights, without their suffix."""
+_SECONDS = 60  # between lines where there is no progress bar
 _NON_FINITE = 1000  # takes the place of a signal's number; larger than all of them
 
 
@@ -95,38 +94,78 @@ class Run:
         scaler = self.engine.accelerator.scaler
         parts = {"module": module, "optimizer": optimizer, "ema": average, "scaler": scaler}
         self._parts: dict[str, Any] = {key: part for key, part in parts.items() if part is not None}
-        self._best, self._checked, self._scores = -math.inf, 0, Scores()
+        self._best, self._checked, self._saved, self._scores = -math.inf, 0, 0, Scores()
         self._samples: list[dict[str, Tensor]] = []
         self._passes: list[dict[str, Tensor]] = []
         self._gradients: dict[str, dict[str, TermGradient]] = {}
         self._interrupted: Callable[[], int] = lambda: 0
-        self._signal, self._clock, self._logged = 0, 0.0, 0
+        self._signal, self._clock, self._logged, self._next_line = 0, 0.0, 0, 0.0
 
     # --- before the first step
 
     def resume(self) -> None:
-        """Restore the newest checkpoint of a resumed run, and validate a network that has not been validated yet."""
+        """Restore the newest checkpoint of a resumed run, and validate a network that has not been validated yet.
+
+        Raises:
+            ValueError: the checkpoint is of other options, or there is none although the run had some.
+        """
         engine, resumed = self.engine, self.config.resume is not None
         state = self.checkpoints.load_newest() if resumed and engine.is_main else None
         engine.accelerator.wait_for_everyone()  # the main process has renamed damaged checkpoints
         if resumed and not engine.is_main:
             state = self.checkpoints.load_newest()
         if state is not None:
+            self._check_options(state)
             steps, per_step = self.config.steps, self.samples_per_step
             self.start, self._best = restore_state(state, self._parts, per_step=per_step, steps=steps)
             self._checked = state["checked"]
             del state
+            if engine.is_main:
+                self._read_validations()
+            self._checked = engine.maximum(self._checked)
+        elif resumed:
+            engine.on_main(self._check_nothing_lost)
+        self._saved = self.start
         if engine.is_main:
             self.run_folder.record_start()
-            self.checkpoints.clear_leftovers()
             rewind_log(self._log.file, self.name, self.start)
+            rewind_tensorboard(self.run_folder.path / "logs", self._log.title, self.start)
         for text in self.checkpoints.notices:
             self._log.notice(self.start, text)
         if self.start == 0:
             self._log.write_baselines(mean_scores(self.validator.baselines))
             self._log.write(0, validation=mean_scores(self.validator.score(self.module, self.network)))
-        elif self.start % self.config.validate_every == 0 and self._checked < self.start:
-            self.validate(self.start)  # a signal stopped the run before this validation
+        elif self._checked < self.start and self._is_validation_due(self.start):
+            self.validate(self.start)  # the run ended before this validation did
+
+    def _check_options(self, state: Mapping[str, Any]) -> None:
+        """Compare the options with those of the checkpoint: ``config.toml`` may have been edited."""
+        if "options" not in state:  # of an earlier version
+            return
+        for key, (old, new) in changed_options(self.config, state["options"]).items():
+            raise ValueError(
+                f"resume: {key} is {new} in {self.run_folder.path / 'config.toml'}, but the checkpoint of step "
+                f"{state['step']} was made with {old}: restore it, or start another run"
+            )
+
+    def _read_validations(self) -> None:
+        """Take the best score and the last validation from the log: a validation follows the checkpoint of its step."""
+        for line in self._log.lines():
+            if "validation" in line and 0 < line["step"] <= self.start:
+                self._checked = max(self._checked, line["step"])
+                self._best = max(self._best, line["validation"]["ORM"]["PSNR-mu"])  # NaN is not larger
+
+    def _check_nothing_lost(self) -> None:
+        """Raise an error if a run without checkpoints has weights or a log that a new start would replace."""
+        weights = [self.folder / f"{self.label}{kind}.safetensors" for kind in ("", "-best")]
+        found = [path for path in weights if path.exists()]
+        steps = max((line["step"] for line in self._log.lines() if "terms" in line), default=0)
+        if found or steps >= self.config.checkpoint_every:
+            done = f"it has {found[0]}" if found else f"its log has step {steps}"
+            raise ValueError(
+                f"resume: no checkpoint of {self.name} in {self.checkpoints.folder}, although {done}: put the "
+                f"checkpoints back, or start another run with config={self.run_folder.path / 'config.toml'}"
+            )
 
     @contextmanager
     def batches(self, data: SampleDataset) -> Iterator[Iterator[tuple[HDRSample, list[torch.Generator]]]]:
@@ -157,11 +196,11 @@ class Run:
             yield seeded()
 
     def steps(self) -> Iterator[int]:
-        """Yield the steps that are left, with a progress bar in the main process."""
+        """Yield the steps that are left, with a progress bar if the main process has a terminal."""
         from tqdm import tqdm
 
         steps = range(self.start, self.config.steps)
-        hidden = not self.engine.is_main
+        hidden = not (self.engine.is_main and is_terminal())
         self._bar = tqdm(steps, self._log.title, self.config.steps, initial=self.start, disable=hidden)
         self._clock, self._logged = time.perf_counter(), self.start
         yield from self._bar
@@ -207,7 +246,8 @@ class Run:
             broken = error
         self._signal = self.engine.maximum(_NON_FINITE if broken else self._interrupted())  # one step for all processes
         if self._signal == _NON_FINITE:
-            raise broken or NonFiniteError(f"another process met NaN or infinity at step {step}")
+            found = {self.engine.rank: str(broken)} if broken else {}  # the main process writes the page of the run
+            raise broken or NonFiniteError(f"in another process: {'; '.join(self.engine.gather(found))}", step)
 
     def log(self, step: int, learning_rate: float) -> None:
         """Write terms, gradients and speed of a logged step, and what the guard noticed.
@@ -231,6 +271,11 @@ class Run:
         self._log.write(step, lr=learning_rate, terms=terms, gradients=gradients, samples_per_second=round(speed, 2))
         shown = {term: f"{value:.4f}" for term, value in terms.items()}
         self._bar.set_postfix({"samples/s": f"{speed:.1f}", **shown}, refresh=False)
+        if self._bar.disable and (self._is_last(step) or now >= self._next_line):
+            self._next_line = now + _SECONDS
+            numbers = ", ".join(f"{term} {value}" for term, value in shown.items())
+            text = f"{self._log.title}: step {step + 1} of {self.config.steps}, {speed:.1f} samples/s, {numbers}"
+            engine.accelerator.print(text, file=sys.stderr)
         for notice in itertools.chain(*engine.gather({engine.rank: self.watch.notices})):
             self._log.notice(*notice)
         self.watch.notices.clear()
@@ -240,8 +285,7 @@ class Run:
 
     def is_validated(self, step: int) -> bool:
         """Return True if a validation is due after a step."""
-        due = (step + 1) % self.config.validate_every == 0
-        return self._is_last(step) or (due and not self._signal)
+        return self._is_last(step) or (self._is_validation_due(step + 1) and not self._signal)
 
     def is_saved(self, step: int) -> bool:
         """Return True if a checkpoint is due after a step."""
@@ -251,14 +295,16 @@ class Run:
     def validate(self, steps: int) -> None:
         """Score and draw the network after ``steps`` steps, and save it if it is the best so far.
 
-        If the validation fails for any reason, the state is saved before the error is raised.
+        Call :meth:`save` before it where both are due. If the validation fails for any reason, the state is saved
+        before the error is raised. The line in the log is written last: a validation without it is repeated.
         """
         paused = time.perf_counter()
         self.watch.flush()  # a state with NaN is not saved
         try:
             self._scores = self._validate(steps)
         except Exception:
-            self.save(steps)
+            if self._saved < steps:
+                self.save(steps)
             raise
         self._clock += time.perf_counter() - paused  # the log has the speed of training alone
 
@@ -268,6 +314,7 @@ class Run:
         self.watch.flush()
         if self.engine.is_main:
             self.checkpoints.save(steps, self._state())
+        self._saved = steps
         self._clock += time.perf_counter() - paused
 
     def stop(self, steps: int) -> None:
@@ -287,74 +334,32 @@ class Run:
     def _is_last(self, step: int) -> bool:
         return step + 1 == self.config.steps
 
+    def _is_validation_due(self, steps: int) -> bool:
+        return steps % self.config.validate_every == 0 or steps == self.config.steps
+
     def _state(self) -> dict[str, Any]:
         parts = {key: part.state_dict() for key, part in self._parts.items()}
         numbers = {"best": self._best, "checked": self._checked, "samples_per_step": self.samples_per_step}
-        return {**parts, **numbers}
+        return {**parts, **numbers, "options": stored_options(self.config)}
 
     def _validate(self, steps: int) -> Scores:
         found = self.validator.score(self.module, self.network)
-        self._log.write(steps, validation=mean_scores(found))
         values = found["ORM"]["PSNR-mu"]
-        score, self._checked = float(values.mean()), steps
+        score = float(values.mean())
+        if score > self._best:
+            if self.engine.is_main:
+                self.checkpoints.save_best(steps, {**self._state(), "best": score, "checked": steps})
+                save_weights(self.folder / f"{self.label}-best.safetensors", self.network)
+            self._best = score
+        self._checked = steps
+        self._log.write(steps, validation=mean_scores(found))
         if unusable := int(values.isnan().sum()):
             self._log.notice(steps, f"NaN in the network's output of {unusable} of {len(values)} validation pictures")
-        improved = score > self._best
-        self._best = score if improved else self._best
         if self.engine.is_main and steps < self.config.steps:  # the last pictures are drawn beside the bare network's
             output = partial(self.module.forward_orm, self.network)
             self.validator.draw(self.folder / "samples" / f"{self.label}-{steps:08d}.png", {"output": output})
-        if self.engine.is_main and improved:
-            self.checkpoints.save_best(steps, self._state())
-            save_weights(self.folder / f"{self.label}-best.safetensors", self.network)
         self.module.train()
         return found
-
-
-class RunLog:
-    """Write lines of ``metrics.jsonl`` and the trackers' numbers, from the main process alone.
-
-    Args:
-        engine: the process.
-        folder: the folder of a seed.
-        name: of the training.
-    """
-
-    def __init__(self, engine: Engine, folder: Path, name: str) -> None:
-        self.engine, self.file, self.name = engine, folder / "metrics.jsonl", name
-        self.title = f"{folder.name}/{name}" if folder.name.startswith("seed-") else name
-
-    def write(self, step: int, **entry: Any) -> None:
-        """Write one line, and its numbers to the trackers."""
-        if self.engine.is_main:
-            append_json_line(self.file, {"run": self.name, "step": step, **entry})
-            self.engine.accelerator.log(dict(_flatten(self.title, entry)), step=step)
-
-    def write_baselines(self, scores: Mapping[str, Mapping[str, float]]) -> None:
-        """Write the scores of pictures without training, once for all trainings of a folder."""
-        written = self.file.is_file() and any("baselines" in line for line in read_json_lines(self.file))
-        if self.engine.is_main and not written:
-            append_json_line(self.file, {"run": "baselines", "step": 0, "baselines": scores})
-
-    def notice(self, step: int, text: str) -> None:
-        """Write a line that a person should read, and print it."""
-        self.engine.accelerator.print(f"{self.name}, step {step}: {text}", file=sys.stderr)
-        self.write(step, notice=text)
-
-
-def rewind_log(path: str | os.PathLike[str], name: str, step: int) -> None:
-    """Remove the lines of a training from ``step`` on, which it will write again; without a file do nothing.
-
-    A validation at ``step`` itself, which came before that step, stays.
-    """
-    if not os.path.exists(path):
-        return
-    kept = [
-        line
-        for line in read_json_lines(path)
-        if line.get("run") != name or line["step"] < step or ("validation" in line and line["step"] == step > 0)
-    ]
-    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def mean_gradients(engine: Engine, gradients: Mapping[str, Mapping[str, TermGradient]]) -> dict[str, Any]:
@@ -382,12 +387,3 @@ def peak_memory(device: torch.device) -> str:
         return "an unknown amount"
     unit = 1 if sys.platform == "darwin" else 1024
     return format_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
-
-
-def _flatten(title: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield nested entries by their path."""
-    for key, value in entry.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(f"{title}/{key}", value)
-        else:
-            yield f"{title}/{key}", value

@@ -155,6 +155,25 @@ def test_a_term_has_one_color_and_a_run_one_style(monkeypatch, tmp_path):
     plt.close(figures[0])
 
 
+def test_curves_that_hide_each_other_are_drawn_apart(monkeypatch, tmp_path):
+    import matplotlib.pyplot as plt
+
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    scores = [{"ORM": 20.0 + s, "SPGRM": 20.02 + s, "other": 25.0 + 2 * s} for s in range(9)]
+    lines = [
+        {"run": "a", "step": step, "validation": {name: {"PSNR-mu": value} for name, value in row.items()}}
+        for step, row in enumerate(scores)
+    ]
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    monkeypatch.undo()
+    below, above, alone = figures[0].axes[2].lines
+    assert below.get_linewidth() > above.get_linewidth() == alone.get_linewidth()
+    assert (below.get_alpha(), above.get_alpha()) == (0.45, None)
+    plt.close(figures[0])
+
+
 @pytest.mark.parametrize("lines", [[], [{"run": "a", "step": 0, "terms": {"org": 0.0}, "gradients": {}}]])
 def test_hardly_any_lines_still_give_a_picture(tmp_path, lines):
     write_lines(tmp_path / "metrics.jsonl", lines)

@@ -164,6 +164,20 @@ def test_large_pictures_shrink():
     assert max(widths) == 640
 
 
+def test_very_tall_pictures_shrink_too():
+    assert draw.shrink(torch.rand(3, 6000, 60), 640).shape == (3, 960, 10)
+    assert draw.shrink(torch.rand(1, 3000, 1000), 640).shape == (1, 960, 320)
+    assert draw.shrink(torch.rand(3, 960, 640), 640).shape == (3, 960, 640)
+
+
+def test_one_picture_is_no_plural_and_results_can_be_wiped(tmp_path):
+    text = make_report(tmp_path, [make_scene()]).read_text(encoding="utf-8")
+    assert "The scores of 1 picture; an interval needs two." in text
+    assert re.search(r'<label class="wipe" hidden>.*<input type="range".*</label>\n<div class="grid views"', text)
+    two = make_report(tmp_path, [make_scene("001"), make_scene("002")]).read_text(encoding="utf-8")
+    assert "Means over 2 pictures; below, the bootstrap interval" in two
+
+
 def test_a_broken_prediction_is_shown_all_the_same():
     scene = make_scene()
     scene.results["ours"][:, 10:20] = math.nan

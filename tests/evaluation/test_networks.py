@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from skt_components.evaluation import Protocol, load_networks
-from skt_components.files.digest import file_digest
+from skt_components.files.weights import tensor_digest
 from skt_components.models import AHDRNet, TMRNetPlus, save_weights
-from skt_components.models.pretrained import pretrained_file
 
 
 @pytest.fixture
@@ -23,17 +22,26 @@ def test_a_pretrained_network_is_loaded_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (found,) = load_networks([(Path("ahdrnet-small"), "saved", False)])
     assert found.name == "ahdrnet-small"
-    assert found.identity["sha256"] == file_digest(pretrained_file("ahdrnet-small"))
+    assert found.identity["sha256"] == tensor_digest(found.network.state_dict())
     (tmp_path / "ahdrnet-small").write_bytes(b"a file of that name is meant")
     with pytest.raises(ValueError, match="ahdrnet-small"):
         load_networks([(Path("ahdrnet-small"), "saved", False)])
 
 
-def test_a_file_names_and_identifies_its_network(weights):
+def test_a_file_names_its_network_and_the_tensors_identify_it(weights, tmp_path):
     (model,) = load_networks([(weights, "saved", False)])
-    sha256 = file_digest(weights)
     assert model.name == "ours"
-    assert model.identity == {"orm": "saved", "official": False, "checkpoint": weights.name, "sha256": sha256}
+    assert model.identity["network"] == "AHDRNet"
+    assert model.identity["config"]["growth"] == 4
+    assert model.identity["sha256"] == tensor_digest(model.network.state_dict())
+    save_weights(tmp_path / "copy.safetensors", model.network)
+    (copy,) = load_networks([(tmp_path / "copy.safetensors", "saved", False)])
+    assert copy.identity == model.identity
+    assert (tmp_path / "copy.safetensors").read_bytes() == weights.read_bytes()
+    with torch.no_grad():
+        next(model.network.parameters()).flatten()[0] += 1e-6
+    save_weights(weights, model.network)
+    assert load_networks([(weights, "saved", False)])[0].identity != copy.identity
     assert not model.network.training
     assert [model.name for model in load_networks([(weights, "saved", False)] * 2)] == ["ours-1", "ours-2"]
 

@@ -61,12 +61,12 @@ def published_ssim(prediction: np.ndarray, target: np.ndarray, peak: float, samp
 def test_kalantari_and_tel_match_skimage(name):
     prediction, target = rgb_pictures()
     scores = NAMED[name].score(prediction, target)
-    assert list(scores) == ["PSNR-mu", "PSNR-l", "SSIM-mu", "SSIM-l"]
+    assert list(scores) == ["PSNR-mu", "PSNR-L", "SSIM-mu", "SSIM-L"]
     for i, (p, t) in enumerate(zip(prediction.double().numpy(), target.double().numpy(), strict=True)):
-        assert scores["PSNR-l"][i].item() == pytest.approx(peak_signal_noise_ratio(t, p, data_range=1), abs=1e-9)
+        assert scores["PSNR-L"][i].item() == pytest.approx(peak_signal_noise_ratio(t, p, data_range=1), abs=1e-9)
         pair = [mu_law(x) for x in (t, p)]
         assert scores["PSNR-mu"][i].item() == pytest.approx(peak_signal_noise_ratio(*pair, data_range=1), abs=1e-9)
-        for key, (a, b) in {"SSIM-l": (p, t), "SSIM-mu": (mu_law(p), mu_law(t))}.items():
+        for key, (a, b) in {"SSIM-L": (p, t), "SSIM-mu": (mu_law(p), mu_law(t))}.items():
             clipped = [np.clip(255 * x, 0, 255) for x in (a, b)]
             assert scores[key][i].item() == pytest.approx(published_ssim(*clipped, 255, sample=False), abs=1e-9)
 
@@ -120,7 +120,7 @@ def test_matlab_from_radiance_files_and_from_tensors(tmp_path):
     from_files = dataclasses.replace(Protocol.matlab(), rounding="none").score(*read)
     for key, values in scores.items():
         assert torch.equal(values, from_files[key])
-    assert (scores["PSNR-l"] - Protocol.kalantari().score(prediction, target)["PSNR-l"]).abs().max() > 1e-4
+    assert (scores["PSNR-L"] - Protocol.kalantari().score(prediction, target)["PSNR-L"]).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("suffix", [".exr", ".npy"])

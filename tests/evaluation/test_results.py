@@ -82,6 +82,19 @@ def test_equal_infinite_numbers_differ_by_nothing(tmp_path):
     assert results.summary()["ours - theirs"]["PSNR-mu"] == (0.0, 0.0, 0.0)
 
 
+def test_intervals_do_not_exceed_what_the_metrics_can_be(tmp_path):
+    results = EvaluationResults(tmp_path, DESCRIPTION)
+    for name, ours, theirs in (("001", 0.9999, -0.99), ("002", 0.2, 0.98)):
+        row = {"SSIM-mu": ours, "LPIPS": 0.0001 + 0.6 * (name == "002"), "HDR-VDP-2": 100 * ours, "PSNR-mu": 40 + ours}
+        results.add(name, {"ours": row, "theirs": {**row, "SSIM-mu": theirs}})
+    found = results.summary()
+    assert found["ours"]["SSIM-mu"][1:] == (-1.0, 1.0)
+    assert found["ours"]["LPIPS"].low == 0.0
+    assert found["ours"]["HDR-VDP-2"].high == 100.0
+    assert found["ours"]["PSNR-mu"].high > 41
+    assert found["ours - theirs"]["SSIM-mu"][1:] == (-2.0, 2.0)
+
+
 # going on
 
 
@@ -157,6 +170,19 @@ def test_a_broken_file_is_named(tmp_path, content):
     (tmp_path / "metrics.json").write_text(content)
     with pytest.raises(ValueError, match=r"metrics.json must be a file that an evaluation wrote"):
         EvaluationResults(tmp_path, DESCRIPTION)
+
+
+def test_a_changed_score_is_noticed(tmp_path):
+    EvaluationResults(tmp_path, DESCRIPTION).add("001", scores(40.0, math.inf))
+    file = tmp_path / "metrics.json"
+    text = file.read_text()
+    file.write_text(text.replace("40.0", "41.0"))
+    with pytest.raises(ValueError, match="its scores are not those that were written"):
+        EvaluationResults(tmp_path, DESCRIPTION)
+    content = json.loads(text)
+    del content["sha256"]  # as earlier versions wrote it
+    file.write_text(json.dumps(content))
+    assert EvaluationResults(tmp_path, DESCRIPTION).values("ours", "PSNR-mu") == [40.0]
 
 
 def test_digest_is_sha256(tmp_path):

@@ -258,3 +258,11 @@ def test_an_infinite_value_has_no_interval():
 def test_bootstrap_rejects_bad_input(values, options, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_mean(values, **options)
+
+
+def test_an_interval_stays_where_the_metric_can_be():
+    values = [0.999, 0.9995, 0.2]
+    free, inside = bootstrap_mean(values), bootstrap_mean(values, bounds=(-1.0, 1.0))
+    assert free.high > 1
+    assert inside == (free.mean, free.low, 1.0)
+    assert math.isnan(bootstrap_mean([0.5], bounds=(-1.0, 1.0)).high)

@@ -17,6 +17,7 @@ from skt_components.files.weights import (
     read_safetensors_metadata,
     read_state_dict,
     unwrap_state_dict,
+    write_safetensors,
 )
 
 
@@ -64,6 +65,33 @@ def test_reads_the_metadata_of_safetensors(tmp_path: Path, state: dict[str, Tens
         read_safetensors_metadata(tmp_path / "odd.safetensors")
     with pytest.raises(FileNotFoundError):
         read_safetensors_metadata(tmp_path / "absent.safetensors")
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    metadata = {f"key {i}": f'"ü\\ \n\x7f {i}' for i in range(9)}
+    for name, entries in (("a", metadata), ("b", dict(reversed(metadata.items())))):
+        write_safetensors(tmp_path / name, state, entries)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    found = read_safetensors_metadata(tmp_path / "a")
+    assert {key: found[key] for key in metadata} == metadata
+
+
+def test_no_flipped_bit_gives_other_weights(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    state["half"], state["none"] = torch.ones(2, dtype=torch.bfloat16), torch.zeros(0, 3)
+    file = tmp_path / "weights.safetensors"
+    write_safetensors(file, state, {"network": "Net", "config": "{}"})
+    whole, refused = file.read_bytes(), 0
+    for place in range(0, 8 * len(whole), 67):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        file.write_bytes(damaged)
+        try:
+            found = read_state_dict(file)
+        except ValueError:
+            refused += 1
+            continue
+        assert all(torch.equal(found[key], state[key]) and found[key].dtype == state[key].dtype for key in state)
+    assert refused > 50
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model"])

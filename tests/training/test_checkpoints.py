@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_an_empty_folder_has_none(tmp_path: Path) -> None:
     assert CheckpointFolder(tmp_path / "none", "run").load_newest() is None
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other step"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other step", "one bit"])
 def test_a_broken_newest_falls_back_to_the_one_before_with_a_notice(tmp_path: Path, damage: str) -> None:
     checkpoints = CheckpointFolder(tmp_path, "run", keep=3)
     for step in (1, 2, 3):
@@ -49,8 +50,10 @@ def test_a_broken_newest_falls_back_to_the_one_before_with_a_notice(tmp_path: Pa
     path = checkpoints.path(3)
     whole = path.read_bytes()
     other = checkpoints.path(2).read_bytes()
-    content = {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello", "other step": other}[damage]
-    path.write_bytes(content)
+    place = len(whole) // 2  # among the weights
+    flipped = whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :]
+    contents = {"truncated": whole[:place], "empty": b"", "text": b"hello", "other step": other, "one bit": flipped}
+    path.write_bytes(content := contents[damage])
     state = checkpoints.load_newest()
     assert state is not None
     assert state["step"] == 2
@@ -59,6 +62,70 @@ def test_a_broken_newest_falls_back_to_the_one_before_with_a_notice(tmp_path: Pa
     assert notice.endswith("went on from the one before")
     assert names(tmp_path) == ["run-00000001.ckpt", "run-00000002.ckpt", "run-00000003.ckpt.broken"]
     assert checkpoints.path(3).with_suffix(".ckpt.broken").read_bytes() == content  # kept for whoever asks
+
+
+@pytest.mark.parametrize("kind", ["folder", "broken link", "link to itself"])
+def test_what_is_no_file_falls_back_too(tmp_path: Path, kind: str) -> None:
+    checkpoints = CheckpointFolder(tmp_path, "run", keep=2)
+    checkpoints.save(1, {"value": 1})
+    for _ in "ab":  # what is set aside does not replace what was set aside before
+        if kind == "folder":
+            checkpoints.path(2).mkdir()
+            (checkpoints.path(2) / "precious").write_text("mine")
+        else:
+            checkpoints.path(2).symlink_to(tmp_path / "nowhere" if kind == "broken link" else checkpoints.path(2))
+        state = checkpoints.load_newest()
+        assert state is not None
+        assert state["value"] == 1
+    assert names(tmp_path) == ["run-00000001.ckpt", "run-00000002.ckpt.broken", "run-00000002.ckpt.broken-2"]
+
+
+def test_a_folder_in_the_place_of_a_new_checkpoint_is_set_aside(tmp_path: Path) -> None:
+    checkpoints = CheckpointFolder(tmp_path, "run", keep=1)
+    for place in (checkpoints.path(1), checkpoints.path(2), checkpoints.best):
+        place.mkdir()
+    checkpoints.save(2, {"value": 2})
+    checkpoints.save(3, {"value": 3})
+    checkpoints.save_best(3, {"value": 3})
+    assert load_checkpoint(checkpoints.best)["value"] == load_checkpoint(checkpoints.path(3))["value"] == 3
+    assert checkpoints.path(1).is_dir()
+    assert checkpoints.path(2).with_suffix(".ckpt.broken").is_dir()
+
+
+def test_the_best_is_the_last_that_is_tried(tmp_path: Path) -> None:
+    checkpoints = CheckpointFolder(tmp_path, "run")
+    checkpoints.save_best(3, {"value": 3})
+    assert checkpoints.load_newest() == {"value": 3, "step": 3}
+    assert checkpoints.notices[0].endswith("has no checkpoint but run-best.ckpt; went on from its step 3")
+    checkpoints.save(5, {"value": 5})
+    checkpoints.path(5).write_bytes(b"")
+    assert checkpoints.load_newest() == {"value": 3, "step": 3}
+    assert names(tmp_path) == ["run-00000005.ckpt.broken", "run-best.ckpt"]
+
+
+def test_no_flipped_bit_gives_other_values(tmp_path: Path) -> None:
+    checkpoints = CheckpointFolder(tmp_path, "run")
+    state = {"weight": torch.rand(40), "note": "ü", "numbers": [1, 2.5]}
+    whole = checkpoints.save(1, state).read_bytes()
+    for place in range(0, len(whole), 29):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        checkpoints.path(1).write_bytes(damaged)
+        with suppress(ValueError):  # or a bit that means nothing, such as padding
+            found = load_checkpoint(checkpoints.path(1))
+            assert torch.equal(found.pop("weight"), state["weight"])
+            assert found == {"note": "ü", "numbers": [1, 2.5], "step": 1}
+
+
+def test_checksums_are_written_whatever_the_global_option_says(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        checkpoints = CheckpointFolder(tmp_path, "run")
+        checkpoints.save(1, {"weight": torch.rand(9)})
+        assert checkpoints.load_newest() is not None
+        assert not torch.serialization.get_crc32_options()
+    finally:
+        torch.serialization.set_crc32_options(True)
 
 
 def test_when_all_are_broken_nothing_is_renamed_and_the_error_names_them(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 
 from skt_components.framework import LossWeights
 from skt_components.modules import DomainTransfer
-from skt_components.training import TrainConfig, make_run_folder, read_options, write_options
-from skt_components.training.run_folder import to_toml
+from skt_components.training import TrainConfig, make_run_folder, parse_options, read_options, write_options
+from skt_components.training.run_folder import CHANGEABLE, FIXED, to_toml
 
 OTHER = TrainConfig(
     download=True,
@@ -322,15 +323,52 @@ def test_resuming_returns_the_folder_as_it_is_or_says_that_there_is_none(refused
         make_run_folder(TrainConfig(resume=tmp_path / "none"))
 
 
-@pytest.mark.parametrize(
-    "change", [{"orm": "sctnet"}, {"crop": 32}, {"seed": 1}, {"seeds": 2}, {"taps": ("a", "b", "c")}]
-)
-def test_another_run_is_not_resumed(refused, tmp_path, change):
+def test_every_option_is_kept_or_applied_on_resume():
+    names = [*FIXED, *CHANGEABLE, "config", "resume", "out", "dry_run"]
+    assert sorted(names) == sorted(field.name for field in dataclasses.fields(TrainConfig))
+
+
+@pytest.mark.parametrize("key", [*FIXED, *CHANGEABLE])
+def test_another_run_is_not_resumed_and_other_options_may_change(monkeypatch, refused, tmp_path, key):
+    monkeypatch.setattr(TrainConfig, "__post_init__", lambda self: None)  # one option is changed alone
     run = make_run_folder(TrainConfig(out=tmp_path / "run"))
-    with refused(
-        rf"--resume: {next(iter(change))} was .* now, which is another run: start one",
-    ):
-        make_run_folder(TrainConfig(resume=run, **change))
+    value = {"bare": True, "exposure_ratios": (2.0, 4.0)}.get(key, getattr(OTHER, key))
+    with refused(rf"--resume: {key} was .* now, which is another run: start one") if key in FIXED else nullcontext():
+        make_run_folder(TrainConfig(resume=run, **{key: value}))
+
+
+def test_options_that_an_edited_file_spells_in_another_way_are_compared(refused, tmp_path):
+    run = make_run_folder(TrainConfig(out=tmp_path / "run"))
+    path = run / "config.toml"
+    path.write_text(path.read_text().replace("val_crop", "val-crop"))
+    with refused("--resume: val_crop was 192 and is 96 now"):
+        make_run_folder(TrainConfig(resume=run, val_crop=96))
+
+
+def test_mistakes_in_the_file_of_a_run_name_it(tmp_path, capsys):
+    run = make_run_folder(TrainConfig(out=tmp_path / "run"))
+    path = run / "config.toml"
+    text = path.read_text()
+    for wrong in ("steps = 0", 'steps = "many"', "steps = [1, 2]"):
+        path.write_text(text.replace("steps = 300", wrong))
+        with pytest.raises(SystemExit):
+            parse_options(["--resume", str(run)])
+        assert "run/config.toml and the command line" in capsys.readouterr().err
+    path.write_text(text + 'resume = "elsewhere"\n')
+    with pytest.raises(ValueError, match=r"config\.toml: resume is an option of the command line alone"):
+        parse_options(["--resume", str(run)])
+    path.write_text(text)
+    with pytest.raises(ValueError, match="--recipe gives defaults to a new run: it cannot be given with --resume"):
+        parse_options(["--resume", str(run), "--recipe", "plain"])
+
+
+def test_a_folder_whose_run_was_killed_before_it_had_options_is_used(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").write_text("process 1")
+    (run / f".config.toml.{'0' * 32}.toml").write_text("ste")
+    assert make_run_folder(TrainConfig(out=run)) == run
+    assert (run / "config.toml").is_file()
 
 
 def test_options_are_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from skt_components.training import NonFiniteError, StepWatch
+from skt_components.training import NonFiniteError, Run, StepWatch, deferred_interrupt
+from skt_components.training.guards import advise
 
 
 def batch(value: float = 0.5) -> dict[str, torch.Tensor]:
@@ -152,3 +155,70 @@ def test_looking_does_not_wait_for_the_device(tmp_path: Path) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     watch.flush()
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (OSError(28, "No space left on device", "a.txt"), r"the disk is full \(.*a\.txt'\): free some space"),
+        (RuntimeError("unable to write to file </torch_1>: No space left on device (28)"), "the disk is full"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"),
+            r"out of memory \(.* 2 GiB\.\): ",
+        ),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+            "out of memory",
+        ),
+        (OSError(12, "Cannot allocate memory"), "out of memory .* give a smaller `batch_size`"),
+        (RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. "), "fewer `workers`"),
+        (RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"), "fewer `workers`"),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:44"), "another process"),
+    ],
+)
+def test_an_error_of_the_machine_says_what_to_do(error: Exception, advice: str) -> None:
+    assert re.match(f".*{advice}", advise(error) or "")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("memory must be"), KeyboardInterrupt()])
+def test_other_errors_are_left_alone(error: BaseException) -> None:
+    assert advise(error) is None
+
+
+def test_a_second_ctrl_c_says_that_the_step_is_lost() -> None:
+    with deferred_interrupt() as seen:
+        signal.raise_signal(signal.SIGINT)
+        assert seen() == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt, match="stopped at once by a second Ctrl-C"):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="POSIX signals")
+def test_an_ignored_signal_stays_ignored_as_nohup_wants_it() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with deferred_interrupt() as seen:
+            signal.raise_signal(signal.SIGHUP)
+            assert seen() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_main_process_names_the_batch_of_the_process_that_met_a_nan() -> None:
+    class Two:
+        rank, is_main = 0, True
+        accelerator = type("Accelerator", (), {"scaler": None})
+
+        def maximum(self, number: int) -> int:
+            return max(number, 1000)
+
+        def gather(self, rows: dict) -> list:
+            return [*rows.values(), "NaN or infinity in org at step 7; its batch is in inspect/framework-process1-7"]
+
+    run = object.__new__(Run)
+    run.engine, run.watch, run._passes, run._samples = Two(), StepWatch("inspect", "run"), [{"org": torch.ones(())}], []
+    run._interrupted = lambda: 0
+    with pytest.raises(
+        NonFiniteError, match=r"in another process: NaN .*; its batch is in inspect/framework-process1-7"
+    ):
+        run.guard(7, None)
