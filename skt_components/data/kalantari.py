@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skt_components.data.formats import decode_tif, read_hdr
+from skt_components.data.formats import decode_tif
+from skt_components.data.radiance import read_hdr
 from skt_components.data.sample import HDRSample
 from skt_components.data.scene_dataset import SceneDataset
 from skt_components.data.scene_layout import Info, SceneLayout, StoredScene
