@@ -30,6 +30,10 @@ _LZW = 5
 _PREDICTORS = (1, 2, 3)
 
 
+class _UnsupportedError(ValueError):
+    """A page that is intact, but not of a supported kind."""
+
+
 def read_tiff(
     path: Path, *, part: int | None = None, check_page: Callable[[Any], str | None] = lambda page: None
 ) -> Array:
@@ -53,17 +57,17 @@ def read_tiff(
         with tifffile.TiffFile(path) as file:
             page = _choose_page(path, file.pages, part)
             if problem := check_page(page) or _unsupported(page):
-                raise ValueError(problem)
+                raise _UnsupportedError(f"{path}: {problem}")
             check_promise(path, max(page.nbytes, math.prod(page.chunks) * page.dtype.itemsize))
             array = _decode(path, page)
             orientation = page.tags[274].value if 274 in page.tags else 1
             contiguous = page.planarconfig == 1 or page.samplesperpixel == 1
             shape = (page.imagelength, page.imagewidth, page.samplesperpixel)
-    except ImportError:
+    except (ImportError, _UnsupportedError):
         raise
     except Exception as error:  # a damaged file can make the reader fail in any way
         reason = str(error).removeprefix(f"{path}: ") or type(error).__name__
-        raise ValueError(f"{path}: broken, truncated or unsupported TIFF file ({reason})") from None
+        raise ValueError(f"{path} is not a readable TIFF file, it is broken or truncated: {reason}") from None
     array = array.reshape(shape) if contiguous else np.moveaxis(array.reshape(shape[2], *shape[:2]), 0, -1)
     return _upright(array, orientation)
 
@@ -71,7 +75,7 @@ def read_tiff(
 def _choose_page(path: Path, pages: Any, part: int | None) -> Any:
     if part is not None:
         if not 0 <= part < len(pages):
-            raise ValueError(f"part must be the number of one of its {len(pages)} pages, from 0, got {part}")
+            raise _UnsupportedError(f"{path}: part must be the number of one of {len(pages)} pages, from 0, got {part}")
         return pages[part]
     whole = [number for number, page in enumerate(pages) if not page.subfiletype & 5]  # 1: reduced, 4: mask
     chosen = whole[0] if whole else 0
