@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 _LONGEST = 200  # bytes; file systems take 255, and a suffix follows
@@ -59,6 +60,18 @@ def file_name(text: str, reserved: Collection[str] = ()) -> str:
     digest = hashlib.blake2b(os.fsencode(text), digest_size=4).hexdigest()
     start = os.fsencode(plain)[: _LONGEST - 9].decode("utf-8", "ignore").lstrip(".")
     return f"{start or '-'}-{digest}"
+
+
+def file_names(paths: Sequence[str]) -> dict[str, str]:
+    """Return a name without suffix for each relative path, all in one folder and all different.
+
+    Example:
+        >>> file_names(["a/b.hdr", "night/c.hdr", "a-b.hdr"])
+        {'a/b.hdr': 'a-b.hdr-37aca68c', 'night/c.hdr': 'night-c.hdr', 'a-b.hdr': 'a-b.hdr'}
+    """
+    flat = {path: file_name(path.replace("/", "-")) for path in paths}
+    uses = Counter(flat.values())
+    return {path: name if uses[name] == 1 or name == path else file_name(path) for path, name in flat.items()}
 
 
 def printable(text: str) -> str:
