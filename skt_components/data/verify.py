@@ -113,7 +113,7 @@ def _simulated_folders(root: Path, problems: list[str]) -> list[str] | None:
         return None
     try:
         return list(json.loads(note.read_text(encoding="utf-8"))["first_samples"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         problems.append(f"{note}: broken ({error})")
         return None
 

@@ -178,7 +178,7 @@ class EvaluationResults:
                 for name, row in kinds["pictures"].items()
             }
             described, versions, sources = content["description"], content["versions"], dict(content.get("sources", {}))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             message = f"{self.json_file} must be a file that an evaluation wrote; move it away: {error!r}"
             raise ValueError(message) from error
         differences = _differences(described, self.description)
