@@ -108,9 +108,7 @@ def _decode(path: Path, data: bytes, header: Header) -> Pixels:
     if 8 <= length < 2**15 and data[:4] == bytes([2, 2, length >> 8, length & 255]):
         least = scanlines * (4 + 8 * math.ceil(length / _LONGEST_RUN))
         if len(data) < least:
-            raise ValueError(
-                f"{path}: broken or truncated Radiance file: {len(data)} bytes of pixels, at least {least}"
-            )
+            raise ValueError(f"{path}: broken or truncated Radiance file: needs {least} bytes, has {len(data)}")
         return _decode_runs(path, data, header)
     check_promise(path, count * _PIXEL_BYTES)
     return _to_radiance(_expand_old_runs(path, data, count), scanlines, length)
@@ -141,9 +139,7 @@ def _expand_old_runs(path: Path, data: bytes, count: int) -> Array:
     ends = np.cumsum(repeats)
     last = int(np.searchsorted(ends, count))
     if last == len(ends) or ends[last] != count:
-        raise ValueError(
-            f"{path}: broken or truncated Radiance file: it has {ends[-1]} pixels, its header says {count}"
-        )
+        raise ValueError(f"{path}: broken or truncated Radiance file: {count} pixels expected, {ends[-1]} found")
     sources = np.maximum.accumulate(np.where(runs, 0, index))[: last + 1]
     return np.repeat(pixels[sources], repeats[: last + 1], axis=0)
 
