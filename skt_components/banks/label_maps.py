@@ -89,12 +89,13 @@ def _read_png(path: Path) -> npt.NDArray[Any]:
 
 
 def _read_tif(path: Path) -> npt.NDArray[Any]:
-    return read_tiff(path, check_page=_several_channels)[..., 0]
-
-
-def _several_channels(page: Any) -> str | None:
-    count = page.samplesperpixel
-    return f"the picture has {count} channels; {_HINT}" if count != 1 else None
+    try:
+        array = read_tiff(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a readable TIFF file: {str(error).removeprefix(f'{path}: ')}") from None
+    if array.shape[-1] != 1:
+        raise ValueError(f"{path}: the picture has {array.shape[-1]} channels; {_HINT}")
+    return array[..., 0]
 
 
 def _read_npy(path: Path) -> npt.NDArray[Any]:

@@ -31,7 +31,7 @@ _PREDICTORS = (1, 2, 3)
 
 
 class _UnsupportedError(ValueError):
-    """A page that is intact, but not of a supported kind."""
+    """A page of a kind that is not supported, or not here."""
 
 
 def read_tiff(
@@ -49,8 +49,9 @@ def read_tiff(
         check_page: returns why a page of tifffile is not wanted, or None.
 
     Raises:
-        ValueError: the file is damaged, has no such page, an unsupported kind of page, or one that is not wanted.
-        ImportError: tifffile is missing, or imagecodecs where it is needed.
+        ValueError: the file is damaged, has no such page, an unsupported kind of page, or one that is not wanted; or
+            imagecodecs is missing, which the message names.
+        ImportError: tifffile is missing.
     """
     tifffile = import_package("tifffile", ".tif files need the tifffile package", "data")
     try:
@@ -63,11 +64,11 @@ def read_tiff(
             orientation = page.tags[274].value if 274 in page.tags else 1
             contiguous = page.planarconfig == 1 or page.samplesperpixel == 1
             shape = (page.imagelength, page.imagewidth, page.samplesperpixel)
-    except (ImportError, _UnsupportedError):
+    except _UnsupportedError:
         raise
     except Exception as error:  # a damaged file can make the reader fail in any way
         reason = str(error).removeprefix(f"{path}: ") or type(error).__name__
-        raise ValueError(f"{path} is not a readable TIFF file, it is broken or truncated: {reason}") from None
+        raise ValueError(f"{path}: broken, truncated or unsupported TIFF file ({reason})") from None
     array = array.reshape(shape) if contiguous else np.moveaxis(array.reshape(shape[2], *shape[:2]), 0, -1)
     return _upright(array, orientation)
 
@@ -109,8 +110,9 @@ def _decode(path: Path, page: Any) -> Array:
             raise
         name = _COMPRESSIONS[page.compression]
         if (decoded := _decode_with_opencv(path, page)) is None:
-            reason = f"{path}: {name} compression of {page.bitspersample} bits needs imagecodecs"
-            raise ImportError(f'{reason}: pip install "skt-components[data]"') from None
+            bits = f"{page.bitspersample}-bit {getattr(page.photometric, 'name', page.photometric)}"
+            install = 'imagecodecs: pip install "skt-components[data]"'
+            raise _UnsupportedError(f"{path}: {name} compression of {bits} pictures needs {install}") from None
         array = decoded
     # Each sample of a strip that is cut short is an error in tifffile, but not in all of its decoders.
     if array.size != math.prod(page.shape) or array.dtype.newbyteorder("=") != page.dtype.newbyteorder("="):
