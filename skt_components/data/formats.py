@@ -38,11 +38,26 @@ def read_tif(path: Path, part: Part = None) -> Pixels:
     return to_float(path, decode_tif(path, part))
 
 
-def decode_tif(path: Path, part: Part = None) -> Array:
-    """Read a page as H×W×3 in the file's own numbers, upright; gray is repeated three times, other channels dropped."""
+def decode_tif(path: Path, part: Part = None, *, bits: int | None = None) -> Array:
+    """Read a page as H×W×3 in the file's own numbers, upright; gray is repeated three times, other channels dropped.
+
+    Args:
+        path: the file.
+        part: number of the page.
+        bits: required size of the unsigned integers; None: any type.
+
+    Raises:
+        ValueError, ImportError: as :func:`read_tiff`.
+    """
     if isinstance(part, str):
         raise ValueError(f"{path}: part of a TIFF file must be the number of a page, from 0, got {part!r}")
-    array = read_tiff(path, part=part, check_page=_unwanted)
+
+    def check_page(page: Any) -> str | None:
+        if bits is not None and page.dtype != np.dtype(f"u{bits // 8}"):
+            return f"must be a {bits}-bit TIFF, got {page.dtype}"
+        return _unwanted(page)
+
+    array = read_tiff(path, part=part, check_page=check_page)
     return array[..., :3] if array.shape[-1] > 2 else np.repeat(array[..., :1], 3, axis=-1)
 
 

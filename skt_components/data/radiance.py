@@ -139,7 +139,7 @@ def _expand_old_runs(path: Path, data: bytes, count: int) -> Array:
     ends = np.cumsum(repeats)
     last = int(np.searchsorted(ends, count))
     if last == len(ends) or ends[last] != count:
-        raise ValueError(f"{path}: broken or truncated Radiance file: {count} pixels expected, {ends[-1]} found")
+        raise ValueError(f"{path}: broken or truncated Radiance file: {ends[-1]} of {count} RGBE values")
     sources = np.maximum.accumulate(np.where(runs, 0, index))[: last + 1]
     return np.repeat(pixels[sources], repeats[: last + 1], axis=0)
 

@@ -83,7 +83,7 @@ def test_old_run_lengths_repeat_whole_pixels(tmp_path: Path) -> None:
         (b"#?RADIANCE\nCOLORCORR=1 2\n\n-Y 3 +X 2\n", "COLORCORR must be 3 finite numbers > 0, got '1 2'"),
         (b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n", "its header has no end"),
         (HEADER + b"-Y 0 +X 2\n", "no pixels"),
-        (HEADER + b"-Y 4 +X 2\n", "8 pixels expected, 6 found"),
+        (HEADER + b"-Y 4 +X 2\n", "6 of 8 RGBE values"),
         (HEADER + b"-Y 1 +X 5\n" + bytes([1, 1, 1, 4]), "a run of pixels at its start"),
     ],
 )

@@ -299,7 +299,7 @@ def test_cache_stays_within_its_budget(folder: Path) -> None:
 def test_cache_saves_decoding(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Path] = []
     original = module.read_image
-    monkeypatch.setattr(module, "read_image", lambda path: calls.append(path) or original(path))
+    monkeypatch.setattr(module, "read_image", lambda path, **options: calls.append(path) or original(path, **options))
     dataset = HDRFolder(folder, crop=24, split="all", samples_per_epoch=60)
     for i in range(60):
         dataset[i]
