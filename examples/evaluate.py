@@ -26,6 +26,7 @@ from skt_components.data import PUBLISHED, PublishedDataset
 from skt_components.data.progress import progress_bar
 from skt_components.evaluation import EvaluatedNetwork, EvaluationResults, Protocol, ReportScene, SceneSections
 from skt_components.files import FolderLock, remove_leftovers
+from skt_components.files.names import file_names, printable
 from skt_components.ops.checks import check_choice, check_count
 
 
@@ -91,7 +92,7 @@ def choose_protocol(options: Options) -> Protocol:
 
 
 def build_data(options: Options) -> tuple[Any, list[str], Callable[[str], str | None] | None]:
-    """Return the data set, the names of its pictures, and a function that identifies the files of a picture."""
+    """Return the data set, the names of all its pictures, and a function that identifies the files of a picture."""
     if options.data == "synthetic":
         data: Any = skt.SyntheticScenes(options.limit or 8, options.crop or 256, split="val")
         return data, [f"synthetic-val-{index}" for index in range(len(data))], None
@@ -108,7 +109,7 @@ def build_data(options: Options) -> tuple[Any, list[str], Callable[[str], str | 
         data = options.published(options.root, "test", **border)
         folders = [sorted(f.glob("*.npy")) if data.is_prepared else data.layout.files(f) for f in data.folders]
         names, files = data.scenes, dict(zip(data.scenes, folders, strict=True))
-    return data, names[: options.limit], partial(evaluation.picture_source, files)
+    return data, names, partial(evaluation.picture_source, files)
 
 
 def load_networks(options: Options) -> list[EvaluatedNetwork]:
@@ -121,9 +122,12 @@ def load_networks(options: Options) -> list[EvaluatedNetwork]:
 
 
 def evaluate_picture(
-    sample: skt.HDRSample, name: str, networks: list[EvaluatedNetwork], protocol: Protocol, options: Options
+    sample: skt.HDRSample, name: str, stem: str, networks: list[EvaluatedNetwork], protocol: Protocol, options: Options
 ) -> ReportScene:
-    """Score every network and the baselines on one bracket; return the scores, and the pictures for the report."""
+    """Score every network and the baselines on one bracket; return the scores, and the pictures for the report.
+
+    The results of the networks are written to files named ``stem``.
+    """
     metadata = {key: value[None] for key, value in sample.metadata.items()}
     scores: dict[str, dict[str, float]] = {}
     pictures, visibility, warnings = {}, {}, []
@@ -143,7 +147,7 @@ def evaluate_picture(
         odd = evaluation.find_suspicious(linear[0], target[0], **usual)
         warnings += [f"{title}: {line}" if line.startswith("the prediction") else line for line in odd]
         if options.save != "none":
-            file = options.out / title / f"{name.replace('/', '-')}.{options.save}"
+            file = options.out / title / f"{stem}.{options.save}"
             file.parent.mkdir(exist_ok=True)
             skt.write_image(file, linear[0].clamp(min=0).float(), overwrite=True)
     times = (f"exposure {i}, t = {time:g}" for i, time in enumerate(sample.exposure_times.tolist(), 1))
@@ -158,7 +162,7 @@ def write_reports(results: EvaluationResults, sections: SceneSections, options: 
     title, notes = f"{' against '.join(names)} on {options.data}", results.description["notes"]
     evaluation.save_report(options.out / "report.html", results, sections.read(results), title=title, notes=notes)
     table, count = evaluation.format_summary(results.summary()), len(results.pictures)
-    print(table, *notes, f"{count} picture{'s' * (count != 1)} -> {options.out}", sep="\n")
+    print(printable("\n".join([table, *notes, f"{count} picture{'s' * (count != 1)} -> {options.out}"])))
     for problem in results.problems():
         print(problem, file=sys.stderr)
 
@@ -168,7 +172,8 @@ def main(arguments: list[str]) -> int:
     options = tyro.cli(Options, args=arguments, description=__doc__)
     protocol = choose_protocol(options)
     described = replace(protocol, metrics=(*protocol.metrics, "HDR-VDP-2")) if options.vdp else protocol
-    data, names, source = build_data(options)
+    data, all_names, source = build_data(options)
+    names, stems = all_names[: options.limit], file_names(all_names)
     networks = load_networks(options)
     overlapping = f"instead of the protocol's inference: blended tiles of {options.tile}, a quarter shared"
     description = {
@@ -187,7 +192,7 @@ def main(arguments: list[str]) -> int:
             if name in results.pictures:
                 continue
             try:
-                scene = evaluate_picture(data[index], name, networks, protocol, options)
+                scene = evaluate_picture(data[index], name, stems[name], networks, protocol, options)
             except Exception as error:  # the other pictures do not depend on this one
                 results.fail(name, error)
                 continue

@@ -74,6 +74,7 @@ from skt_components.ops import (
 from skt_components.simulation import (
     Camera,
     HDRFolder,
+    Motion,
     RawCamera,
     SyntheticScenes,
     simulate_bracket,
@@ -106,6 +107,7 @@ __all__ = [
     "Kalantari17",
     "KnowledgeBank",
     "LossWeights",
+    "Motion",
     "MuL1Loss",
     "PerceptualLoss",
     "PriorFusionBlock",

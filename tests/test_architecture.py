@@ -39,6 +39,7 @@ HEAVY = {
         "accelerate",
         "cv2",
         "huggingface_hub",
+        "imagecodecs",
         "kornia",
         "lpips",
         "matplotlib",

@@ -13,7 +13,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from skt_components.files.bounds import check_picture_size
+from skt_components.files.numpy_files import read_array
 from skt_components.files.packages import import_package
+from skt_components.files.tiff import read_tiff
 from skt_components.files.unpickle import value_errors
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -78,6 +81,7 @@ def _read_png(path: Path) -> npt.NDArray[Any]:
     depth, color = header[24], header[25]
     if color in _PNG_COLORS:
         raise ValueError(f"{path}: the picture is {_PNG_COLORS[color]}; {_HINT}")
+    check_picture_size(path)
     pillow = import_package("PIL.Image", "region maps in .png files need Pillow", "data")
     with value_errors(path, "a readable PNG file"), pillow.open(path) as image:
         array = np.array(image)
@@ -85,18 +89,18 @@ def _read_png(path: Path) -> npt.NDArray[Any]:
 
 
 def _read_tif(path: Path) -> npt.NDArray[Any]:
-    tifffile = import_package("tifffile", "region maps in .tif files need tifffile", "data")
-    with value_errors(path, "a readable TIFF file"), tifffile.TiffFile(path) as file:
-        page = file.pages[0]
-        samples, array = page.samplesperpixel, page.asarray()
-    if samples != 1:
-        raise ValueError(f"{path}: the picture has {samples} channels; {_HINT}")
-    return array
+    try:
+        array = read_tiff(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a readable TIFF file: {str(error).removeprefix(f'{path}: ')}") from None
+    if array.shape[-1] != 1:
+        raise ValueError(f"{path}: the picture has {array.shape[-1]} channels; {_HINT}")
+    return array[..., 0]
 
 
 def _read_npy(path: Path) -> npt.NDArray[Any]:
-    with value_errors(path, "a readable .npy array"), path.open("rb") as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+    with value_errors(path, "a readable .npy array"):
+        return read_array(path)
 
 
 _READERS = {".png": _read_png, ".tif": _read_tif, ".tiff": _read_tif, ".npy": _read_npy}

@@ -2,6 +2,7 @@
 
 Examples:
   python -m skt_components.data verify kalantari SIG17
+  python -m skt_components.data verify hdr-folder PHOTOS --crop 256
   python -m skt_components.data prepare kalantari SIG17 SIG17-PREPARED
   python -m skt_components.data preview bracketire BRACKETIRE preview.png
   python -m skt_components.data simulate bracketire SIMULATED --photos PHOTOS
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from skt_components.data.dataset import SampleDataset
 from skt_components.data.prepare import prepare
@@ -21,10 +23,13 @@ from skt_components.data.preview import save_contact_sheet
 from skt_components.data.registry import PUBLISHED
 from skt_components.data.scene_layout import SPLITS
 from skt_components.data.verify import verify
+from skt_components.files.names import printable
 from skt_components.simulation.camera import Camera, RawCamera
 from skt_components.simulation.export import simulate_dataset
-from skt_components.simulation.hdr_folder import HDRFolder
+from skt_components.simulation.hdr_folder import HDRFolder, verify_hdr_folder
 from skt_components.simulation.synthetic import SyntheticScenes
+
+_FOLDER = "hdr-folder"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,16 +55,20 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
 
     def command(
-        name: str, run: Callable[[argparse.Namespace], int], text: str, resumes: bool = False
+        name: str, run: Callable[[argparse.Namespace], int], text: str, resumes: bool = False, others: Any = ()
     ) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run, resumes=resumes)
-        added.add_argument("dataset", choices=list(PUBLISHED), help="which data set, by its layout")
+        added.add_argument("dataset", choices=[*PUBLISHED, *others], help="which data set, by its layout")
         return added
 
-    checking = command("verify", _verify, "read every file once; list by path what is missing or broken")
+    reading = "read every file once; list by path what is missing or broken"
+    checking = command("verify", _verify, reading, others=[_FOLDER])
     checking.add_argument("root", type=Path, help="folder of the data set, as published or as prepared")
-    preparing = command("prepare", _prepare, "store uncompressed in strips, from which random crops are fast", True)
+    checking.add_argument("--crop", type=int, help=f"side of the crops to come, which pictures of {_FOLDER} must hold")
+    preparing = command(
+        "prepare", _prepare, "store uncompressed in strips, from which random crops are fast", resumes=True
+    )
     preparing.add_argument("root", type=Path, help="folder of the data set as published")
     preparing.add_argument("out", type=Path, help="folder to write; an earlier run goes on")
     preparing.add_argument("--half", action="store_true", help="labels as float16 even where digits are lost")
@@ -70,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     looking.add_argument("--scenes", type=int, default=4, help="how many, evenly from the list (default 4)")
     looking.add_argument("--crop", type=int, help="side of random crops instead of whole scenes")
     looking.add_argument("--overwrite", action="store_true", help="replace the picture if it exists")
-    simulating = command("simulate", _simulate, "write brackets of your HDR photographs, or of procedural scenes", True)
+    simulating = command(
+        "simulate", _simulate, "write brackets of your HDR photographs, or of procedural scenes", resumes=True
+    )
     simulating.add_argument("out", type=Path, help="folder to write; an earlier run goes on")
     simulating.add_argument("--photos", type=Path, help=".hdr and .exr pictures; without it procedural scenes")
     simulating.add_argument("--train", type=int, default=16, help="training scenes (default 16)")
@@ -82,15 +93,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    found = verify(options.dataset, options.root)
-    print(found)
+    if options.dataset == _FOLDER:
+        found = verify_hdr_folder(options.root, crop=options.crop)
+    elif options.crop is not None:
+        raise ValueError(f"--crop is for {_FOLDER}, got it with {options.dataset}")
+    else:
+        found = verify(options.dataset, options.root)
+    print(printable(str(found)))
     return 1 if found.problems else 0
 
 
 def _prepare(options: argparse.Namespace) -> int:
     out = prepare(options.dataset, options.root, options.out, half=options.half)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    print(f"{out}: {size / 1e9:.2f} GB; give it as root in place of {options.root}")
+    print(printable(f"{out}: {size / 1e9:.2f} GB; give it as root in place of {options.root}"))
     return 0
 
 
@@ -103,7 +119,7 @@ def _preview(options: argparse.Namespace) -> int:
     count = min(options.scenes, len(data))
     samples = [data[i * len(data) // count] for i in range(count)]
     save_contact_sheet(options.picture, samples, overwrite=True)
-    print(f"wrote {options.picture}: {', '.join(sample.name for sample in samples)}")
+    print(printable(f"wrote {options.picture}: {', '.join(sample.name for sample in samples)}"))
     return 0
 
 
@@ -123,7 +139,7 @@ def _simulate(options: argparse.Namespace) -> int:
     simulate_dataset(options.dataset, options.out, train, test)
     layout = PUBLISHED[options.dataset].layout
     held = [f"{len(layout.list_scenes(options.out, split))} {split}" for split in SPLITS]
-    print(f"{options.out} holds {' and '.join(held)} scenes in the layout of {options.dataset}")
+    print(printable(f"{options.out} holds {' and '.join(held)} scenes in the layout of {options.dataset}"))
     return 0
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from skt_components.data.sample import HDRSample
 from skt_components.data.scene_dataset import SceneDataset
-from skt_components.data.scene_layout import SPLITS, SceneLayout, StoredScene
+from skt_components.data.scene_layout import SPLITS, Info, SceneLayout, StoredScene
 from skt_components.data.windows import Array
+from skt_components.files.names import find_entry
 from skt_components.files.numpy_files import map_array, read_metadata
 from skt_components.ops.checks import check_choice
 
@@ -33,6 +34,7 @@ class BracketIRELayout(SceneLayout):
     depth = 2
     white = WHITE
     frames_shape = (len(TIMES), 4)
+    order_rule = "the names of the files are their exposure times"
     mapped = True
 
     def __init__(self, scale: int) -> None:
@@ -43,17 +45,22 @@ class BracketIRELayout(SceneLayout):
 
     def files(self, folder: Path) -> list[Path]:
         """Return the files of a frame: the exposures from short to long, the label, the metadata."""
-        inputs = folder if self.scale == 1 else folder / "x4"
-        return [*(inputs / f"raw_{time}.npy" for time in TIMES), folder / _LABEL, folder / _METADATA]
+        inputs = folder if self.scale == 1 else find_entry(folder, "x4")
+        exposures = (find_entry(inputs, f"raw_{time}.npy") for time in TIMES)
+        return [*exposures, find_entry(folder, _LABEL), find_entry(folder, _METADATA)]
+
+    def exposure_values(self, info: Info) -> list[float]:
+        """Return the exposure times."""
+        return list(map(float, TIMES))
 
     def read_file(self, path: Path) -> Any:
         """Map an exposure or the label, or read white balance and color matrix."""
-        if path.name == _METADATA:
+        if path.name.casefold() == _METADATA:
             return _read_colors(path)
-        if path.name == _LABEL:
+        if path.name.casefold() == _LABEL:
             return map_array(path, channels=4, kinds="f")
         exposure = map_array(path, channels=4, kinds="u")
-        if exposure.dtype != np.uint16:
+        if exposure.dtype.itemsize != 2:
             raise ValueError(f"{path}: must hold uint16, got {exposure.dtype}")
         return exposure
 

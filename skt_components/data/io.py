@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from skt_components.data import formats
+from skt_components.data import exr, formats, radiance
 from skt_components.files import atomic_write
-from skt_components.ops.checks import check_tensor
+from skt_components.ops.checks import check_choice, check_tensor
 
 _READERS = {
-    ".hdr": formats.read_hdr,
-    ".exr": formats.read_exr,
+    ".hdr": radiance.read_hdr,
+    ".exr": exr.read_exr,
     ".tif": formats.read_tif,
     ".tiff": formats.read_tif,
     ".npy": formats.read_npy,
@@ -24,32 +24,45 @@ _READERS = {
 SUPPORTED_SUFFIXES = tuple(_READERS)
 
 
-def read_image(path: str | os.PathLike[str]) -> Float[Tensor, "3 h w"]:
+def read_image(
+    path: str | os.PathLike[str], *, part: int | str | None = None, nonfinite: str = "raise"
+) -> Float[Tensor, "3 h w"]:
     """Read a picture as float32 RGB, with the values that the file stores.
 
-    ``.hdr``: Radiance RGBE. ``.exr``: the channels named R, G and B of the first part that has them; all others, alpha
-    included, are ignored. ``.tif``: uint8 / 255, uint16 / 65535, floats as they are; gray is repeated three times,
-    alpha is dropped. ``.npy``: the same number types, H×W×3 or 3×H×W (a 3×H×3 array counts as H×W×3). Negative values
-    (colors outside the gamut in EXR files) are kept.
+    ``.hdr``: Radiance RGBE of any orientation, with or without run lengths, as radiance: divided by the factors of its
+    EXPOSURE and COLORCORR lines. ``.exr``: the channels R, G and B, or luminance Y with or without RY and BY, in the
+    display window, zero where there is no data; all other channels, alpha included, are ignored. ``.tif``: uint8 / 255,
+    uint16 / 65535, floats as they are; gray is repeated three times, alpha is dropped; losslessly compressed, upright
+    as its orientation tag says. ``.npy``: the same number types, of any byte order, H×W×3 or 3×H×W (a 3×H×3 array
+    counts as H×W×3). Negative values (colors outside the gamut in EXR files) are kept; primaries are not converted.
 
     Args:
         path: file with one of the suffixes above.
+        part: of a file with several: the number of a TIFF page, from 0; the number or name of an EXR part, a layer
+            such as "diffuse", or "part.layer". None: the first TIFF page that is not reduced, or the first EXR part
+            with unnamed channels, with a warning if there are others; else the only EXR layer.
+        nonfinite: "raise" an error if there are infinities or NaN; "replace" NaN by 0, and infinities by the largest
+            and smallest finite value of the picture.
 
     Returns:
         (3, H, W) float32 RGB.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the suffix is not supported; the file is broken, not RGB or holds infinities or NaN.
+        ValueError: the suffix is not supported; the file is broken, not RGB, or holds infinities or NaN; there is no
+            such part, or part must be given; ``nonfinite`` is none of these.
         ImportError: the package that reads this format is missing.
     """
+    check_choice("nonfinite", nonfinite, ("raise", "replace"))
     path = Path(path)
     suffix = _check_suffix(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
-    pixels = _READERS[suffix](path)
+    pixels = _READERS[suffix](path, part)
+    if nonfinite == "replace":
+        pixels = _replace_nonfinite(path, pixels)
     _check_finite(path, pixels)
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
@@ -92,11 +105,11 @@ def write_image(
         if suffix == ".hdr":
             if low < 0 or high >= 2.0**127:
                 raise ValueError(f"{path}: .hdr holds values in [0, 2**127), got [{low:g}, {high:g}]")
-            formats.write_hdr(temporary, pixels)
+            radiance.write_hdr(temporary, pixels)
         elif suffix == ".exr":
             if half and max(-low, high) > 65504:
                 raise ValueError(f"{path}: half-float .exr holds values up to 65504, got [{low:g}, {high:g}]")
-            formats.write_exr(temporary, pixels.astype(np.float16) if half else pixels)
+            exr.write_exr(temporary, pixels.astype(np.float16) if half else pixels)
         elif suffix == ".npy":
             with temporary.open("wb") as file:  # np.save would add .npy to a name that ends with .NPY
                 np.save(file, pixels, allow_pickle=False)
@@ -112,6 +125,16 @@ def _check_suffix(path: Path) -> str:
     if suffix not in SUPPORTED_SUFFIXES:
         raise ValueError(f"{path}: suffix must be one of {', '.join(SUPPORTED_SUFFIXES)}, got {suffix!r}")
     return suffix
+
+
+def _replace_nonfinite(path: Path, pixels: formats.Pixels) -> formats.Pixels:
+    finite = np.isfinite(pixels)
+    if finite.all():
+        return pixels
+    if not finite.any():
+        raise ValueError(f"{path}: no value is finite")
+    known = pixels[finite]
+    return np.nan_to_num(pixels, nan=0.0, posinf=known.max(), neginf=known.min())
 
 
 def _check_finite(path: Path, pixels: formats.Pixels) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
 from collections.abc import Iterator
@@ -12,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skt_components.data.formats import decode_tif, read_hdr
+from skt_components.data.formats import decode_tif
+from skt_components.data.radiance import read_hdr
 from skt_components.data.sample import HDRSample
 from skt_components.data.scene_dataset import SceneDataset
 from skt_components.data.scene_layout import Info, SceneLayout, StoredScene
 from skt_components.data.windows import Array
+from skt_components.files.names import find_entry, is_clutter
 from skt_components.files.numpy_files import open_file
 from skt_components.ops.checks import check_choice, warn_caller
 
@@ -32,6 +35,9 @@ class KalantariLayout(SceneLayout):
     picture_size = (1000, 1500)
     white = 65535
     frames_shape = (_FRAMES, 3)
+    order_rule = (
+        f"{_EXPOSURES} has the values of the .tif files sorted by name as text, as published: 10.tif comes before 8.tif"
+    )
 
     def __init__(self, name: str, scene_counts: dict[str, int]) -> None:
         self.name, self.scene_counts = name, scene_counts
@@ -40,7 +46,11 @@ class KalantariLayout(SceneLayout):
 
     def files(self, folder: Path) -> list[Path]:
         """Return the files of a scene: the exposures from short to long, the label, the exposure file."""
-        return [*_exposure_files(folder), folder / _LABEL, folder / _EXPOSURES]
+        return [*_exposure_files(folder), find_entry(folder, _LABEL), find_entry(folder, _EXPOSURES)]
+
+    def exposure_values(self, info: Info) -> list[float]:
+        """Return the exposure values in stops."""
+        return list(info["ev"])
 
     def missing_files(self, folder: Path) -> list[str]:
         """Return one message for each file that a scene's folder lacks, and one for a wrong number of exposures."""
@@ -49,16 +59,13 @@ class KalantariLayout(SceneLayout):
 
     def read_file(self, path: Path) -> Any:
         """Read an exposure, the label or the exposure file."""
-        if path.name == _EXPOSURES:
+        if path.name.casefold() == _EXPOSURES:
             return {"ev": read_exposure_values(path)}
         with open_file(path):
             pass
-        if path.name == _LABEL:
+        if path.name.casefold() == _LABEL.casefold():
             return read_hdr(path)
-        exposure = decode_tif(path)
-        if exposure.dtype != np.uint16:
-            raise ValueError(f"{path}: must be a 16-bit TIFF, got {exposure.dtype}")
-        return exposure[..., :3]
+        return decode_tif(path, bits=16)
 
     def info_faults(self, info: Info) -> Iterator[str]:
         """Yield a message if the exposure values do not rise."""
@@ -70,21 +77,29 @@ def _exposure_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = (path for path in folder.iterdir() if path.suffix.lower() in (".tif", ".tiff"))
-    return sorted(path for path in found if path.name[0] != "." and path.stem != Path(_LABEL).stem)
+    label = Path(_LABEL).stem.casefold()
+    return sorted(path for path in found if not is_clutter(path.name) and path.stem.casefold() != label)
 
 
 def read_exposure_values(path: Path) -> list[float]:
-    """Read an exposure file: one exposure value in stops per line; ValueError unless three, from -30 to 30."""
+    """Read an exposure file: one exposure value in stops per line; ValueError unless three, from -30 to 30.
+
+    Byte order marks, UTF-16, decimal commas and commas or semicolons between the values are understood.
+    """
     with open_file(path) as file:
-        words = file.read(4096).decode("latin1").replace("\x00", "?").split()
+        data = file.read(4096)
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = data.decode("utf-16" if utf16 else "utf-8-sig", "replace").replace("\u2212", "-").replace(";", " ")
+    words = [word.strip(",") for word in text.split()]
+    if len(words) == 1:
+        words = words[0].split(",")
     try:
-        values = [float(word) for word in words]
+        values = [float(word.replace(",", ".")) for word in words]
     except ValueError:
         values = []
     if len(values) != _FRAMES or not all(math.isfinite(v) and abs(v) <= 30 for v in values):
-        raise ValueError(
-            f"{path}: must hold {_FRAMES} exposure values in stops, from -30 to 30, got {' '.join(words)[:80]!r}"
-        )
+        shown = " ".join(text.replace("\x00", "?").split())[:80]
+        raise ValueError(f"{path}: must hold {_FRAMES} exposure values in stops, from -30 to 30, got {shown!r}")
     return values
 
 
@@ -95,9 +110,11 @@ TEL = KalantariLayout("Tel23", {"train": 108, "test": 36})
 class Kalantari17(SceneDataset):
     """Kalantari and Ramamoorthi's data set: 74 training and 15 test scenes of 1000×1500 pixels.
 
-    ``{root}/{Training,Test}/{scene}/`` holds three 16-bit ``.tif`` exposures, which sort by name from the shortest to
-    the longest, ``exposure.txt`` (three lines: exposure values in stops) and ``HDRImg.hdr``, the radiance in the
-    reference exposure, the middle one. ``root`` may also be what :func:`prepare` made of it: the same samples, faster.
+    ``{root}/{Training,Test}/{scene}/`` holds three 16-bit ``.tif`` exposures, ``exposure.txt`` (three lines: their
+    exposure values in stops) and ``HDRImg.hdr``, the radiance in the reference exposure, the middle one. The values are
+    those of the exposures sorted by name as text, as published (``10.tif`` comes before ``8.tif``); if the brightness
+    does not rise with them, a warning says so. ``root`` may also be what :func:`prepare` made of it: the same samples,
+    faster.
 
     The default preprocessing is the one of HDR-Transformer and SCTNet: the exposures divided by 65536, linear radiance
     ``ldr ** 2.2 / t`` with ``t = 2 ** EV``, labels as they are, no border left out, no augmentation. Colors are always

@@ -12,7 +12,7 @@ from skt_components.data.progress import progress_bar
 from skt_components.data.registry import PUBLISHED
 from skt_components.data.scene_layout import SPLITS, StoredScene
 from skt_components.data.verify import SIMULATED
-from skt_components.ops.checks import check_choice
+from skt_components.ops.checks import check_choice, warn_caller
 
 
 def prepare(
@@ -58,15 +58,15 @@ def prepare(
     if out.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"out must not lie inside the data set, got {out} in {root}")
     layout = PUBLISHED[dataset].layout
-    splits = [split for split in SPLITS if (root / layout.split_folders[split]).is_dir()] or [SPLITS[0]]
+    splits = [split for split in SPLITS if layout.split_folder(root, split).is_dir()] or [SPLITS[0]]
     scenes = {split: layout.list_scenes(root, split) for split in splits}
     for split, names in scenes.items():
         layout.check_scenes(root, split, names)
     _start_or_extend(out, prepared.Index(layout.name, scenes, (root / SIMULATED).is_file()))
-    jobs = [Path(layout.split_folders[split]) / name for split, names in scenes.items() for name in names]
+    jobs = [(split, name) for split, names in scenes.items() for name in names]
     broken = []
-    for job in progress_bar(jobs, f"preparing {dataset}", "scene", progress):
-        source, target = root / job, out / job
+    for split, name in progress_bar(jobs, f"preparing {dataset}", "scene", progress):
+        source, target = layout.split_folder(root, split) / name, out / layout.split_folders[split] / name
         try:
             status = {path.relative_to(source).as_posix(): path.stat() for path in layout.files(source)}
             sources = {name: [file.st_size, file.st_mtime_ns] for name, file in status.items()}  # to notice changes
@@ -74,6 +74,8 @@ def prepare(
                 continue
             scene = layout.read_scene(source)
             layout.check(scene)
+            for fault in layout.order_faults(scene):
+                warn_caller(fault)
         except (ValueError, OSError) as error:
             broken.append(str(error))
             continue

@@ -153,7 +153,8 @@ def scene_faults(layout: SceneLayout, folder: Path) -> tuple[list[str], int]:
     wrong = [folder / name for name in names if known.get(name) != file_checksum(folder / name)]
     if known.get(_INFO) != _info_checksum(scene.info):
         wrong.append(folder / _SCENE)
-    return [f"{path}: its checksum is not the one it was written with" for path in wrong], len(names)
+    faults = [f"{path}: its checksum is not the one it was written with" for path in wrong]
+    return faults or list(layout.order_faults(scene)), len(names)
 
 
 def _info_checksum(info: Info) -> str:

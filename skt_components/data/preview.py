@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from skt_components.data.sample import RAW_PEAK, HDRSample
+from skt_components.files.atomic import atomic_write
+from skt_components.files.names import printable
 from skt_components.ops.raw import render_raw, white_balance
 from skt_components.ops.tone_mapping import tone_map
 from skt_components.ops.transfer import mu_law, srgb_encode
@@ -78,14 +82,14 @@ def save_contact_sheet(path: str | os.PathLike[str], samples: Sequence[HDRSample
     """Draw one row per sample: its exposures with their times, and its tone-mapped target.
 
     Args:
-        path: picture to write, ``.png`` or another format of matplotlib's.
+        path: picture to write, ``.png`` or with the suffix of another format of matplotlib's; PNG without a suffix.
         samples: with equally many exposures.
         overwrite: replace an existing file.
 
     Raises:
         FileExistsError: the file exists and ``overwrite`` is False.
         ImportError: matplotlib is missing.
-        ValueError: there is no sample, or the numbers of exposures differ.
+        ValueError: there is no sample, the numbers of exposures differ, or matplotlib does not write such files.
 
     Example:
         >>> save_contact_sheet("preview.png", [BracketIRE("bracketire")[0]])  # doctest: +SKIP
@@ -93,7 +97,7 @@ def save_contact_sheet(path: str | os.PathLike[str], samples: Sequence[HDRSample
     counts = sorted({len(sample.bracket) for sample in samples})
     if len(counts) != 1:
         raise ValueError(f"samples must have equally many exposures, got {counts or 'no sample'}")
-    if os.path.exists(path) and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise FileExistsError(f"{os.fspath(path)} exists; pass overwrite=True to replace it")
     plt = load_pyplot()
     height, width = samples[0].target.shape[-2:]
@@ -107,9 +111,29 @@ def save_contact_sheet(path: str | os.PathLike[str], samples: Sequence[HDRSample
             axis.imshow(picture.clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
             axis.set_title(f"{title}, {picture.shape[-1]}×{picture.shape[-2]}", fontsize=7)
             axis.set(xticks=[], yticks=[])
-        row[0].set_ylabel(sample.name, fontsize=7)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+        row[0].set_ylabel(plain_label(sample.name), fontsize=7)
+    save_figure(path, figure, dpi=150)
+
+
+def save_figure(path: str | os.PathLike[str], figure: Any, *, dpi: int) -> None:
+    """Write a figure of matplotlib to exactly this file, whole or not at all, and close it; PNG without a suffix.
+
+    Raises:
+        ValueError: matplotlib does not write files with this suffix.
+    """
+    path, kinds = Path(path), figure.canvas.get_supported_filetypes()
+    try:
+        if (kind := path.suffix[1:].lower() or "png") not in kinds:
+            raise ValueError(f"{path}: suffix must be one of {', '.join(f'.{k}' for k in sorted(kinds))}")
+        with atomic_write(path, sync=False) as temporary:
+            figure.savefig(temporary, dpi=dpi, format=kind)
+    finally:
+        load_pyplot().close(figure)
+
+
+def plain_label(text: str) -> str:
+    """Return a text that matplotlib draws as it is: not as a formula, and without bytes that are not UTF-8."""
+    return printable(text).replace("$", r"\$")
 
 
 def load_pyplot():  # type: ignore[no-untyped-def]

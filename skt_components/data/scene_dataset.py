@@ -16,7 +16,7 @@ from skt_components.data.sample import HDRSample
 from skt_components.data.scene_layout import SPLITS, SceneLayout, StoredScene
 from skt_components.data.seeding import make_generator
 from skt_components.data.windows import AUGMENTATIONS, Array, Window, fixed_window, random_window
-from skt_components.ops.checks import check_choice, check_count
+from skt_components.ops.checks import check_choice, check_count, warn_caller
 
 _MAX_OPEN = 64  # mapped files; each holds a file descriptor
 
@@ -63,10 +63,11 @@ class SceneDataset(SampleDataset):
         else:
             self.scenes = layout.list_scenes(self.root, split)
             layout.check_scenes(self.root, split, self.scenes)
-        self.folders = [self.root / layout.split_folders[split] / name for name in self.scenes]
+        self.folders = [layout.split_folder(self.root, split) / name for name in self.scenes]
         length = len(self.scenes) if samples_per_epoch is None else samples_per_epoch
         super().__init__(check_count("samples_per_epoch", length, 1), trains=split == "train" and crop is not None)
         self._open: OrderedDict[int, StoredScene] = OrderedDict()
+        self._order_checked, self._order_warned = set[int](), False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict()}  # a mapped array would be pickled whole
@@ -121,6 +122,12 @@ class SceneDataset(SampleDataset):
         folder = self.folders[number]
         scene = prepared.open_scene(self.layout, folder) if self.is_prepared else self.layout.read_scene(folder)
         self.layout.check(scene)
+        if number not in self._order_checked and not self._order_warned:
+            self._order_checked.add(number)
+            for fault in self.layout.order_faults(scene):
+                self._order_warned = True
+                warn_caller(f"{fault}. python -m skt_components.data verify lists all such scenes")
+                break
         return scene
 
     def _make_sample(self, scene: StoredScene, frames: list[Array], label: Tensor, name: str) -> HDRSample:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +13,15 @@ import numpy.typing as npt
 
 from skt_components.data.strips import StripFile, decode_rgbe
 from skt_components.data.windows import Array, Window
+from skt_components.files.names import find_entry, is_clutter
 from skt_components.files.numpy_files import check_mapped
 
 Info = dict[str, Any]
 
 SPLITS = ("train", "test")
+_DARKER = 0.9  # a pixel is darker than another below this share of its value
+_LEAST_DARKER = 0.01  # of the pixels; noise and motion make some darker
+_ROWS = 16  # of an exposure that are compared
 
 
 class StoredScene(NamedTuple):
@@ -42,6 +47,17 @@ class StoredScene(NamedTuple):
         for frame in self.frames:
             check_mapped(frame)
         return [window.cut(frame) for frame in self.frames]
+
+    def some_rows(self) -> list[Array]:
+        """Return evenly spread rows (C, rows, w) of every exposure, in the numbers of the files."""
+        _, height, width = self.frame_shapes[0]
+        step = max(height // _ROWS, 1)
+        if isinstance(self.frames, StripFile):
+            rows = [self.frames.cut(Window(row, 0, 1, width)) for row in range(0, height, step)]
+            return list(np.concatenate(rows, axis=2))
+        for frame in self.frames:
+            check_mapped(frame)
+        return [frame[:, ::step] for frame in self.frames]
 
     def cut_label(self, window: Window) -> npt.NDArray[np.float32]:
         """Return a window (C, height, width) of the label; ValueError if it holds infinities or NaN."""
@@ -72,6 +88,7 @@ class SceneLayout(abc.ABC):
     white: int  # largest value of an exposure
     frames_shape: tuple[int, int]  # number of exposures, number of channels
     info_shapes: dict[str, tuple[int, ...]]  # shapes of the numbers that describe a scene
+    order_rule: str  # how exposures are matched with exposure values, for messages
     mapped: bool = False  # True if reading an exposure or a label only maps it into memory
 
     @abc.abstractmethod
@@ -88,6 +105,29 @@ class SceneLayout(abc.ABC):
     def info_faults(self, info: Info) -> Iterator[str]:
         """Yield what is wrong with a scene's description."""
         yield from ()
+
+    @abc.abstractmethod
+    def exposure_values(self, info: Info) -> list[float]:
+        """Return a number for each exposure that rises with its light."""
+
+    def order_faults(self, scene: StoredScene) -> Iterator[str]:
+        """Yield a message for each exposure that is darker than the one with the next smaller exposure value."""
+        values, rows = self.exposure_values(scene.info), scene.some_rows()
+        files = [] if isinstance(scene.frames, StripFile) else self.files(scene.folder)
+        names = [path.name for path in files] or [str(number) for number in range(1, len(rows) + 1)]
+        order = sorted(range(len(values)), key=values.__getitem__)
+        for shorter, longer in itertools.pairwise(order):
+            darker = float((rows[longer] < _DARKER * rows[shorter]).mean())
+            brighter = float((rows[shorter] < _DARKER * rows[longer]).mean())
+            if darker > max(_LEAST_DARKER, 1.5 * brighter):
+                yield (
+                    f"{scene.folder}: exposure {names[longer]} is darker than exposure {names[shorter]}, but its "
+                    f"exposure value is larger, {values[longer]:g} against {values[shorter]:g}; {self.order_rule}"
+                )
+
+    def split_folder(self, root: Path, split: str) -> Path:
+        """Return the folder of a split, whatever the case of its name."""
+        return find_entry(root, self.split_folders[split])
 
     def missing_files(self, folder: Path) -> list[str]:
         """Return one message for each file that a scene's folder lacks."""
@@ -128,14 +168,15 @@ class SceneLayout(abc.ABC):
 
     def list_scenes(self, root: Path, split: str) -> list[str]:
         """Return the sorted names of a split's scenes, its folders at ``depth``; FileNotFoundError without any."""
-        folder = root / self.split_folders[split]
+        folder = self.split_folder(root, split)
         if not folder.is_dir():
             held = ", ".join(sorted(path.name for path in root.iterdir())[:8]) if root.is_dir() else ""
             found = f"it holds {held or 'nothing'}" if root.is_dir() else "there is no such folder"
             raise FileNotFoundError(f"root must have a folder {folder.name}, {root} has not: {found}")
         scenes = [folder]
         for _ in range(self.depth):
-            scenes = [path for parent in scenes for path in parent.iterdir() if path.is_dir() and path.name[0] != "."]
+            found = (path for parent in scenes for path in parent.iterdir())
+            scenes = [path for path in found if path.is_dir() and not is_clutter(path.name)]
         if not scenes:
             kind = "/".join(["{scene}", "{frame}"][: self.depth])
             raise FileNotFoundError(f"{folder} has no scenes: they are its folders {kind}")
@@ -143,7 +184,7 @@ class SceneLayout(abc.ABC):
 
     def check_scenes(self, root: Path, split: str, scenes: list[str]) -> None:
         """Raise FileNotFoundError for the first file that is missing in any scene."""
-        folder = root / self.split_folders[split]
+        folder = self.split_folder(root, split)
         missing = [message for scene in scenes for message in self.missing_files(folder / scene)]
         if missing:
             more = f" (and {len(missing) - 1} more: python -m skt_components.data verify)" if len(missing) > 1 else ""

@@ -20,7 +20,7 @@ def make_generator(split: str, *key: int | str) -> torch.Generator:
 def hash_key(*key: int | str) -> int:
     """Return 32 bits that depend on the key alone, the same in every process and run."""
     text = "/".join(str(part) for part in key)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=4).digest(), "little")
 
 
 def uniform(generator: torch.Generator, low: float, high: float) -> float:

@@ -7,14 +7,14 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from skt_components.data import prepared
 from skt_components.data.progress import progress_bar
 from skt_components.data.registry import PUBLISHED
-from skt_components.data.scene_layout import SPLITS, SceneLayout
+from skt_components.data.scene_layout import SPLITS, SceneLayout, StoredScene
 from skt_components.data.windows import Array
 from skt_components.ops.checks import check_choice
 
@@ -48,9 +48,9 @@ def verify(dataset: str, root: str | os.PathLike[str], *, progress: bool = True)
 
     It compares with the published data set: the number of scenes in each split, the files of each scene, their
     formats, bit depths and sizes in pixels. It also checks that exposures are within their range, labels finite and not
-    negative, and exposure values increasing. For a prepared data set it compares all checksums. If ``simulated.json``
-    says that ``simulate_dataset`` wrote the folder, or its originals, any number of scenes is accepted, and the label
-    size of most scenes of a split.
+    negative, exposure values increasing, and that the exposures become brighter with them. For a prepared data set it
+    compares all checksums. If ``simulated.json`` says that ``simulate_dataset`` wrote the folder, or its originals, any
+    number of scenes is accepted, and the label size of most scenes of a split.
 
     Args:
         dataset: "kalantari", "tel", "bracketire" or "bracketire-plus".
@@ -82,7 +82,7 @@ def verify(dataset: str, root: str | os.PathLike[str], *, progress: bool = True)
             problems.append(str(error))
             continue
         counts[split] = len(scenes)
-        folder = root / layout.split_folders[split]
+        folder = layout.split_folder(root, split)
         if simulated is None and len(scenes) != layout.scene_counts[split]:
             problems.append(f"{folder}: has {len(scenes)} scenes, published were {layout.scene_counts[split]}")
         size, sizes = (layout.picture_size if simulated is None else None), dict[Path, tuple[int, int]]()
@@ -113,7 +113,7 @@ def _simulated_folders(root: Path, problems: list[str]) -> list[str] | None:
         return None
     try:
         return list(json.loads(note.read_text(encoding="utf-8"))["first_samples"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         problems.append(f"{note}: broken ({error})")
         return None
 
@@ -127,12 +127,13 @@ def _scene_faults(
     """
     *exposures, label, info = layout.files(folder)
     faults, read = layout.missing_files(folder), 0
+    contents: dict[Path, Any] = {}
     for path in (label, *exposures, info):
         if not path.is_file():
             continue
         read += 1
         try:
-            content = layout.read_file(path)
+            content = contents[path] = layout.read_file(path)
         except (ValueError, OSError) as error:
             faults.append(str(error))
             continue
@@ -145,6 +146,11 @@ def _scene_faults(
             fitting = None if size is None else (size[0] // layout.scale, size[1] // layout.scale)
             found = _picture_faults(content, fitting, layout.white)
         faults += [f"{path}: {fault}" for fault in found]
+    shapes = {contents[path].shape for path in exposures if path in contents}
+    complete = len(contents) == layout.frames_shape[0] + 2
+    if complete and len(shapes) == 1:
+        pictures = [np.moveaxis(contents[path], -1, 0) for path in (*exposures, label)]
+        faults += layout.order_faults(StoredScene(folder, pictures[:-1], pictures[-1], label, contents[info]))
     return faults, read
 
 

@@ -14,7 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skt_components.banks.priors import SemanticPriors
-from skt_components.data.preview import compressed_radiance, load_pyplot, show_exposures, show_radiance
+from skt_components.data.preview import (
+    compressed_radiance,
+    load_pyplot,
+    plain_label,
+    save_figure,
+    show_exposures,
+    show_radiance,
+)
 from skt_components.data.sample import HDRSample
 from skt_components.evaluation.baselines import MERGE, baseline_pictures
 from skt_components.evaluation.html_pictures import worst_places
@@ -119,8 +126,7 @@ def save_samples(path: str | os.PathLike[str], rows: Sequence[SampleRow]) -> Non
     scenes = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
     for scene, row, side in zip(scenes, rows, tall, strict=True):
         _draw_scene(scene, row, side)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    save_figure(path, figure, dpi=100)
 
 
 def _contents(row: SampleRow) -> list[str]:
@@ -130,7 +136,7 @@ def _contents(row: SampleRow) -> list[str]:
 
 def _draw_scene(figure: Any, row: SampleRow, side: float) -> None:
     """Draw four rows of pictures: exposures, results, their zoom, their errors."""
-    figure.suptitle(row.name, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    figure.suptitle(plain_label(row.name), fontsize=10, fontweight="bold", x=0.01, ha="left")
     exposures, whole, zoomed, errors = figure.subfigures(4, 1, height_ratios=[_SMALL, side, side, _SMALL])
     pictures = {**row.results, "target": row.target}
     top, left, size = _worst_window(row)
@@ -152,7 +158,7 @@ def _draw_line(figure: Any, pictures: Mapping[str, Any], **options: Any) -> Any:
     axes = figure.subplots(1, len(pictures), squeeze=False)[0]
     for axis, (title, picture) in zip(axes, pictures.items(), strict=True):
         axis.imshow(picture, interpolation="nearest", **options)
-        axis.set_title(title, fontsize=9)
+        axis.set_title(plain_label(title), fontsize=9)
         axis.set(xticks=[], yticks=[])
     return axes
 
@@ -210,8 +216,7 @@ def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -
             axis.legend(fontsize=8, loc="lower left" if axis in others else "best")  # where the right axis has no line
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    save_figure(path, figure, dpi=100)
 
 
 _STYLES = ("-", "--", ":", "-.")  # one for each run
@@ -351,10 +356,9 @@ def save_priors(path: str | os.PathLike[str], rows: Sequence[PriorsRow]) -> None
             axis.set_axis_off()
         for axis, (title, picture) in zip(line, panels, strict=False):
             axis.imshow(_rgb(picture), interpolation="nearest")
-            axis.set_title(title, fontsize=8)
-        line[0].set_title(row.name, fontsize=8, fontweight="bold", loc="left")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+            axis.set_title(plain_label(title), fontsize=8)
+        line[0].set_title(plain_label(row.name), fontsize=8, fontweight="bold", loc="left")
+    save_figure(path, figure, dpi=110)
 
 
 def _prior_panels(row: PriorsRow) -> list[tuple[str, Tensor]]:

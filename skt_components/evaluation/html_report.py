@@ -100,7 +100,7 @@ def render_scene(scene: ReportScene) -> str:
 
 def scene_anchor(name: str) -> str:
     """Return the HTML id of a picture's section, which is also the name of a file that keeps the section."""
-    return "scene-" + hashlib.sha256(name.encode()).hexdigest()[:12]
+    return "scene-" + hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 class SceneSections:
@@ -119,7 +119,7 @@ class SceneSections:
         """Store a section, and delete the sections of pictures in ``results`` that are not among the worst."""
         self._delete_all_but_worst(results)
         if self.count > 0:
-            self._file(scene.name).write_text(render_scene(scene), encoding="utf-8")
+            self._file(scene.name).write_text(render_scene(scene), "utf-8", "backslashreplace")
 
     def read(self, results: EvaluationResults) -> dict[str, str]:
         """Return name -> section of the pictures with the lowest first score, in the order of the results."""
@@ -168,7 +168,7 @@ def save_report(
         columns={column: results.values(*column) for column in results.columns()},
         anchor=scene_anchor,
     )
-    write_text(path, page)
+    write_text(path, page, errors="backslashreplace")
 
 
 # templates

@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from skt_components.evaluation.baselines import BASELINES
 from skt_components.evaluation.protocols import Protocol
 from skt_components.evaluation.tiling import tiled_inference
+from skt_components.files.names import file_name
 from skt_components.files.weights import tensor_digest
 from skt_components.models import TMRNetPlus
 from skt_components.models.network import ReconstructionNetwork
@@ -27,6 +29,8 @@ from skt_components.models.registry import (
     load_official,
     load_weights,
 )
+
+_RESERVED = (*BASELINES, "metrics.csv", "metrics.json", "report.html", "sections")
 
 
 class EvaluatedNetwork(NamedTuple):
@@ -84,7 +88,8 @@ def load_networks(
 ) -> list[EvaluatedNetwork]:
     """Make networks with their weights, from this library, its authors or other code.
 
-    Networks are named after their files, or after the callable without a file; equal names get numbers.
+    Networks are named after their files, or after the callable without a file; equal names get numbers, and names that
+    a folder beside the other results cannot have get a digest.
 
     Args:
         choices: for each network (``checkpoint``, ``orm``, ``official``): a file of weights, the name of a pretrained
@@ -101,7 +106,8 @@ def load_networks(
         ValueError: ``orm`` is unknown, weights are missing or do not fit, a network is made for other brackets, or it
             cannot take such tiles.
     """
-    names = [orm.rpartition(":")[2] if checkpoint is None else checkpoint.stem for checkpoint, orm, _ in choices]
+    titles = [orm.rpartition(":")[2] if checkpoint is None else checkpoint.stem for checkpoint, orm, _ in choices]
+    names = [file_name(title, _RESERVED) for title in titles]  # a folder of results has this name
     if len(set(names)) < len(names):
         names = [f"{name}-{number}" for number, name in enumerate(names, 1)]
     networks, options = [], bracket_options(domain, scale=scale)

@@ -147,25 +147,30 @@ class EvaluationResults:
             "others": self._others,
         }
         content = _strict_json(content)
+        # Names that are not UTF-8 become escapes, which JSON reads.
         text = json.dumps({**content, "sha256": _digest(content)}, indent=1, ensure_ascii=False)
-        write_text(self.json_file, text)
+        write_text(self.json_file, text, errors="backslashreplace")
 
     def save_csv(self) -> None:
-        """Write ``metrics.csv``: one line per picture and model, then means and intervals; comments start with "# "."""
+        """Write ``metrics.csv``: one line per picture and model, then means and intervals; comments start with "# ".
+
+        A name that a spreadsheet would take for a formula gets an apostrophe in front of it.
+        """
         metrics = list(dict.fromkeys(metric for _, metric in self.columns()))
         described = {**self.description, "versions": self.versions}
         text = io.StringIO()
         text.writelines(f"# {key}: {json.dumps(_strict_json(v), ensure_ascii=False)}\n" for key, v in described.items())
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["picture", "model", *metrics])
+        writer.writerow(["picture", "model", *map(_plain_cell, metrics)])
         for name, row in self.pictures.items():
-            writer.writerows([name, model, *(line.get(m, "") for m in metrics)] for model, line in row.items())
+            for model, line in row.items():
+                writer.writerow([_plain_cell(name), _plain_cell(model), *(line.get(m, "") for m in metrics)])
         for model, line in self.summary().items():
             for kind, title in zip(Summary._fields, ("mean", "mean, 95% low", "mean, 95% high"), strict=True):
                 cells = [getattr(line[m], kind) if m in line else "" for m in metrics]
                 cells = ["-" if kind != "mean" and cell != cell else cell for cell in cells]  # nan: no interval
-                writer.writerow([title, model, *cells])
-        write_text(self.folder / "metrics.csv", text.getvalue())
+                writer.writerow([title, _plain_cell(model), *cells])
+        write_text(self.folder / "metrics.csv", text.getvalue(), errors="backslashreplace")
 
     def _read(self) -> None:
         try:
@@ -179,7 +184,7 @@ class EvaluationResults:
                 for name, row in kinds["pictures"].items()
             }
             described, versions, sources = content["description"], content["versions"], dict(content.get("sources", {}))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             message = f"{self.json_file} must be a file that an evaluation wrote; move it away: {error!r}"
             raise ValueError(message) from error
         differences = _differences(described, self.description)
@@ -226,6 +231,11 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path} {old!r}, {new!r}"]
 
 
+def _plain_cell(text: str) -> str:
+    """Return a text that neither begins a formula in a spreadsheet nor a comment, by an apostrophe in front of it."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "#", "'")) else text
+
+
 def _strict_json(value: Any) -> Any:
     """Return the value with infinity and NaN, which JSON does not have, as text that ``float`` reads."""
     if isinstance(value, dict):
@@ -250,7 +260,7 @@ def picture_source(files: Mapping[str, Sequence[Path]], name: str) -> str | None
     total, digest = 0, hashlib.sha256()
     for path in found:
         size = path.stat().st_size if path.is_file() else 0
-        digest.update(f"{path.name} {size} ".encode())
+        digest.update(f"{path.name} {size} ".encode("utf-8", "surrogateescape"))
         total += size
         if size:
             with path.open("rb") as file:

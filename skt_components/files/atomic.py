@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}(\.[^.]*)?")
+_LONGEST_NAME = 255  # bytes
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def atomic_write(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"folder {path.parent} does not exist, {path.name} was not written")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{path.suffix}")
+    temporary = path.with_name(_temporary_name(path))
     try:
         temporary.touch()  # gets the rights of a new file; safetensors would set narrower ones
         mode = temporary.stat().st_mode
@@ -51,6 +52,13 @@ def atomic_write(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary_name(path: Path) -> str:
+    """Return a hidden name with the same suffix; of a long name it has the beginning."""
+    ending = f".{uuid.uuid4().hex}{path.suffix}"
+    start = os.fsencode(f".{path.name}")[: max(_LONGEST_NAME - len(os.fsencode(ending)), 1)]
+    return start.decode("utf-8", "ignore") + ending
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, errors: str = "strict") -> None:

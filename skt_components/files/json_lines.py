@@ -14,7 +14,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     found = []
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 if isinstance(entry := json.loads(line), dict):
                     found.append(entry)
     return found

@@ -47,20 +47,44 @@ def read_header(
         FileNotFoundError: if there is no such file.
         ValueError: if it is no such array, or its length and header differ.
     """
-    with open_file(path) as file:
-        shape, fortran, dtype = _read_header(path, file)
-        offset = file.tell()
-        size = file.seek(0, io.SEEK_END)
+    shape, fortran, dtype, offset, size = _read_layout(path)
     if dtype.hasobject or dtype.kind not in kinds or dtype.itemsize > 8:
         wanted = " or ".join({"u": "unsigned integers", "f": "floats"}[kind] for kind in kinds)
         raise ValueError(f"{path}: must hold {wanted}, got {dtype}")
     if len(shape) != ndim or min(shape) < 1 or (channels is not None and shape[-1] != channels):
         wanted = ", ".join([*("any" for _ in range(ndim - 1)), str(channels or "any")])
         raise ValueError(f"{path}: must have shape ({wanted}), got {shape}")
+    _check_size(path, shape, dtype, offset, size)
+    return shape, fortran, dtype, offset
+
+
+def read_array(path: Path) -> Array:
+    """Read an array of numbers of any shape, after checking that the file holds all of them; never a pickle.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, or holds anything but numbers.
+    """
+    shape, fortran, dtype, offset, size = _read_layout(path)
+    if dtype.hasobject or dtype.kind not in "biufc":
+        raise ValueError(f"{path}: must hold numbers, got {dtype}")
+    _check_size(path, shape, dtype, offset, size)
+    flat = np.fromfile(path, dtype, math.prod(shape), offset=offset)
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _read_layout(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int, int]:
+    """Return shape, True for Fortran order, data type, the offset of the numbers, and the size of the file in bytes."""
+    with open_file(path) as file:
+        shape, fortran, dtype = _read_header(path, file)
+        offset = file.tell()
+        return shape, fortran, dtype, offset, file.seek(0, io.SEEK_END)
+
+
+def _check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int, size: int) -> None:
     expected = offset + math.prod(shape) * dtype.itemsize
     if size != expected:
         raise ValueError(f"{path}: must have {expected} bytes by its header, got {size}: the file is damaged")
-    return shape, fortran, dtype, offset
 
 
 def check_mapped(array: Array) -> None:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from skt_components.files.weights import check_plain_tensors, unwrap_state_dict
+from skt_components.files.weights import check_archive, check_plain_tensors, unwrap_state_dict
 
 # The names that a pickle may use, by what is read from it. Each becomes an Inert or what RestrictedUnpickler makes.
 _ALLOWED = {
@@ -146,7 +146,8 @@ def value_errors(path: Path, kind: str) -> Iterator[None]:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # a crafted file can make a reader fail in any way
-        reason = str(next(iter(str(error).splitlines()), type(error).__name__))[:200]
+        text = str(error).removeprefix(f"{path}: ")
+        reason = str(next(iter(text.splitlines()), type(error).__name__))[:200]
         raise ValueError(f"{path} is not {kind}: {reason}") from None
 
 
@@ -185,11 +186,8 @@ def read_pickled_model(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def _read_archive(file: Path) -> Any:
     """Return the content of a file of ``torch.save``, with inert modules and real tensors."""
     with value_errors(file, "a readable PyTorch file"), zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-        if packed or sum(entry.file_size for entry in entries) > file.stat().st_size:
-            raise ValueError("its parts are compressed or overlap, which torch.save does not do")
-        names = [entry.filename for entry in entries if re.fullmatch(r"([^/]+/)?data\.pkl", entry.filename)]
+        check_archive(archive, file)
+        names = [entry.filename for entry in archive.infolist() if re.fullmatch(r"([^/]+/)?data\.pkl", entry.filename)]
         if len(names) != 1:
             raise ValueError("it is not a file of torch.save")
         root = names[0].removesuffix("data.pkl")

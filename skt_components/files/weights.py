@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -154,8 +155,19 @@ def check_state_dict(source: str | os.PathLike[str], found: Mapping[str, Tensor]
         raise ValueError(f"{source} does not fit the network; keys " + "; ".join(lines))
 
 
+def check_archive(archive: zipfile.ZipFile, path: str | os.PathLike[str]) -> None:
+    """Raise ValueError if the parts of a zip file are compressed or overlap: a small one could unpack to anything."""
+    entries = archive.infolist()
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or sum(entry.file_size for entry in entries) > Path(path).stat().st_size:
+        raise ValueError("its parts are compressed or overlap, which torch.save does not do")
+
+
 def _read_torch(file: Path) -> object:
     try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                check_archive(archive, file)
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # The rest of PyTorch's message explains how to load the file unsafely.

@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from skt_components.data.sample import RAW_PEAK
 from skt_components.files.weights import check_state_dict, read_safetensors_metadata, read_state_dict, write_safetensors
@@ -24,6 +25,8 @@ from skt_components.models.network import ReconstructionNetwork
 from skt_components.models.sctnet import SCTNet
 from skt_components.models.tmrnet import TMRNet, TMRNetPlus
 from skt_components.ops.checks import check_choice
+
+_MOST_CALLS = 100  # of torch's functions, to make a weight; our networks take up to 14
 
 ForwardORM = Callable[[nn.Module, Tensor], Tensor]
 
@@ -193,12 +196,45 @@ def load_model(path: str | os.PathLike[str]) -> ReconstructionNetwork:
             f"writes it, but {found}; make the network yourself and use load_weights"
         )
     try:
-        network = classes[metadata["network"]](**json.loads(metadata["config"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} has a broken config of {metadata['network']}: {error}") from error
-    check_state_dict(path, state, network.state_dict())
+        config = json.loads(metadata["config"])
+        largest, held = max(_integers(config), default=0), sum(value.numel() for value in state.values())
+        if largest > max(held, 1024):
+            raise ValueError(f"it has the number {largest}, the file {held} weights")
+        make = partial(classes[metadata["network"]], **config)
+        with torch.device("meta"), _CallLimit(_MOST_CALLS * (len(state) + 10)):
+            shapes = make().state_dict()
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:  # RecursionError is a RuntimeError
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} has a broken config of {metadata['network']}: {reason[:200]}") from error
+    check_state_dict(path, state, shapes)  # before a network of any size is made
+    network = make()
     network.load_state_dict(state)
     return network.eval()
+
+
+def _integers(value: Any) -> Iterator[int]:
+    """Yield the absolute whole numbers in plain values."""
+    if isinstance(value, int):
+        yield abs(value)
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _integers(part)
+
+
+class _CallLimit(TorchFunctionMode):
+    """Raise ValueError after a number of calls of torch's functions in this thread.
+
+    A config can ask for millions of layers, which take memory without their weights too.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._left = limit
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("it asks for many more layers than the file has weights for")
+        return function(*args, **(kwargs or {}))
 
 
 def load_weights(path: str | os.PathLike[str], model: nn.Module) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from skt_components.data import make_bracket, read_image
 from skt_components.data.sample import RAW_PEAK
+from skt_components.files.bounds import check_picture_size
 from skt_components.files.packages import import_package
 from skt_components.ops.checks import check_choice
 from skt_components.ops.transfer import srgb_decode
@@ -255,6 +256,7 @@ def bracket_from_exposures(exposures: Sequence[Exposure | RawExposure]) -> tuple
 
 def _decode(path: Path) -> Tensor:
     """Return the display values (3, H, W) of a JPEG or PNG file."""
+    check_picture_size(path)
     cv2: Any = import_package("cv2", f"reading {path.suffix} needs OpenCV", "data")
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if pixels is None:

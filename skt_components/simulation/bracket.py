@@ -54,7 +54,7 @@ def simulate_bracket(
 
     Raises:
         TypeError: ``radiance`` is not a floating-point tensor.
-        ValueError: ``radiance`` is not (3, H, W), or the margin leaves nothing of it.
+        ValueError: ``radiance`` is not (3, H, W) or not finite, or the margin leaves nothing of it.
 
     Example:
         >>> picture = torch.rand(3, 32, 32)
@@ -63,7 +63,7 @@ def simulate_bracket(
         (torch.Size([3, 6, 32, 32]), torch.Size([3, 32, 32]))
     """
     radiance, visible = _check_margin(radiance, margin)
-    scene = (radiance * _exposure_factor(visible, camera, generator, scale)).clamp(0, 1)
+    scene = _expose(radiance, _exposure_factor(visible, camera, generator, scale))
     height, width = visible.shape[-2:]
     picture = MovingPicture(scene, height, width, motion, generator)
     times = (float(index - camera.reference_index) for index in range(len(camera.exposure_times)))
@@ -120,7 +120,7 @@ def simulate_raw_bracket(
     radiance, visible = _check_margin(radiance, margin)
     height, width = visible.shape[-2:]
     _check_blocks("radiance", (height, width), camera)
-    scene = (radiance * _exposure_factor(visible, camera, generator, scale)).clamp(0, 1)
+    scene = _expose(radiance, _exposure_factor(visible, camera, generator, scale))
     picture = MovingPicture(scene, height, width, motion, generator)
     poses = [None, *(picture.draw_pose(generator) for _ in range(camera.num_frames - 1))]
     step = sum(camera.exposure_times) / max(camera.num_frames - 1, 1)
@@ -164,7 +164,7 @@ def simulate_raw_bracket_from_frames(
 
     Raises:
         TypeError: the tensor is not floating-point.
-        ValueError: there is no frame, or a frame's size differs or does not suit the camera.
+        ValueError: there is no frame, or a frame is not finite, or its size differs or does not suit the camera.
 
     Example:
         >>> video = torch.rand(9, 3, 32, 32)
@@ -195,7 +195,7 @@ def simulate_raw_bracket_from_frames(
         position = time / last * (len(frames) - 1) if last else 0.0
         before = min(int(position), max(len(frames) - 2, 0))
         after = min(before + 1, len(frames) - 1)
-        return (torch.lerp(frame(before), frame(after), position - before) * factor).clamp_(0, 1)
+        return _expose(torch.lerp(frame(before), frame(after), position - before), factor)
 
     return _expose_subframes(subframe_at, camera, generator, name)
 
@@ -231,14 +231,29 @@ def _exposure_factor(
     return scale / RAW_PEAK if isinstance(camera, RawCamera) else scale
 
 
+def _expose(radiance: Tensor, factor: float) -> Tensor:
+    """Return ``radiance * factor`` in [0, 1], in float64 where float32 cannot hold the factor."""
+    if not 2.0**-120 < factor < 2.0**120:
+        radiance = radiance.double()
+    return (radiance * factor).clamp(0, 1).float()
+
+
 def _check_margin(radiance: Tensor, margin: int) -> tuple[Tensor, Tensor]:
     """Return a picture in float32 on the CPU, and the part of it inside the margin."""
     check_tensor("radiance", radiance, ndim=3, layout="(3, H, W)", channels=3)
     height, width = (size - 2 * margin for size in radiance.shape[-2:])
     if margin < 0 or min(height, width) < 1:
         raise ValueError(f"margin must be >= 0 and leave pixels of {tuple(radiance.shape)}, got {margin!r}")
-    radiance = radiance.to("cpu", torch.float32)
+    radiance = _finite("radiance", radiance)
     return radiance, radiance[:, margin : margin + height, margin : margin + width]
+
+
+def _finite(name: str, radiance: Tensor) -> Tensor:
+    """Return a picture in float32 on the CPU; raise ValueError if it has infinities or NaN."""
+    radiance = radiance.detach().to("cpu", torch.float32)
+    if bad := radiance.numel() - int(radiance.isfinite().sum()):
+        raise ValueError(f"{name} must be finite, got {bad} of {radiance.numel()} values infinite or NaN in float32")
+    return radiance
 
 
 def _check_blocks(name: str, size: Sequence[int], camera: RawCamera) -> None:
@@ -249,5 +264,5 @@ def _check_blocks(name: str, size: Sequence[int], camera: RawCamera) -> None:
 
 def _load_frame(frames: Tensor | Sequence[str | os.PathLike[str]], index: int) -> Tensor:
     if isinstance(frames, Tensor):
-        return frames[index].to("cpu", torch.float32)
+        return _finite(f"frames[{index}]", frames[index])
     return read_image(frames[index]).clamp_(min=0)

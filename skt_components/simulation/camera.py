@@ -19,6 +19,9 @@ POISSON_LIMIT = 100.0
 # BracketIRE's sensor: the log variance of the read noise is linear in the log variance of the shot noise, +- deviation.
 READ_SLOPE, READ_OFFSET, READ_DEVIATION = 1.869, 0.3276, 0.3
 
+# Radiance below it counts as black: float32 has less than its full precision there.
+LEAST_LIGHT = torch.finfo(torch.float32).tiny
+
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
@@ -224,11 +227,12 @@ def picture_size(name: str, size: tuple[int, int], camera: Camera | RawCamera) -
 def exposure_scale(radiance: Float[Tensor, "3 h w"], camera: Camera, generator: torch.Generator) -> float:
     """Return the factor from scene radiance, in any unit, to target radiance by the exposure rule of :class:`Camera`.
 
-    Brightness is the largest of a pixel's channels; black pixels do not count. A black scene gives 1.
+    Brightness is the largest of a pixel's channels; black pixels do not count, nor do those below the smallest normal
+    float32. A scene without others gives 1.
     """
     level = log_uniform(generator, *camera.mid_level)
     brightness = radiance.amax(dim=-3).flatten()
-    brightness = brightness[brightness > 0]
+    brightness = brightness[brightness >= LEAST_LIGHT]
     if brightness.numel() == 0:
         return 1.0
     ordered = brightness.sort().values

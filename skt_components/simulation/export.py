@@ -162,7 +162,7 @@ def _write_note(out: Path, layout: str, first: dict[str, str]) -> None:
         try:
             found = json.loads(note.read_text(encoding="utf-8"))
             held, samples = found["layout"], dict(found["first_samples"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{note}: broken ({error})") from None
         if held != layout:
             raise FileExistsError(f"out {out} holds simulated scenes in the layout {held}, not {layout}")

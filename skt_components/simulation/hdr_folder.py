@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,16 +14,22 @@ from torch import Tensor
 
 from skt_components.data.dataset import SampleDataset, check_size
 from skt_components.data.io import SUPPORTED_SUFFIXES, read_image
+from skt_components.data.progress import progress_bar
 from skt_components.data.sample import HDRSample
 from skt_components.data.seeding import integer, log_uniform, make_generator
+from skt_components.data.verify import Verification
+from skt_components.files.digest import file_checksum
+from skt_components.files.names import is_clutter
 from skt_components.ops.checks import check_choice, check_count, check_fraction
 from skt_components.simulation.bracket import simulate_bracket, simulate_raw_bracket
-from skt_components.simulation.camera import Camera, RawCamera, picture_size
+from skt_components.simulation.camera import LEAST_LIGHT, Camera, RawCamera, picture_size
 from skt_components.simulation.motion import Motion
 from skt_components.simulation.views import FlatView, FlatViews, SphereView, SphereViews
 
 # Smallest share of a crop's pixels that must have light.
 MIN_LIT = 0.05
+# Peaks outside are scaled to 1: sums of pixels would leave float32. The unit of radiance means nothing.
+_USUAL = (2.0**-32, 2.0**64)
 
 
 class HDRFolder(SampleDataset):
@@ -35,7 +42,8 @@ class HDRFolder(SampleDataset):
     the epochs, except for the cache, up to ``cache_bytes``.
 
     Args:
-        root: folder, searched recursively; hidden files are left out.
+        root: folder, searched recursively, through links too; a file that is linked several times counts once. Hidden
+            files, and folders such as ``@eaDir`` that systems add, are left out.
         crop: height and width of the targets in pixels, packed ones of a :class:`RawCamera`; None uses pictures
             whole, panoramas too.
         split: ``"train"`` and ``"val"`` share the files; ``"all"`` trains on every file.
@@ -57,11 +65,12 @@ class HDRFolder(SampleDataset):
             they are linear.
         max_attempts: number of crops without light to try before one is centered on the brightest pixel.
         cache_bytes: memory for decoded pictures, in each process.
+        nonfinite: infinities and NaN in a picture are an error with "raise"; "replace" as in :func:`read_image`.
 
     Raises:
         FileNotFoundError: the folder or its pictures are missing.
         ValueError: an option is outside its range; from ``[]``, naming the file, if a picture is broken,
-            smaller than the crop or black.
+            smaller than the crop or black; ``python -m skt_components.data verify hdr-folder`` finds them first.
 
     Example:
         >>> dataset = HDRFolder("photos", crop=128, samples_per_epoch=1000)  # doctest: +SKIP
@@ -90,7 +99,10 @@ class HDRFolder(SampleDataset):
         suffixes: Sequence[str] = (".hdr", ".exr"),
         max_attempts: int = 8,
         cache_bytes: int = 2**29,
+        nonfinite: str = "raise",
     ) -> None:
+        check_choice("nonfinite", nonfinite, ("raise", "replace"))
+        self._nonfinite = nonfinite
         check_choice("split", split, ("train", "val", "all"))
         self.root = Path(root)
         self.crop = None if crop is None else check_size("crop", crop)
@@ -116,7 +128,7 @@ class HDRFolder(SampleDataset):
         name = path.relative_to(self.root).as_posix()
         key = (name, view) if self.split == "val" else (epoch, index)
         generator = make_generator(self.split, "HDRFolder", self.seed, *key)
-        picture = self._cache.get(path, self._load)
+        picture = self._cache.get(path, self.read_picture)
         window, margin = self._window(picture, view, generator)
         if self._vary_colors:
             window = vary_colors(window, generator)
@@ -124,10 +136,14 @@ class HDRFolder(SampleDataset):
             return simulate_raw_bracket(window, self.camera, self.motion, generator, margin=margin, name=name)
         return simulate_bracket(window, self.camera, self.motion, generator, margin=margin, name=name)
 
-    def _load(self, path: Path) -> Tensor:
-        picture = read_image(path).clamp_(min=0)
-        if not picture.any():
+    def read_picture(self, path: Path) -> Tensor:
+        """Read a picture as samples are cut from it; ValueError, naming the file, if it cannot be used."""
+        picture = read_image(path, nonfinite=self._nonfinite).clamp_(min=0)
+        peak = picture.max()
+        if peak == 0:
             raise ValueError(f"{path}: the picture is black")
+        if not _USUAL[0] < peak < _USUAL[1]:
+            picture = picture / peak
         if self._size is None:
             return picture
         if self._is_panorama(picture):
@@ -166,7 +182,7 @@ class HDRFolder(SampleDataset):
                 place = views.random(picture, size, generator)
             window = place.window(picture, size, margin)
             inside = window[:, margin : margin + size[0], margin : margin + size[1]]
-            if int((inside.amax(0) > 0).sum()) >= MIN_LIT * size[0] * size[1]:
+            if int((inside.amax(0) >= LEAST_LIGHT).sum()) >= MIN_LIT * size[0] * size[1]:
                 break
         window = torch.rot90(window, turns, (1, 2))
         if self._augment and integer(generator, 0, 1):
@@ -181,6 +197,48 @@ def vary_colors(radiance: Tensor, generator: torch.Generator) -> Tensor:
     gains = torch.tensor([log_uniform(generator, 1 / 1.5, 1.5) for _ in range(3)])
     order = torch.randperm(3, generator=generator)
     return (radiance[order] / largest) ** power * (gains / gains.max())[:, None, None] * largest
+
+
+def verify_hdr_folder(
+    root: str | os.PathLike[str],
+    *,
+    crop: int | tuple[int, int] | None = None,
+    camera: Camera | RawCamera | None = None,
+    suffixes: Sequence[str] = (".hdr", ".exr"),
+    progress: bool = True,
+) -> Verification:
+    """Read every picture that :class:`HDRFolder` would use once, and list those that it would refuse.
+
+    It finds broken, black and too small pictures, infinities and NaN, files of which several parts could be the
+    picture, and equal files, which could be in both splits.
+
+    Args:
+        root: the folder.
+        crop, camera, suffixes: as for :class:`HDRFolder`.
+        progress: show a bar, in a terminal where tqdm is installed.
+
+    Raises:
+        FileNotFoundError: the folder or its pictures are missing.
+        ValueError: an argument is outside its range.
+        ImportError: a package that reads the files is missing.
+
+    Example:
+        >>> verify_hdr_folder("photos", crop=256).problems  # doctest: +SKIP
+        []
+    """
+    folder = HDRFolder(root, crop=crop, camera=camera, suffixes=suffixes, split="all", cache_bytes=0)
+    problems, equal = list[str](), dict[str, Path]()
+    for path in progress_bar(folder.files, "hdr-folder", "picture", progress):
+        try:
+            with warnings.catch_warnings(record=True) as remarks:
+                warnings.simplefilter("always")
+                folder.read_picture(path)
+            problems += [str(remark.message) for remark in remarks]
+            if (first := equal.setdefault(file_checksum(path), path)) != path:
+                problems.append(f"{path}: is the same file as {first}, which could be in the other split")
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    return Verification("hdr-folder", Path(root), {"all": len(folder.files)}, len(folder.files), problems)
 
 
 class PictureCache:
@@ -210,23 +268,39 @@ class PictureCache:
 
 
 def list_pictures(root: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Return the files below ``root`` with one of the suffixes, sorted by their relative names."""
+    """Return the files below ``root`` with one of the suffixes, sorted by their relative names, none of them twice."""
     wanted = {suffix.lower() for suffix in suffixes}
     if not wanted or not wanted <= set(SUPPORTED_SUFFIXES):
         raise ValueError(f"suffixes must be among {', '.join(SUPPORTED_SUFFIXES)}, got {tuple(suffixes)!r}")
     if not root.is_dir():
         raise FileNotFoundError(f"root must be a folder of HDR pictures, there is none at {root}")
-    # os.walk can raise an error for a folder without read permission, other functions skip it.
-    found = (Path(folder) / name for folder, _, names in os.walk(root, onerror=_raise) for name in names)
-    visible = (path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
-    files = [path for path in visible if path.suffix.lower() in wanted and path.is_file()]
+    files = [path for path in _walk(root, set()) if path.suffix.lower() in wanted]
+    if broken := [path for path in files if not path.exists()]:
+        raise FileNotFoundError(f"{broken[0]}: the link leads to no file")
+    files = [path for path in files if path.is_file()]
     if not files:
         raise FileNotFoundError(f"root has no pictures with suffix {', '.join(sorted(wanted))}: {root}")
-    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
+    # A photograph that is linked twice would otherwise be in both splits. Its own path counts, else the first by name.
+    base, first = os.path.realpath(root), dict[str, Path]()
+    for path in sorted(files, key=lambda path: path.relative_to(root).as_posix()):
+        real = os.path.realpath(path)
+        if real not in first or real == os.path.join(base, path.relative_to(root)):
+            first[real] = path
+    return sorted(first.values(), key=lambda path: path.relative_to(root).as_posix())
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def _walk(folder: Path, above: set[str]) -> Iterator[Path]:
+    """Yield the files below a folder, through links but not in circles; OSError for a folder without permission."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    for path in sorted(folder.iterdir()):
+        if is_clutter(path.name):
+            continue
+        if path.is_dir():
+            yield from _walk(path, above | {real})
+        else:
+            yield path
 
 
 def split_pictures(

@@ -443,7 +443,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"no configuration file at {path}")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not a TOML file: {error}") from error
 
 

@@ -80,7 +80,7 @@ def read_environments(folder: Path) -> list[dict[str, Any]]:
         return []
     try:
         starts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not the file of a run, move it away: {error}") from error
     if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
         raise ValueError(f"{path} is not the file of a run, move it away: expected a list of objects")

@@ -97,7 +97,7 @@ def test_pictures_in_color_are_refused(tmp_path: Path, mode: str, named: str) ->
         (np.zeros((2, 2, 3), np.uint8), r"map\.npy: must be H×W, got shape \(2, 2, 3\)"),
         (np.zeros((0, 2), np.uint8), r"map\.npy: must be H×W, got shape \(0, 2\)"),
         (np.full((1, 1), 2**63, np.uint64), r"map\.npy: numbers must fit into int64, got 9223372036854775808"),
-        (np.array([[{}]], dtype=object), r"map\.npy is not a readable \.npy array: Object arrays"),
+        (np.array([[{}]], dtype=object), r"map\.npy is not a readable \.npy array: must hold numbers, got object"),
     ],
 )
 def test_other_arrays_are_refused(tmp_path: Path, array: np.ndarray, message: str) -> None:

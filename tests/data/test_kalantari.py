@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Subset
 
-from skt_components.data import Kalantari17, Tel23
+from skt_components.data import Kalantari17, Tel23, prepare, verify
 from skt_components.data.kalantari import KALANTARI, read_exposure_values
 
 
@@ -338,3 +338,81 @@ def test_headers_that_promise_gigabytes_are_refused_before_room_is_made(tmp_path
         KALANTARI.read_file(path)
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
+
+
+# folders as people have them
+
+
+def bright(root, values=(0, 1, 2)):
+    """Write exposures of every scene that become brighter by 2^value, and their exposure file."""
+    for label in root.glob("*/*/HDRImg.*"):
+        rng = np.random.default_rng(0)
+        light = rng.random((40, 60, 3)) * 10_000
+        for path, value in zip(sorted(label.parent.glob("*.tif")), values, strict=True):
+            tifffile.imwrite(path, (light * 2.0**value).astype(np.uint16), photometric="rgb")
+
+
+def test_other_cases_and_what_systems_add_do_not_stop_it(fake_kalantari, tmp_path):
+    fake = fake_kalantari()
+    expected = [scene.target for scene in map(Kalantari17(fake.root).__getitem__, range(3))]
+    scene = fake.root / "Training" / "001"
+    (scene / "HDRImg.hdr").rename(scene / "HDRImg.HDR")
+    (scene / "exposure.txt").rename(scene / "Exposure.txt")
+    (scene / "._262A0898.tif").write_bytes(b"resource fork")
+    for name in ("@eaDir", "__MACOSX", "._002", ".DS_Store", "$RECYCLE.BIN"):
+        (fake.root / "Training" / name).mkdir()
+    (fake.root / "Training" / "003").rename(tmp_path / "elsewhere")
+    (fake.root / "Training" / "003").symlink_to(tmp_path / "elsewhere")
+    (fake.root / "Training").rename(fake.root / "training")
+    data = Kalantari17(fake.root)
+    assert data.scenes == ["001", "002", "003"]
+    assert all(torch.equal(data[i].target, target) for i, target in enumerate(expected))
+    out = prepare("kalantari", fake.root, tmp_path / "out", progress=False)
+    assert all(torch.equal(Kalantari17(out)[i].target, target) for i, target in enumerate(expected))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf-2\r\n0\r\n1.5\r\n",
+        "-2,0\n0,0\n1,5".encode("utf-16"),
+        b"-2, 0, 1.5",
+        b"-2;0;1,5\n",
+        "\u22122 0 1.5".encode(),
+        b"-2,0,1.5",
+    ],
+)
+def test_exposure_files_of_other_programs(tmp_path, content):
+    (tmp_path / "exposure.txt").write_bytes(content)
+    assert read_exposure_values(tmp_path / "exposure.txt") == [-2, 0, 1.5]
+
+
+@pytest.mark.parametrize("content", [b"1,5,2,5,3,5", b"1 2", b"1 2 3 4", b"a b c", b"1 2 inf", b"1.5,0 2 3"])
+def test_ambiguous_exposure_files_are_errors(tmp_path, content):
+    (tmp_path / "exposure.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"exposure\.txt: must hold 3 exposure values"):
+        read_exposure_values(tmp_path / "exposure.txt")
+
+
+@pytest.mark.parametrize("order", [(2, 0, 1), (0, 2, 1)])
+def test_exposures_that_do_not_become_brighter_are_noticed(fake_kalantari, tmp_path, order):
+    fake = fake_kalantari(train=1, test=1)
+    bright(fake.root, order)  # as 10.tif, 8.tif and 9.tif are sorted as text
+    message = r"001: exposure 262A\d+\.tif is darker than exposure .* sorted by name as text"
+    with pytest.warns(UserWarning, match=message):
+        Kalantari17(fake.root)[0]
+    found = [problem for problem in verify("kalantari", fake.root, progress=False).problems if "darker" in problem]
+    assert len(found) == 2
+    with pytest.warns(UserWarning, match="is darker than exposure"):
+        out = prepare("kalantari", fake.root, tmp_path / "out", progress=False)
+    with pytest.warns(UserWarning, match="is darker than exposure"):
+        Kalantari17(out, crop=16)[0]
+    assert sum("darker" in problem for problem in verify("kalantari", out, progress=False).problems) == 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_brighter_exposures_pass(fake_kalantari):
+    fake = fake_kalantari(train=1, test=1)
+    bright(fake.root)
+    Kalantari17(fake.root)[0]
+    assert not any("darker" in problem for problem in verify("kalantari", fake.root, progress=False).problems)

@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from skt_components.data import BracketIRE, Kalantari17
+from skt_components.data import BracketIRE, Kalantari17, write_image
 from skt_components.data.__main__ import main
 
 
@@ -87,6 +88,16 @@ def test_errors_are_one_line_and_return_1(arguments, message, tmp_path, monkeypa
     assert main(arguments) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_hdr_folders_are_verified(tmp_path, capsys):
+    write_image(tmp_path / "a.hdr", torch.rand(3, 20, 30))
+    assert main(["verify", "hdr-folder", str(tmp_path), "--crop", "16"]) == 0
+    assert "1 all scenes, 1 files read, no problems" in capsys.readouterr().out
+    assert main(["verify", "hdr-folder", str(tmp_path), "--crop", "24"]) == 1
+    assert "a.hdr: crop must fit the picture of (20, 30)" in capsys.readouterr().out
+    assert main(["verify", "kalantari", str(tmp_path), "--crop", "24"]) == 1
+    assert "error: --crop is for hdr-folder" in capsys.readouterr().err
 
 
 def test_help_runs_as_a_module():

@@ -61,3 +61,15 @@ def test_samples_that_do_not_fit_on_one_sheet(tmp_path):
         save_contact_sheet(tmp_path / "a.png", [])
     with pytest.raises(ValueError, match=r"equally many exposures, got \[3, 5\]"):
         save_contact_sheet(tmp_path / "a.png", [SyntheticScenes(1, 16)[0], gray_raw(1)])
+
+
+def test_the_file_that_is_checked_is_the_one_that_is_written(tmp_path):
+    (tmp_path / "s.png").write_text("mine")
+    save_contact_sheet(tmp_path / "s", [gray_raw(1)._replace(name="cost: $5 \udcff")])
+    assert (tmp_path / "s.png").read_text() == "mine"
+    assert (tmp_path / "s").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(FileExistsError, match="s exists"):
+        save_contact_sheet(tmp_path / "s", [gray_raw(1)])
+    with pytest.raises(ValueError, match=r"a\.hdr: suffix must be one of .*\.png"):
+        save_contact_sheet(tmp_path / "a.hdr", [gray_raw(1)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "s.png"]

@@ -68,3 +68,11 @@ def test_networks_for_other_brackets_are_rejected(weights, tmp_path):
         load_networks([(tmp_path / "plus.safetensors", "saved", False)], domain="raw")
     with pytest.raises(ValueError, match="checkpoint must be a file of weights for the network 'sctnet', got None"):
         load_networks([(None, "sctnet", False)])
+
+
+@pytest.mark.parametrize("stem", ["..", "exposure merge", "sections"])
+def test_names_stay_inside_the_folder_and_apart_from_its_other_files(tmp_path, stem):
+    save_weights(tmp_path / f"{stem}.safetensors", AHDRNet(features=8, num_layers=1, growth=4))
+    (model,) = load_networks([(tmp_path / f"{stem}.safetensors", "saved", False)])
+    assert model.name not in ("..", "exposure merge", "sections")
+    assert (tmp_path / model.name).parent == tmp_path

@@ -188,3 +188,23 @@ def test_a_changed_score_is_noticed(tmp_path):
 def test_digest_is_sha256(tmp_path):
     (tmp_path / "file").write_bytes(b"x" * (2**20 + 5))
     assert file_digest(tmp_path / "file") == hashlib.sha256(b"x" * (2**20 + 5)).hexdigest()
+
+
+def test_names_of_any_bytes_are_stored_and_found_again(tmp_path):
+    name = "night-\udcff.hdr"
+    EvaluationResults(tmp_path, DESCRIPTION).add(name, scores(40.0), [f"{name} looks odd"])
+    again = EvaluationResults(tmp_path, DESCRIPTION)
+    assert list(again.pictures) == [name]
+    again.save_csv()
+    assert "night-\\udcff.hdr,ours,40.0" in (tmp_path / "metrics.csv").read_text(encoding="utf-8")
+
+
+def test_csv_cells_are_no_formulas_and_no_comments(tmp_path):
+    results = EvaluationResults(tmp_path, DESCRIPTION)
+    for name in ("=1+1", "@a", "+b", "-c", "# d", "'e", "f=1"):
+        results.add(name, {"=HYPERLINK()": {"PSNR-mu": -1.0}})
+    results.save_csv()
+    rows = list(csv.reader(line for line in (tmp_path / "metrics.csv").open() if not line.startswith("# ")))
+    assert [row[0] for row in rows[1:8]] == ["'=1+1", "'@a", "'+b", "'-c", "'# d", "''e", "f=1"]
+    assert {row[1] for row in rows[1:]} == {"'=HYPERLINK()"}
+    assert {row[2] for row in rows[1:8]} == {"-1.0"}

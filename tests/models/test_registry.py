@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from skt_components.files.weights import write_safetensors
 from skt_components.models import (
     NETWORKS,
     AHDRNet,
@@ -259,3 +260,19 @@ def test_a_file_that_does_not_say_its_network_is_refused(tmp_path):
         safetensors.save_file({"a": torch.ones(2)}, tmp_path / "m.safetensors", metadata)
         with pytest.raises(ValueError, match=message):
             load_model(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        '{"num_layers": 10000000}',
+        '{"features": 8, "num_layers": 900, "growth": 4}',
+        '{"features": 1000}',
+        "[" * 100_000,
+    ],
+)
+def test_a_small_file_cannot_ask_for_a_large_network(tmp_path, config):
+    path = tmp_path / "small.safetensors"
+    write_safetensors(path, {"a": torch.zeros(2000)}, {"network": "AHDRNet", "config": config})
+    with pytest.raises(ValueError, match=r"small\.safetensors (has a broken config|does not fit the network)"):
+        load_model(path)

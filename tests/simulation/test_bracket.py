@@ -13,8 +13,12 @@ from torch.utils.data import default_collate
 
 from skt_components.ops.raw import apply_color_matrix, demosaic, unpack_raw, white_balance
 from skt_components.simulation import HDRFolder, Motion, SyntheticScenes, bracket, motion
-from skt_components.simulation.bracket import simulate_raw_bracket, simulate_raw_bracket_from_frames
-from skt_components.simulation.camera import RawCamera, capture_raw
+from skt_components.simulation.bracket import (
+    simulate_bracket,
+    simulate_raw_bracket,
+    simulate_raw_bracket_from_frames,
+)
+from skt_components.simulation.camera import Camera, RawCamera, capture_raw
 
 QUIET = RawCamera(shot_noise=None)
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
@@ -425,3 +429,22 @@ def test_simulation_rejects(tmp_path: Path, folder: Path) -> None:
     photos = HDRFolder(folder, crop=(16, 40), camera=QUIET, suffixes=[".npy"], split="all", panorama=False)
     with pytest.raises(ValueError, match=r"1.npy: crop must fit .* got \(16, 40\) for RAW, \(32, 80\) pixels"):
         photos[1]
+
+
+@pytest.mark.parametrize("level", [1e-42, 1e-38, 1e-30, 3e38])
+@pytest.mark.parametrize("camera", [Camera(), PLAIN])
+def test_radiance_at_the_edges_of_float32_gives_finite_targets(level: float, camera: Camera | RawCamera) -> None:
+    picture = torch.full((3, 80, 96), level)
+    picture[:, :, :40] = torch.rand(3, 80, 40)
+    picture[:, :10, 50:] = 0
+    simulate = simulate_bracket if isinstance(camera, Camera) else simulate_raw_bracket
+    sample = simulate(picture, camera, Motion(), _generator())
+    assert sample.target.isfinite().all()
+    assert sample.bracket.isfinite().all()
+
+
+def test_radiance_that_is_not_finite_is_refused() -> None:
+    picture = torch.rand(3, 16, 16)
+    picture[0, 0, :2] = torch.tensor([math.inf, math.nan])
+    with pytest.raises(ValueError, match="radiance must be finite, got 2 of 768 values infinite or NaN"):
+        simulate_bracket(picture, Camera(), STILL, _generator())

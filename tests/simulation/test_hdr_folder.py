@@ -55,6 +55,55 @@ def _epoch(loader: DataLoader[HDRSample]) -> list[HDRSample]:
     return [HDRSample(*(v.clone() if isinstance(v, torch.Tensor) else v for v in s)) for s in loader]
 
 
+# folders as people have them
+
+
+def test_links_are_followed_and_nothing_counts_twice(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    for folder in (root / "z", elsewhere, root / "@eaDir", root / "__MACOSX"):
+        folder.mkdir(parents=True)
+        write_image(folder / "a.exr", _numbered(20, 24, 0))
+    (root / "linked").symlink_to(elsewhere)
+    (root / "again").symlink_to(root / "z")
+    (root / "z" / "circle").symlink_to(root)
+    (root / "b.exr").symlink_to(elsewhere / "a.exr")
+    names = [path.relative_to(root).as_posix() for path in module.list_pictures(root, [".exr"])]
+    assert names == ["b.exr", "z/a.exr"]  # b.exr and linked/a.exr are one file, as are again/a.exr and z/a.exr
+    (root / "gone.exr").symlink_to(tmp_path / "nowhere.exr")
+    with pytest.raises(FileNotFoundError, match=r"gone\.exr: the link leads to no file"):
+        module.list_pictures(root, [".exr"])
+
+
+def test_a_folder_is_verified_before_it_is_used(tmp_path: Path) -> None:
+    for number, name in enumerate(("fine.exr", "cut.hdr", "small.exr", "black.exr")):
+        write_image(tmp_path / name, _numbered(16 if number == 2 else 40, 48, number) * (number < 3))
+    (tmp_path / "cut.hdr").write_bytes((tmp_path / "cut.hdr").read_bytes()[:300])
+    (tmp_path / "twin.exr").write_bytes((tmp_path / "fine.exr").read_bytes())
+    np.save(tmp_path / "ignored.npy", np.zeros(3))
+    found = module.verify_hdr_folder(tmp_path, crop=32, progress=False)
+    assert (found.dataset, found.scenes, found.files) == ("hdr-folder", {"all": 5}, 5)
+    expected = [
+        "black.exr: the picture is black",
+        "cut.hdr: ",
+        "small.exr: crop must fit",
+        "twin.exr: is the same file",
+    ]
+    assert len(found.problems) == 4
+    assert all(text in problem for text, problem in zip(expected, found.problems, strict=True))
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 3e37])
+@pytest.mark.parametrize("size", [(40, 56), (64, 128)])
+def test_the_edges_of_float32_give_usual_samples(tmp_path: Path, scale: float, size: tuple[int, int]) -> None:
+    np.save(tmp_path / "a.npy", (_numbered(*size, 0).double() * scale).float().permute(1, 2, 0).numpy())
+    data = HDRFolder(tmp_path, crop=16, split="all", suffixes=[".npy"], vary_colors=True, samples_per_epoch=4)
+    for index in range(4):
+        sample = data[index]
+        assert sample.target.isfinite().all()
+        assert sample.bracket.isfinite().all()
+        assert sample.target.max() > 0.005
+
+
 # matches_reference
 
 
@@ -250,7 +299,7 @@ def test_cache_stays_within_its_budget(folder: Path) -> None:
 def test_cache_saves_decoding(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Path] = []
     original = module.read_image
-    monkeypatch.setattr(module, "read_image", lambda path: calls.append(path) or original(path))
+    monkeypatch.setattr(module, "read_image", lambda path, **options: calls.append(path) or original(path, **options))
     dataset = HDRFolder(folder, crop=24, split="all", samples_per_epoch=60)
     for i in range(60):
         dataset[i]
