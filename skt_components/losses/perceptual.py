@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from skt_components.ops.checks import check_same_shape, check_tensor
+from skt_components.ops.checks import at_least_float32, check_same_shape, check_tensor
 
 FeatureExtractor = Callable[[Tensor], Sequence[Tensor]]
 
@@ -49,7 +49,10 @@ def perceptual_loss(
     weights = layer_weights if layer_weights is not None else [1 / len(features_s)] * len(features_s)
     if len(weights) != len(features_s):
         raise ValueError(f"layer_weights has {len(weights)} entries for {len(features_s)} feature maps")
-    terms = [w * (s - t).abs().mean() for w, s, t in zip(weights, features_s, features_t, strict=True)]
+    terms = [
+        w * (at_least_float32(s) - at_least_float32(t)).abs().mean()
+        for w, s, t in zip(weights, features_s, features_t, strict=True)
+    ]
     return sum(terms[1:], terms[0])
 
 

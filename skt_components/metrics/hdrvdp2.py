@@ -15,6 +15,7 @@ from skt_components.metrics import _hdrvdp2_optics as optics
 from skt_components.metrics._hdrvdp2_bands import filter_base, mutual_structure, perceived, quality, visible_differences
 from skt_components.metrics._hdrvdp2_numerics import in_strips
 from skt_components.metrics._hdrvdp2_pyramid import MIN_SIDE, build_pyramid, rebuild
+from skt_components.metrics._inputs import check_absolute, check_display
 from skt_components.ops.checks import check_choice, check_count, check_positive, check_same_shape, check_tensor
 
 
@@ -227,6 +228,10 @@ def _compare(test: Tensor, reference: Tensor, viewing: _Viewing) -> tuple[list[T
     height, width = test.shape[-2:]
     if min(height, width) < MIN_SIDE:
         raise ValueError(f"test and reference must be at least {MIN_SIDE}x{MIN_SIDE} pixels, got {height}x{width}")
+    if viewing.color_encoding.endswith("-display"):
+        check_display((f"pictures of {viewing.color_encoding}",) * 2, test, reference)
+    else:
+        check_absolute(("test", "reference"), test, reference)
     test, reference = (
         optics.absolute_light(picture.to(viewing.dtype), viewing.color_encoding) for picture in (test, reference)
     )

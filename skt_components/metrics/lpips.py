@@ -13,7 +13,7 @@ from torch import Tensor
 
 from skt_components.files.packages import import_package
 from skt_components.files.weights import read_state_dict
-from skt_components.metrics._inputs import check_pair
+from skt_components.metrics._inputs import PAIR, check_display, check_pair
 from skt_components.ops.checks import check_choice
 
 _NETWORKS = {"alex": "AlexNet_Weights", "vgg": "VGG16_Weights", "squeeze": "SqueezeNet1_1_Weights"}
@@ -74,6 +74,7 @@ def lpips(
             "https://download.pytorch.org/models/), weights='pretrained' to let torchvision download it, "
             "or weights='random' for tests; got None"
         )
+    check_display(PAIR, prediction, target, white=peak)
     distance = _distance(network, os.fspath(weights), prediction.device)
     scaled = [(2 * x / peak - 1).float() for x in (prediction, target)]
     with torch.autocast(prediction.device.type, enabled=False):
