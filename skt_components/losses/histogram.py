@@ -93,7 +93,7 @@ def semantic_histogram_loss(
             raise ValueError("masks, labels and num_regions must not be given with a target, which has its own")
         masks, labels, regions = teacher.masks, teacher.labels, teacher.counts.shape[1]
     else:
-        masks, regions = _check_regions(student, masks, labels, num_regions, soft_masks)
+        masks, labels, regions = _check_regions(student, masks, labels, num_regions, soft_masks)
     difference = _subtract(student, teacher, kernel, backend, masks, labels, regions)
     if normalization == "area":
         area = region_areas(masks, labels, regions, difference.dtype)
@@ -282,5 +282,5 @@ class SemanticHistogramLoss(_HistogramModule):
         """Return a target that replaces ``teacher`` and its regions, which are copied, in later calls."""
         check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
         with torch.inference_mode(False), torch.no_grad():  # autograd may save the result later
-            masks, regions = _check_regions(teacher, masks, labels, num_regions, self.options["soft_masks"])
+            masks, labels, regions = _check_regions(teacher, masks, labels, num_regions, self.options["soft_masks"])
             return self._precompute(teacher, masks, labels, regions)

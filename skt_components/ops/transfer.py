@@ -1,8 +1,8 @@
 """Range and domain transfer: mu-law, LDR linearization, sRGB.
 
-Results have the shape and dtype of the input; half precision is computed in float32. Every function raises TypeError for
-an input that is not a floating-point tensor, and ValueError for a ``mu`` or ``gamma`` that is not a finite number above
-zero.
+Results have the shape and dtype of the input; half precision is computed in float32. Every function raises TypeError
+for an input that is not a floating-point tensor, and ValueError for a ``mu`` or ``gamma`` that is not a finite number
+above zero.
 """
 
 from __future__ import annotations
