@@ -56,6 +56,8 @@ def check_regions(
 
 def _count_regions(labels: Tensor) -> int:
     """Return the largest label plus one; a label or two far beyond all others mark pixels to be ignored."""
+    if labels.device.type == "meta":
+        raise ValueError("num_regions is required with labels on the meta device, where values cannot be read")
     largest = int(labels.max()) if labels.numel() else -1
     if largest == 255 and not (labels == 254).any():
         warn_caller(
@@ -80,15 +82,17 @@ def _count_regions(labels: Tensor) -> int:
 
 def _to_bool(masks: Tensor) -> Tensor:
     """Return binary masks as bool, where values can be read; raise ValueError for other values."""
-    if not (torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(masks)):
+    unknown = torch.compiler.is_compiling() or masks.device.type == "meta"
+    if not (unknown or torch._C._functorch.is_batchedtensor(masks)):
         return memoize_by_tensor("binary", masks, lambda: _verify_binary(masks))
     # Values cannot be read: as weights, masks of 0 and 1 mean the same, and others are not rounded up to 1.
     if masks.is_floating_point():
         return masks
     if masks.dtype != torch.uint8:  # without fullgraph=True the loss then runs uncompiled, and verifies them
         raise ValueError(
-            f"masks inside torch.compile and torch.vmap must be bool, floating-point or uint8, got {masks.dtype}: "
-            "values cannot be read there to detect a label map, which goes into labels=; pass masks.bool()"
+            f"masks inside torch.compile and torch.vmap must be bool, floating-point or uint8, got {masks.dtype}: values "
+            "cannot be read there, nor on the meta device, to detect a label map, which goes into labels=; pass "
+            "masks.bool()"
         )
     return masks.bool()
 

@@ -28,6 +28,7 @@ from skt_components.ops.checks import (
     check_tensor,
     clone_inference_tensor,
     float_dtype,
+    no_autocast,
 )
 
 
@@ -112,7 +113,7 @@ def histogram_difference(
     check_values("values" if teacher is None else "student", student, low, high, float(bandwidth))
     if teacher is not None:
         check_values("teacher", teacher, low, high, float(bandwidth))
-    with torch.autocast(student.device.type, enabled=False):
+    with no_autocast(student):
         student, teacher = full_precision(student), None if teacher is None else full_precision(teacher)
         double = any(x is not None and x.dtype == torch.float64 for x in (student, teacher))
         engine = choose_backend(backend, student.device, double)

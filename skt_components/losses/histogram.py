@@ -86,6 +86,8 @@ def semantic_histogram_loss(
     check_choice("soft_masks", soft_masks, SOFT_MASKS)
     check_choice("reduction", reduction, REDUCTIONS)
     check_tensor("student", student, ndim=4, layout="(B, C, H, W)")
+    if not student.shape[1]:
+        raise ValueError(f"student must have C >= 1 channels (B, C, H, W), got shape {tuple(student.shape)}")
     value_range = check_range("value_range", value_range)
     kernel = {"num_bins": num_bins, "value_range": value_range, "bandwidth": bandwidth, "soft_masks": soft_masks}
     if isinstance(teacher, HistogramTarget):
@@ -135,6 +137,8 @@ def histogram_loss(
     check_choice("normalization", normalization, NORMALIZATIONS)
     check_choice("reduction", reduction, REDUCTIONS)
     check_tensor("student", student, ndim=4, layout="(B, C, H, W)")
+    if not student.shape[1]:
+        raise ValueError(f"student must have C >= 1 channels (B, C, H, W), got shape {tuple(student.shape)}")
     value_range = check_range("value_range", value_range)
     kernel = {"num_bins": num_bins, "value_range": value_range, "bandwidth": bandwidth}
     difference = _subtract(student, teacher, kernel, backend)

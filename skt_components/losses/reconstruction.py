@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from skt_components.ops.checks import (
     at_least_float32,
     check_non_negative,
+    check_not_empty,
     check_positive,
     check_same_shape,
     check_tensor,
@@ -62,6 +63,7 @@ def _difference(prediction: Tensor, target: Tensor, mu: float, peak: float) -> T
     check_tensor("prediction", prediction)
     check_tensor("target", target)
     check_same_shape("prediction", prediction, "target", target)
+    check_not_empty("prediction", prediction)
     check_positive("peak", peak)
     prediction, target = at_least_float32(prediction), at_least_float32(target)
     return mu_law(prediction / peak, mu) - mu_law(target / peak, mu)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float
@@ -20,6 +19,7 @@ from skt_components.ops.checks import (
     check_same_shape,
     check_tensor,
     float_dtype,
+    no_autocast,
 )
 
 
@@ -74,7 +74,7 @@ def transposed_attention(
     device = value.device.type
     autocast = device != "meta" and torch.is_autocast_enabled(device)
     if not normalize:
-        with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        with no_autocast(q):
             logits = at_least_float32(q) @ at_least_float32(k).transpose(-2, -1)  # a sum over all pixels
     elif value.dtype.itemsize < 4 or autocast:
         # Only the norms are sums that overflow: normalized first, the product is safe in half precision.

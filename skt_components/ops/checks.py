@@ -7,6 +7,7 @@ import numbers
 import sys
 import warnings
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -65,6 +66,12 @@ def check_not_empty(name: str, value: Tensor) -> None:
     """Raise ValueError when ``value`` holds no number."""
     if not value.numel():
         raise ValueError(f"{name} must not be empty, got shape {tuple(value.shape)}")
+
+
+def check_sides(name: str, value: Tensor) -> None:
+    """Raise ValueError when pictures ``value`` (..., H, W) have no pixel."""
+    if 0 in value.shape[-2:]:
+        raise ValueError(f"{name} must have H, W >= 1, got shape {tuple(value.shape)}")
 
 
 def check_per_picture(name: str, value: Tensor, shape: tuple[int, ...], batch: int) -> None:
@@ -158,24 +165,32 @@ def check_scale(
         dim: no value above it warns.
         codes: whole numbers up to 65535 warn, as integer pixels of a file are.
     """
-    if picture.device.type != "cpu" or torch.compiler.is_compiling() or not picture.numel():
+    extremes = read_extremes(picture)
+    if extremes is None:
         return
-    picture = picture.detach()
-    try:
-        lowest, highest = (bound.item() for bound in picture.aminmax())
-        outside = lowest < low or highest > high
-        if outside and share:
-            outside = ((picture < low) | (picture > high)).double().mean().item() > share
-    except (RuntimeError, NotImplementedError):  # inside torch.vmap and in fake tensors there is no value
-        return
+    lowest, highest = extremes
+    outside = lowest < low or highest > high
+    if outside and share:
+        outside = ((picture < low) | (picture > high)).double().mean().item() > share
     if outside or highest <= dim or (codes and 1 < highest <= 65535 and _are_codes(picture)):
         found = f"up to {highest:.4g}" if not lowest < low or highest > high else f"down to {lowest:.4g}"
         warn_caller(f"{name} must be {expected}, got values {found}")
 
 
+def read_extremes(values: Tensor) -> tuple[float, float] | None:
+    """Return the least and the largest value; None if there is none, or reading it is not free or not possible."""
+    if values.device.type != "cpu" or torch.compiler.is_compiling() or not values.numel():
+        return None
+    try:
+        lowest, highest = values.detach().aminmax()
+        return lowest.item(), highest.item()
+    except (RuntimeError, NotImplementedError):  # inside torch.vmap and in fake tensors there is no value
+        return None
+
+
 def _are_codes(picture: Tensor) -> bool:
     """Return True if a sample of the values holds many different whole numbers and nothing else."""
-    values = picture.flatten()
+    values = picture.detach().flatten()
     values = values[:: max(1, len(values) // 4096)]
     return bool((values == values.round()).all()) and len(values.unique()) > 16
 
@@ -183,6 +198,12 @@ def _are_codes(picture: Tensor) -> bool:
 def float_dtype(value: Tensor) -> torch.dtype:
     """Return the dtype for computations: float64 for float64 values, float32 for all others."""
     return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+def no_autocast(value: Tensor) -> AbstractContextManager[object]:
+    """Return a context without autocast on the device of ``value``; the meta device has none."""
+    device = value.device.type
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def at_least_float32(value: Tensor) -> Tensor:

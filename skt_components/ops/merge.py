@@ -18,6 +18,7 @@ from skt_components.ops.checks import (
     check_exposure_times,
     check_not_empty,
     check_positive,
+    check_sides,
     check_tensor,
 )
 
@@ -134,6 +135,8 @@ def _check_bracket(bracket: Tensor, reference: int | None) -> int:
     check_tensor("bracket", bracket, ndim=5, layout="(B, N, C, H, W)")
     check_choice("channels of bracket", bracket.shape[2], (6, _RAW_CHANNELS))
     count = bracket.shape[1]
+    if not count:
+        raise ValueError(f"bracket must hold at least one exposure (B, N, C, H, W), got shape {tuple(bracket.shape)}")
     if reference is None:
         return 0 if bracket.shape[2] == _RAW_CHANNELS else count // 2
     if not 0 <= reference < count:
@@ -144,4 +147,5 @@ def _check_bracket(bracket: Tensor, reference: int | None) -> int:
 def _enlarge(picture: Tensor, scale: int) -> Tensor:
     if check_count("scale", scale, 1) == 1:
         return picture
+    check_sides("bracket", picture)
     return F.interpolate(picture, scale_factor=scale, mode="bicubic").clamp_min(0)
