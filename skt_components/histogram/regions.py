@@ -90,8 +90,8 @@ def _to_bool(masks: Tensor) -> Tensor:
         return masks
     if masks.dtype != torch.uint8:  # without fullgraph=True the loss then runs uncompiled, and verifies them
         raise ValueError(
-            f"masks inside torch.compile and torch.vmap must be bool, floating-point or uint8, got {masks.dtype}: values "
-            "cannot be read there, nor on the meta device, to detect a label map, which goes into labels=; pass "
+            f"masks inside torch.compile and torch.vmap must be bool, floating-point or uint8, got {masks.dtype}: "
+            "values cannot be read there, nor on the meta device, to detect a label map, which goes into labels=; pass "
             "masks.bool()"
         )
     return masks.bool()
