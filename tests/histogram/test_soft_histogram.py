@@ -731,6 +731,30 @@ def test_threads_change_nothing(monkeypatch, cpu_engine, bandwidth):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@both_paths
+def test_small_pictures_are_counted_together_with_the_same_result(monkeypatch, bandwidth):
+    pytest.importorskip("numba")
+    values, labels = picture(37, 2, 5, 7), region_map(37, 5, 7)
+    values[3, 0, 1, 2] = math.nan
+    found = []
+    for largest in (1 << 16, 5000, 0):  # all, a few, one at a time
+        monkeypatch.setattr("skt_components.histogram.numba_engine._TABLE", largest)
+        options = {"bandwidth": bandwidth, "backend": "numba"}
+        counts = (
+            outcome(soft_histogram, values, **options),
+            outcome(soft_histogram, values, labels=labels, num_regions=4, **options),
+        )
+        found.append([*counts[0], *counts[1]])
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("inverse", [350, 275.3, 257, 150, 80, 40, 20])
+def test_the_documented_bound_of_the_errors_holds_at_awkward_bandwidths(inverse):
+    compare(picture(1, 2, 40, 40, dtype=torch.float64), None, (1e-7, 2e-7), bandwidth=1 / inverse)
+
+
 INTERPRETED = """
 import importlib
 import torch
