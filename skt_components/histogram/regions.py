@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -68,7 +70,7 @@ def _count_regions(labels: Tensor) -> int:
         return max(largest + 1, 0)
     known = labels.unique()
     known = [-1, *known[known >= 0].tolist()]
-    for below, above in zip(known[-3:-1], known[-2:], strict=True):
+    for below, above in itertools.pairwise(known[-3:]):
         if above > 255 and above >= _FAR * (below + 1):
             warn_caller(
                 f"labels of {above} and more are far beyond the others, up to {below}: they count in no region, as "
