@@ -68,8 +68,7 @@ def _count_regions(labels: Tensor) -> int:
         )
     if largest <= 255:
         return max(largest + 1, 0)
-    known = labels.unique()
-    known = [-1, *known[known >= 0].tolist()]
+    known = [-1, *labels[labels >= 0].unique().tolist()]
     for below, above in itertools.pairwise(known[-3:]):
         if above > 255 and above >= _FAR * (below + 1):
             warn_caller(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from skt_components.ops.checks import check_not_empty, check_positive, check_same_shape, check_scale, check_tensor
@@ -20,14 +22,14 @@ def check_pair(prediction: Tensor, target: Tensor, peak: float) -> tuple[Tensor,
     return prediction.double(), target.double()
 
 
-def check_absolute(names: tuple[str, str], *pictures: Tensor) -> None:
+def check_absolute(names: Sequence[str], *pictures: Tensor) -> None:
     """Warn about pictures that are probably relative or codes of a file, not light in cd/m2."""
     expected = "light in cd/m2 (relative radiance times the luminance of its white)"
     for name, picture in zip(names, pictures, strict=True):
         check_scale(name, picture, expected, dim=1.0, codes=True)
 
 
-def check_display(names: tuple[str, str], *pictures: Tensor, white: float = 1.0) -> None:
+def check_display(names: Sequence[str], *pictures: Tensor, white: float = 1.0) -> None:
     """Warn about pictures that are not in [0, ``white``], such as in [-1, 1] or 0 to 255."""
     for name, picture in zip(names, pictures, strict=True):
         check_scale(name, picture, f"in [0, {white:g}]", low=-0.5 * white, high=2 * white, share=0.01)
