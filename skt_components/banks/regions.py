@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from skt_components.ops.checks import check_count, check_non_negative, check_tensor
+from skt_components.ops.checks import check_count, check_non_negative, check_sides, check_tensor
 
 # Coordinates are rounded to whole numbers of 1/4096 before they are summed: such sums are exact in float64, so labels
 # depend neither on the order of summation nor on the rest of the batch.
@@ -56,6 +56,7 @@ class ColorPositionKMeans:
     ) -> Int[Tensor, "b h w"]:
         """Return int64 labels in [0, ``num_regions``) of RGB pictures, clamped to [0, 1]; ``features`` are not used."""
         check_tensor("images", images, ndim=4, layout="(B, 3, H, W)", channels=3)
+        check_sides("images", images)
         images = images.float().clamp(0, 1)
         height, width = images.shape[-2:]
         scale = min(1.0, self.working_size / max(height, width))
@@ -123,6 +124,7 @@ class FeatureKMeans:
             ValueError: if there are no features, none of that ``level``, or shapes do not fit.
         """
         check_tensor("images", images, ndim=4, layout="(B, 3, H, W)", channels=3)
+        check_sides("images", images)
         level = self._chosen(features, images)
         height, width = images.shape[-2:]
         # The stride is the power of two for which the map is ceil(H / s) by ceil(W / s).

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from skt_components.banks.priors import SemanticPriors
 from skt_components.framework.loss_weights import LossWeights
 from skt_components.losses.histogram import HistogramLoss
-from skt_components.ops.checks import check_count, check_tensor, clone_inference_tensor, float_dtype, warn_caller
+from skt_components.ops.checks import at_least_float32, check_count, check_tensor, clone_inference_tensor, warn_caller
 
 _BANK_LEVELS = 4  # feature maps of a bank
 _METADATA = ("white_balance", "color_matrix")
@@ -103,8 +103,3 @@ def warn_without_gradient(layers: Sequence[str], stages: Sequence[Tensor], hdr: 
                 f"tap {name!r} carries no gradient, so L_feat can not train the network there: its layers are "
                 "frozen, or it is inside checkpoint(..., use_reentrant=True)"
             )
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Return float64 tensors unchanged, and all others in float32."""
-    return x.to(float_dtype(x))

@@ -118,7 +118,7 @@ def region_distance(
         difference = ((counts[0] - counts[1]) / total).cumsum(-1)
         broken = masks @ (picture.isnan() | target.isnan()).any(0).flatten().float() > 0
         distances.append((difference.abs().mean(1).sum(-1) / num_bins).masked_fill(broken, torch.nan))
-    return torch.stack(distances)
+    return torch.stack(distances) if distances else regions.new_zeros(regions.shape[:2])
 
 
 def _count(picture: Tensor, masks: Tensor, num_bins: int) -> Tensor:

@@ -7,7 +7,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from skt_components.ops.checks import check_positive, float_dtype, warn_caller
+from skt_components.ops.checks import check_positive, float_dtype, read_extremes, warn_caller
 
 BACKENDS = ("auto", "torch", "numba", "triton")
 _INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("numba", "triton")}
@@ -58,18 +58,23 @@ def check_bandwidth(bandwidth: float, num_bins: int, value_range: tuple[float, f
 
 
 def check_values(name: str, values: Tensor, low: float, high: float, bandwidth: float) -> None:
-    """Warn if most of a sample of the values are outside the value range; only on the CPU, where reading is free."""
-    if values.device.type != "cpu" or torch.compiler.is_compiling() or not values.numel():
+    """Warn if the values have probably another scale than the value range; only where reading values is free.
+
+    A quarter outside is enough, and of values far outside, as in mostly black pictures of 0 to 255, a few.
+    """
+    extremes, reach = read_extremes(values), 2 * bandwidth  # the kernel is below 2 % there
+    if extremes is None or (extremes[0] >= low - reach and extremes[1] <= high + reach):
         return
-    reach = 2 * bandwidth  # the kernel is below 2 % there
-    some = values.detach()[..., :: max(1, values.shape[-2] // 32), :: max(1, values.shape[-1] // 32)]
-    try:
-        outside = ((some < low - reach) | (some > high + reach)).float().mean().item()
-    except RuntimeError:  # inside torch.vmap and in fake tensors there is no value
-        return
-    if outside > 0.5:
+    values, width = values.detach(), high - low
+    some = values[..., :: max(1, values.shape[-2] // 32), :: max(1, values.shape[-1] // 32)]
+    outside = ((some < low - reach) | (some > high + reach)).double().mean().item()
+    above = (values > high + max(2 * width, reach)) & values.isfinite()
+    below = (values < low - max(width / 2, reach)) & values.isfinite()
+    if outside > 0.25 or above.double().mean() > 0.001 or below.double().mean() > 0.05:
+        share = ((values < low - reach) | (values > high + reach)).double().mean().item()
+        found = f"{share:.0%}" if share > 0.1 else f"{share:.1%}"
         warn_caller(
-            f"{outside:.0%} of {name} are outside value_range {(low, high)}: they hardly count and have no "
+            f"{found} of {name} are outside value_range {(low, high)}: they hardly count and have no "
             "gradient. Pass value_range, or pictures in it."
         )
 

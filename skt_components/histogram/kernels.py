@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-TOLERANCE = 1e-7  # kernel values below it are outside the window
+TOLERANCE = 1e-7  # of a kernel and, relative to the steepest, of its slope
+_REACH = 4.3  # bandwidths; the slope beyond is below 1e-7 of the steepest
 _WIDEST_WINDOW = 1.0  # in bins; above it moments need fewer additions per value
 RECURRENCE = 0.25  # in bins; below it the ratio of the kernel at neighboring bins overflows
 
@@ -41,8 +42,8 @@ class Bins(NamedTuple):
 
     @property
     def half_window(self) -> int:
-        """Return the number of bins on each side of a value where its kernel is above the tolerance."""
-        return math.ceil(self.sigma * math.sqrt(math.log(1 / TOLERANCE)))
+        """Return the number of bins on each side of a value where the kernel's slope is above the tolerance."""
+        return math.ceil(self.sigma * _REACH)
 
     def line(self, cell: float = 1.0, before: float = 0.0) -> tuple[float, float]:
         """Return factor and shift from values to cells of ``cell`` bins, 0 lying ``before`` bins before a center."""
@@ -238,7 +239,7 @@ class Moments:
 @functools.lru_cache(maxsize=16)
 def _fit_moments(sigma: float, num_bins: int, width: float) -> tuple[float, Tensor]:
     """Return the distance from the first cell to the first bin, in bins, and the weights of a block of bins."""
-    half = math.ceil(sigma * math.sqrt(math.log(1 / TOLERANCE)))
+    half = math.ceil(sigma * _REACH)
     # About 16 bins: windows of cells are then short and overlap little.
     block = min(num_bins, max(16, math.ceil(width)) // max(1, round(width)) * max(1, round(width)))
     reach = math.ceil(half / width) * width

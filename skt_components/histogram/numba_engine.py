@@ -22,7 +22,11 @@ from skt_components.histogram.kernels import Bins, Moments, Window, choose_basis
 
 _CHUNK = 1 << 16  # pixels at a time, copied where they are not contiguous
 _THREAD = 1 << 18  # least number of values for each thread
+_TABLE = 1 << 16  # largest table, in numbers, for pictures that are processed together
 _STRIP = 512
+if numba.config.DISABLE_JIT:
+    raise RuntimeError("NUMBA_DISABLE_JIT is set, and loops without compilation take 200 times as long")
+
 # All flags that help the compiler to vectorize, except the two that forbid NaN and infinity.
 _FAST = {"reassoc", "nsz", "arcp", "contract", "afn"}
 
@@ -36,25 +40,30 @@ def _compile(function: Callable) -> Callable:
         return numba.njit(**options)(function)
 
 
+def cache_folder() -> str:
+    """Return the folder where numba keeps the compiled loops."""
+    return str(_add.stats.cache_path)
+
+
 def histogram_difference(
     student: Tensor, teacher: Tensor | None, labels: Tensor | None, regions: int, bins: Bins
 ) -> Tensor:
     """Return a table as in the torch engine, for a bandwidth of at least :data:`~.kernels.RECURRENCE` bins."""
     signed = [(x.flatten(2), sign) for x, sign in ((student, 1.0), (teacher, -1.0)) if x is not None]
-    labels = None if labels is None else labels.flatten(1)
     batch, channels, pixels = signed[0][0].shape
     result = torch.zeros(batch, regions, channels, bins.num, dtype=torch.float64)
     basis = choose_basis(bins)
     constants = _constants(basis)
 
-    def count(picture: int, channel: int) -> None:
-        table, flat = _table(basis, regions)
-        for part, label in _parts(labels, picture, pixels):
+    def count(pictures: slice, channel: int) -> None:
+        rows = result[pictures, :, channel]
+        table, flat = _table(basis, rows.shape[0] * regions)
+        for part, label in _parts(labels, pictures, rows.shape[0], regions, pixels):
             for values, sign in signed:
-                _add(_row(values[picture, channel, part]), label, regions, sign, flat, *constants)
-        result[picture, :, channel] = spread_nan(basis.fold(table))
+                _add(_row(values[pictures, channel, part]), label, rows.shape[0] * regions, sign, flat, *constants)
+        rows.copy_(spread_nan(basis.fold(table)).view(rows.shape))
 
-    _for_each_channel(count, student)
+    _for_each_channel(count, student, regions * basis.segment * basis.tables)
     return result
 
 
@@ -62,24 +71,35 @@ def histogram_gradient(upstream: Tensor, values: Tensor, labels: Tensor | None, 
     """Return the gradient for ``values`` (B, C, H, W), given the gradient for their histograms (B, R, C, N)."""
     result = torch.empty(values.shape, dtype=values.dtype)
     flat_values, flat_result, upstream = values.flatten(2), result.flatten(2), upstream.double()
-    labels = None if labels is None else labels.flatten(1)
     regions, basis = upstream.shape[1], choose_basis(bins)
     constants = _constants(basis)
 
-    def read(picture: int, channel: int) -> None:
-        table, flat = _table(basis, regions)
-        basis.unfold(upstream[picture, :, channel], table)
-        for part, label in _parts(labels, picture, flat_values.shape[2]):
-            row, out = (_row(x[picture, channel, part]) for x in (flat_values, flat_result))
-            _read(row, label, regions, out, flat, *constants)
+    def read(pictures: slice, channel: int) -> None:
+        slopes = upstream[pictures, :, channel].flatten(0, 1)
+        table, flat = _table(basis, len(slopes))
+        basis.unfold(slopes, table)
+        together = len(flat_values[pictures])
+        for part, label in _parts(labels, pictures, together, regions, flat_values.shape[2]):
+            target = flat_result[pictures, channel, part]
+            out = _row(target)
+            _read(_row(flat_values[pictures, channel, part]), label, len(slopes), out, flat, *constants)
+            if together > 1:  # then ``out`` is a copy
+                target.copy_(torch.from_numpy(out).view(target.shape))
 
-    _for_each_channel(read, values)
+    _for_each_channel(read, values, regions * basis.segment * basis.tables)
     return result
 
 
-def _for_each_channel(work: Callable[[int, int], None], values: Tensor) -> None:
-    """Call ``work(picture, channel)`` for each channel, on several threads if there are enough values."""
-    places = list(product(range(values.shape[0]), range(values.shape[1])))
+def _for_each_channel(work: Callable[[slice, int], None], values: Tensor, numbers: int) -> None:
+    """Call ``work(pictures, channel)`` for each channel, on several threads if there are enough values.
+
+    Small pictures, whose tables of ``numbers`` fit into the cache together, are processed together.
+    """
+    batch, channels = values.shape[:2]
+    pixels = max(values.shape[2] * values.shape[3], 1)
+    together = max(1, min(_CHUNK // pixels, _TABLE // max(numbers, 1)))
+    groups = [slice(first, min(first + together, batch)) for first in range(0, batch, together)]
+    places = list(product(groups, range(channels)))
     threads = min(torch.get_num_threads(), len(places), values.numel() // _THREAD)
     if threads <= 1:
         for place in places:
@@ -87,7 +107,7 @@ def _for_each_channel(work: Callable[[int, int], None], values: Tensor) -> None:
         return
     inference = torch.is_inference_mode_enabled()
 
-    def work_in_thread(place: tuple[int, int]) -> None:  # threads do not inherit these modes
+    def work_in_thread(place: tuple[slice, int]) -> None:  # threads do not inherit these modes
         with torch.inference_mode(inference), torch.no_grad():
             work(*place)
 
@@ -101,15 +121,29 @@ def _table(basis: Window | Moments, regions: int) -> tuple[Tensor, np.ndarray]:
     return table.permute(2, 0, 1), table.view(-1).numpy()
 
 
-def _parts(labels: Tensor | None, picture: int, pixels: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield parts of a picture's pixels, and their labels if there are any."""
+def _parts(
+    labels: Tensor | None, pictures: slice, together: int, regions: int, pixels: int
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield parts of the pixels of some pictures, and their labels if there are any.
+
+    The regions of pictures that are processed together follow each other: picture 1 has regions R to 2 R - 1.
+    """
+    if labels is not None:
+        labels = labels[pictures].flatten(1)
+    first_region = torch.arange(together)[:, None] * regions
     for first in range(0, pixels, _CHUNK):
         part = slice(first, min(first + _CHUNK, pixels))
-        yield part, np.empty(0, np.int64) if labels is None else _row(labels[picture, part].to(torch.int64))
+        if labels is not None:
+            label = labels[:, part].to(torch.int64)
+            if together > 1:
+                label = torch.where((label >= 0) & (label < regions), label + first_region, -1)
+            yield part, _row(label)
+        else:
+            yield part, np.empty(0, np.int64) if together == 1 else _row(first_region.expand(-1, pixels))
 
 
 def _row(values: Tensor) -> np.ndarray:
-    return values.contiguous().numpy()
+    return values.reshape(-1).numpy()
 
 
 def _constants(basis: Window | Moments) -> tuple[object, ...]:

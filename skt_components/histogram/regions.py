@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,8 @@ from skt_components.histogram.mask_atoms import memoize_by_tensor
 from skt_components.ops.checks import check_count, warn_caller
 
 _MOST_INFERRED = 1 << 16  # regions in a label map without num_regions
+_FAR = 8  # times the number of regions below; a label beyond is no region
+_SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
 _PART = 1 << 18  # numbers of masks or labels to read at a time
 
 
@@ -18,8 +22,11 @@ def check_regions(
     labels: Tensor | None,
     num_regions: int | None,
     soft_masks: str | None = "weighted",
-) -> tuple[Tensor | None, int]:
-    """Return the masks, bool if binary, and the number of regions R; raise unless they fit ``picture`` (B, C, H, W)."""
+) -> tuple[Tensor | None, Tensor | None, int]:
+    """Return masks (bool if binary), labels, and the number of regions; raise unless they fit ``picture`` (B, C, H, W).
+
+    Integers become signed: torch computes hardly anything with unsigned ones of more than 8 bits.
+    """
     if masks is not None and labels is not None:
         raise ValueError("give masks or labels, not both")
     if num_regions is not None and labels is None:
@@ -34,31 +41,50 @@ def check_regions(
             raise ValueError(f"{name} must be on the pictures' device {picture.device}, got {regions.device}")
         if regions.ndim != len(layout.split(",")) or (regions.shape[0], *regions.shape[-2:]) != (batch, *size):
             raise ValueError(f"{name} must be {layout} with B, H, W = {(batch, *size)}, got {tuple(regions.shape)}")
+    masks, labels = (x if x is None else x.to(_SIGNED.get(x.dtype, x.dtype)) for x in (masks, labels))
     if masks is not None:
         if masks.requires_grad and soft_masks != "literal":
             raise ValueError("masks must not require a gradient: it is not computed; pass masks.detach()")
         weights = soft_masks is not None and masks.is_floating_point()
-        return (masks if weights or masks.dtype == torch.bool else _to_bool(masks)), masks.shape[1]
+        return (masks if weights or masks.dtype == torch.bool else _to_bool(masks)), None, masks.shape[1]
     if labels is None:
-        return None, 1
+        return None, None, 1
     if labels.dtype == torch.bool or labels.is_floating_point():
         raise TypeError(f"labels must be an integer tensor (B, H, W), got {labels.dtype}")
     if num_regions is not None:
-        return None, check_count("num_regions", num_regions, 0)
-    largest = int(labels.long().max()) if labels.numel() else -1
-    if largest >= _MOST_INFERRED:
-        raise ValueError(f"labels go up to {largest}; if there are so many regions, pass num_regions")
+        return None, labels, check_count("num_regions", num_regions, 0)
+    return None, labels, _count_regions(labels)
+
+
+def _count_regions(labels: Tensor) -> int:
+    """Return the largest label plus one; a label or two far beyond all others mark pixels to be ignored."""
+    if labels.device.type == "meta":
+        raise ValueError("num_regions is required with labels on the meta device, where values cannot be read")
+    largest = int(labels.max()) if labels.numel() else -1
     if largest == 255 and not (labels == 254).any():
         warn_caller(
             "labels go from below 254 to 255, which counts as a region: if it marks pixels to be ignored, pass "
             "num_regions; labels of num_regions and more belong to no region"
         )
-    return None, max(largest + 1, 0)
+    if largest <= 255:
+        return max(largest + 1, 0)
+    known = [-1, *labels[labels >= 0].unique().tolist()]
+    for below, above in itertools.pairwise(known[-3:]):
+        if above > 255 and above >= _FAR * (below + 1):
+            warn_caller(
+                f"labels of {above} and more are far beyond the others, up to {below}: they count in no region, as "
+                "marks of pixels to be ignored. If they are regions, pass num_regions"
+            )
+            return below + 1
+    if largest >= _MOST_INFERRED:
+        raise ValueError(f"labels go up to {largest}; if there are so many regions, pass num_regions")
+    return largest + 1
 
 
 def _to_bool(masks: Tensor) -> Tensor:
     """Return binary masks as bool, where values can be read; raise ValueError for other values."""
-    if not (torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(masks)):
+    unknown = torch.compiler.is_compiling() or masks.device.type == "meta"
+    if not (unknown or torch._C._functorch.is_batchedtensor(masks)):
         return memoize_by_tensor("binary", masks, lambda: _verify_binary(masks))
     # Values cannot be read: as weights, masks of 0 and 1 mean the same, and others are not rounded up to 1.
     if masks.is_floating_point():
@@ -66,7 +92,8 @@ def _to_bool(masks: Tensor) -> Tensor:
     if masks.dtype != torch.uint8:  # without fullgraph=True the loss then runs uncompiled, and verifies them
         raise ValueError(
             f"masks inside torch.compile and torch.vmap must be bool, floating-point or uint8, got {masks.dtype}: "
-            "values cannot be read there to detect a label map, which goes into labels=; pass masks.bool()"
+            "values cannot be read there, nor on the meta device, to detect a label map, which goes into labels=; pass "
+            "masks.bool()"
         )
     return masks.bool()
 

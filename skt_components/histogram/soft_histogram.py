@@ -7,8 +7,8 @@ operator makes disjoint regions of bool masks and calls an engine: plain torch, 
 from __future__ import annotations
 
 import functools
-import warnings
-from types import ModuleType
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from skt_components.histogram import torch_engine
 from skt_components.histogram.checks import BACKENDS, check_bandwidth, check_values, choose_backend, full_precision
-from skt_components.histogram.kernels import RECURRENCE, Bins
+from skt_components.histogram.engines import run_engine
+from skt_components.histogram.kernels import Bins
 from skt_components.histogram.mask_atoms import cached_atoms, sum_histograms
 from skt_components.histogram.regions import check_regions
 from skt_components.ops.checks import (
@@ -27,6 +28,7 @@ from skt_components.ops.checks import (
     check_tensor,
     clone_inference_tensor,
     float_dtype,
+    no_autocast,
 )
 
 
@@ -74,7 +76,7 @@ def soft_histogram(
     check_tensor("values", values, ndim=4, layout="(B, C, H, W)")
     if isinstance(masks, Tensor) and not (masks.dtype == torch.bool or masks.is_floating_point()):
         raise TypeError(f"masks must be a bool or floating tensor (B, R, H, W), got {masks.dtype}")
-    masks, regions = check_regions(values, masks, labels, num_regions)
+    masks, labels, regions = check_regions(values, masks, labels, num_regions)
     options: dict[str, Any] = {"num_bins": num_bins, "value_range": value_range, "bandwidth": bandwidth}
     table = histogram_difference(values, None, masks, labels, regions, **options, backend=backend)
     return table.to(float_dtype(values))
@@ -111,12 +113,12 @@ def histogram_difference(
     check_values("values" if teacher is None else "student", student, low, high, float(bandwidth))
     if teacher is not None:
         check_values("teacher", teacher, low, high, float(bandwidth))
-    with torch.autocast(student.device.type, enabled=False):
+    with no_autocast(student):
         student, teacher = full_precision(student), None if teacher is None else full_precision(teacher)
         double = any(x is not None and x.dtype == torch.float64 for x in (student, teacher))
         engine = choose_backend(backend, student.device, double)
         keep = not torch.compiler.is_compiling()  # compiled code reuses memory without a count of changes
-        options = (num_regions, num_bins, low, high, float(bandwidth), engine, keep)
+        options = (num_regions, num_bins, low, high, float(bandwidth), engine, backend == engine, keep)
         table = _Operator.apply(student, teacher, labels, masks, options, False)
     return table if literal is None else table.reshape(*literal.shape[:2], *table.shape[2:])
 
@@ -152,47 +154,65 @@ class _Operator(torch.autograd.Function):
         return for_student, for_teacher, None, None, None, None
 
 
-_OPTIONS = "int num_regions, int num_bins, float low, float high, float bandwidth, str backend, bool keep"
+_OPTIONS = "int num_regions, int num_bins, float low, float high, float bandwidth, str engine, bool required, bool keep"
+_untraced = functools.cache(torch.compiler.disable)
+# Not torch.library.custom_op, whose first call imports torch.compile and takes a second.
+_library = torch.library.Library("skt_components", "DEF")
 
 
-@torch.library.custom_op(
-    "skt_components::soft_histogram",
-    mutates_args=(),
-    schema=f"(Tensor student, Tensor? teacher, Tensor? labels, Tensor? masks, {_OPTIONS}) -> Tensor",
-)
-def _soft_histogram(student, teacher, labels, masks, num_regions, num_bins, low, high, bandwidth, backend, keep):  # type: ignore[no-untyped-def]
+def _operator(schema: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Return a decorator that registers a function as an operator for all devices."""
+
+    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*arguments: Any) -> Tensor:
+            compiles = "torch._dynamo" in sys.modules  # then it must not trace what runs inside the operator
+            return (_untraced(function) if compiles else function)(*arguments)
+
+        _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
+        _library.impl(schema.partition("(")[0], run, "CompositeExplicitAutograd")
+        return function
+
+    return register
+
+
+@_operator(f"soft_histogram(Tensor student, Tensor? teacher, Tensor? labels, Tensor? masks, {_OPTIONS}) -> Tensor")
+def _soft_histogram(
+    student, teacher, labels, masks, num_regions, num_bins, low, high, bandwidth, engine, required, keep
+):  # type: ignore[no-untyped-def]
     bins = Bins(num_bins, low, high, bandwidth)
-    engine, numbers = _load_engine(backend, bins), student.shape[1] * num_bins
+    numbers = student.shape[1] * num_bins
+
+    def difference(student: Tensor, teacher: Tensor | None, labels: Tensor | None, regions: int) -> Tensor:
+        return run_engine("histogram_difference", engine, required, student, teacher, labels, regions, bins)
+
     if masks is None:
-        return engine.histogram_difference(student, teacher, labels, num_regions, bins)
+        return difference(student, teacher, labels, num_regions)
     atoms = cached_atoms(masks, numbers, keep)
     if atoms is None:
         return torch_engine.histogram_difference(student, teacher, None, num_regions, bins, masks)
     tables = []
     for pictures, labels, members in atoms.batches(numbers):
         other = None if teacher is None else teacher[pictures]
-        table = engine.histogram_difference(student[pictures], other, labels, members.shape[2], bins)
+        table = difference(student[pictures], other, labels, members.shape[2])
         tables.append(sum_histograms(members, table))
     return torch.cat(tables)
 
 
-@_soft_histogram.register_fake
-def _(student, teacher, labels, masks, num_regions, num_bins, low, high, bandwidth, backend, keep):  # type: ignore[no-untyped-def]
+@torch.library.register_fake("skt_components::soft_histogram", lib=_library)
+def _(student, teacher, labels, masks, num_regions, num_bins, *options):  # type: ignore[no-untyped-def]
     shape = (student.shape[0], num_regions, student.shape[1], num_bins)
     return student.new_empty(shape, dtype=torch_engine.table_dtype(student))
 
 
-@torch.library.custom_op(
-    "skt_components::soft_histogram_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, Tensor values, Tensor? labels, Tensor? masks, {_OPTIONS}) -> Tensor",
-)
-def _soft_histogram_backward(grad, values, labels, masks, num_regions, num_bins, low, high, bandwidth, backend, keep):  # type: ignore[no-untyped-def]
+@_operator(f"soft_histogram_backward(Tensor grad, Tensor values, Tensor? labels, Tensor? masks, {_OPTIONS}) -> Tensor")
+def _soft_histogram_backward(
+    grad, values, labels, masks, num_regions, num_bins, low, high, bandwidth, engine, required, keep
+):  # type: ignore[no-untyped-def]
     bins = Bins(num_bins, low, high, bandwidth)
-    engine, numbers = _load_engine(backend, bins), values.shape[1] * num_bins
+    numbers = values.shape[1] * num_bins
 
     def gradient(upstream: Tensor, values: Tensor, labels: Tensor | None) -> Tensor:
-        result = engine.histogram_gradient(upstream, values, labels, bins)
+        result = run_engine("histogram_gradient", engine, required, upstream, values, labels, bins)
         return torch_engine.clear_stray_nan(result, upstream, values, labels)
 
     if masks is None:
@@ -208,8 +228,8 @@ def _soft_histogram_backward(grad, values, labels, masks, num_regions, num_bins,
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-@_soft_histogram_backward.register_fake
-def _(grad, values, labels, masks, num_regions, num_bins, low, high, bandwidth, backend, keep):  # type: ignore[no-untyped-def]
+@torch.library.register_fake("skt_components::soft_histogram_backward", lib=_library)
+def _(grad, values, *options):  # type: ignore[no-untyped-def]
     return torch.empty_like(values, memory_format=torch.contiguous_format)
 
 
@@ -229,26 +249,6 @@ def _batched(operator):  # type: ignore[no-untyped-def]
     return rule
 
 
-_soft_histogram.register_vmap(_batched(torch.ops.skt_components.soft_histogram))
-_soft_histogram_backward.register_vmap(_batched(torch.ops.skt_components.soft_histogram_backward))
-
-
-def _load_engine(backend: str, bins: Bins) -> ModuleType:
-    """Return the module that computes."""
-    if backend == "triton":
-        from skt_components.histogram import triton_engine
-
-        return triton_engine
-    if backend == "numba" and bins.sigma >= RECURRENCE and (engine := _load_numba()):
-        return engine
-    return torch_engine
-
-
-@functools.cache
-def _load_numba() -> ModuleType | None:
-    try:
-        from skt_components.histogram import numba_engine
-    except ImportError as error:  # numba rejects a NumPy newer than itself
-        warnings.warn(f"histograms are computed by torch, several times slower: {error}", UserWarning, stacklevel=2)
-        return None
-    return numba_engine
+for _name in ("soft_histogram", "soft_histogram_backward"):
+    _rule = _batched(getattr(torch.ops.skt_components, _name))
+    torch.library.register_vmap(f"skt_components::{_name}", _rule, lib=_library)

@@ -49,5 +49,8 @@ class HistogramTarget:
             raise ValueError(f"student and target must be on one device, got {student.device}, {self.counts.device}")
 
 
+torch.serialization.add_safe_globals([HistogramTarget])  # a file of plain tensors, numbers and names
+
+
 def _shown(name: str, options: dict[str, Any]) -> str:
     return f"{name}={options[name]!r}" if name in options else f"no {name}"

@@ -7,7 +7,13 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from skt_components.ops.checks import check_non_negative, check_same_shape, check_tensor
+from skt_components.ops.checks import (
+    at_least_float32,
+    check_non_negative,
+    check_not_empty,
+    check_same_shape,
+    check_tensor,
+)
 
 
 def content_loss(
@@ -37,8 +43,9 @@ def content_loss(
     check_tensor("student", student)
     check_tensor("teacher", teacher)
     check_same_shape("student", student, "teacher", teacher)
+    check_not_empty("student", student)
     check_non_negative("perceptual_weight", perceptual_weight)
-    pixels = (student - teacher).abs().mean()
+    pixels = (at_least_float32(student) - at_least_float32(teacher)).abs().mean()
     if perceptual is None or perceptual_weight == 0:
         return pixels
     return pixels + perceptual_weight * perceptual(student, teacher)

@@ -86,6 +86,8 @@ def semantic_histogram_loss(
     check_choice("soft_masks", soft_masks, SOFT_MASKS)
     check_choice("reduction", reduction, REDUCTIONS)
     check_tensor("student", student, ndim=4, layout="(B, C, H, W)")
+    if not student.shape[1]:
+        raise ValueError(f"student must have C >= 1 channels (B, C, H, W), got shape {tuple(student.shape)}")
     value_range = check_range("value_range", value_range)
     kernel = {"num_bins": num_bins, "value_range": value_range, "bandwidth": bandwidth, "soft_masks": soft_masks}
     if isinstance(teacher, HistogramTarget):
@@ -93,7 +95,7 @@ def semantic_histogram_loss(
             raise ValueError("masks, labels and num_regions must not be given with a target, which has its own")
         masks, labels, regions = teacher.masks, teacher.labels, teacher.counts.shape[1]
     else:
-        masks, regions = _check_regions(student, masks, labels, num_regions, soft_masks)
+        masks, labels, regions = _check_regions(student, masks, labels, num_regions, soft_masks)
     difference = _subtract(student, teacher, kernel, backend, masks, labels, regions)
     if normalization == "area":
         area = region_areas(masks, labels, regions, difference.dtype)
@@ -135,6 +137,8 @@ def histogram_loss(
     check_choice("normalization", normalization, NORMALIZATIONS)
     check_choice("reduction", reduction, REDUCTIONS)
     check_tensor("student", student, ndim=4, layout="(B, C, H, W)")
+    if not student.shape[1]:
+        raise ValueError(f"student must have C >= 1 channels (B, C, H, W), got shape {tuple(student.shape)}")
     value_range = check_range("value_range", value_range)
     kernel = {"num_bins": num_bins, "value_range": value_range, "bandwidth": bandwidth}
     difference = _subtract(student, teacher, kernel, backend)
@@ -282,5 +286,5 @@ class SemanticHistogramLoss(_HistogramModule):
         """Return a target that replaces ``teacher`` and its regions, which are copied, in later calls."""
         check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)")
         with torch.inference_mode(False), torch.no_grad():  # autograd may save the result later
-            masks, regions = _check_regions(teacher, masks, labels, num_regions, self.options["soft_masks"])
+            masks, labels, regions = _check_regions(teacher, masks, labels, num_regions, self.options["soft_masks"])
             return self._precompute(teacher, masks, labels, regions)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from skt_components.ops.checks import check_same_shape, check_tensor
+from skt_components.ops.checks import at_least_float32, check_not_empty, check_same_shape, check_tensor
 
 FeatureExtractor = Callable[[Tensor], Sequence[Tensor]]
 
@@ -40,6 +40,7 @@ def perceptual_loss(
     check_tensor("student", student, ndim=4, layout="(B, 3, H, W)")
     check_tensor("teacher", teacher, ndim=4, layout="(B, 3, H, W)")
     check_same_shape("student", student, "teacher", teacher)
+    check_not_empty("student", student)
     extract = getattr(extractor, "extract_features", extractor)
     features_s, features_t = extract(student), extract(teacher)
     if not isinstance(features_s, Sequence) or not all(isinstance(f, Tensor) for f in features_s):
@@ -49,7 +50,10 @@ def perceptual_loss(
     weights = layer_weights if layer_weights is not None else [1 / len(features_s)] * len(features_s)
     if len(weights) != len(features_s):
         raise ValueError(f"layer_weights has {len(weights)} entries for {len(features_s)} feature maps")
-    terms = [w * (s - t).abs().mean() for w, s, t in zip(weights, features_s, features_t, strict=True)]
+    terms = [
+        w * (at_least_float32(s) - at_least_float32(t)).abs().mean()
+        for w, s, t in zip(weights, features_s, features_t, strict=True)
+    ]
     return sum(terms[1:], terms[0])
 
 

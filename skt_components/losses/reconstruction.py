@@ -6,7 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from skt_components.ops.checks import check_non_negative, check_positive, check_same_shape, check_tensor
+from skt_components.ops.checks import (
+    at_least_float32,
+    check_non_negative,
+    check_not_empty,
+    check_positive,
+    check_same_shape,
+    check_tensor,
+)
 from skt_components.ops.transfer import mu_law
 
 
@@ -56,7 +63,9 @@ def _difference(prediction: Tensor, target: Tensor, mu: float, peak: float) -> T
     check_tensor("prediction", prediction)
     check_tensor("target", target)
     check_same_shape("prediction", prediction, "target", target)
+    check_not_empty("prediction", prediction)
     check_positive("peak", peak)
+    prediction, target = at_least_float32(prediction), at_least_float32(target)
     return mu_law(prediction / peak, mu) - mu_law(target / peak, mu)
 
 

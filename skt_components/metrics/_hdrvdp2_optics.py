@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from skt_components.metrics._hdrvdp2_numerics import cached, in_strips, interpolate
-from skt_components.ops.checks import can_read_values, warn_caller
 from skt_components.ops.transfer import srgb_decode
 
 CHANNELS = {"luminance": 1, "luma-display": 1, "sRGB-display": 3, "rgb-bt.709": 3, "XYZ": 3}
@@ -50,8 +49,6 @@ _LOG_RANGE = 5.0  # receptors respond to 1e-5 .. 1e5 cd/m2
 
 def absolute_light(picture: Tensor, color_encoding: str) -> Tensor:
     """Return the absolute light (cd/m2) of a coded picture ``(B, C, H, W)``; NaN counts as 1e-5."""
-    if color_encoding.endswith("-display") and can_read_values(picture) and picture.numel() and picture.max() > 2:
-        warn_caller(f"pictures of {color_encoding} must be in [0, 1], got values up to {picture.max():g}")
     picture = picture.masked_fill(picture.isnan(), 1e-5)
     if color_encoding == "luma-display":
         return 99 * picture.clamp(min=0) ** 2.2 + 1

@@ -42,7 +42,10 @@ class MeanMetric:
         Raises:
             ValueError: a value is NaN, or ``values`` has more than one axis.
         """
-        batch = torch.as_tensor(values).detach().to("cpu", torch.float64)
+        batch = torch.as_tensor(values).detach()
+        if batch.device.type == "meta":
+            raise ValueError(f"values of {self.name} must be numbers, got a tensor on the meta device")
+        batch = batch.to("cpu", torch.float64)
         if batch.ndim > 1:
             raise ValueError(
                 f"values of {self.name} must be one per picture, shape (B,), got shape {tuple(batch.shape)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from skt_components.files.packages import import_package
-from skt_components.metrics._inputs import check_pair
+from skt_components.metrics._inputs import PAIR, check_absolute, check_display, check_pair
 from skt_components.ops.checks import check_positive
 
 
@@ -53,14 +54,19 @@ def color_video_vdp(
         raise ValueError(f"prediction and target must be (B, 3, H, W), got {tuple(prediction.shape)}")
     if luminance is not None:
         check_positive("luminance", luminance)
-    metric = _metric(display, prediction.device)
     factor = 1.0 if luminance is None else luminance
-    jods = []
-    with torch.no_grad():
-        for pair in zip(prediction, target, strict=True):
-            shown = [(factor * picture).float() for picture in pair]
-            jods.append(metric.predict(*shown, dim_order="CHW")[0].double().reshape(()))
-    return torch.stack(jods)
+    prediction, target = factor * prediction, factor * target
+    check = check_absolute if "linear" in display else check_display
+    check(PAIR, prediction, target)
+    jods = prediction.new_empty(len(prediction))
+    with torch.no_grad(), _lock:
+        metric = _metric(display, prediction.device)
+        for index, pair in enumerate(zip(prediction, target, strict=True)):
+            jods[index] = metric.predict(*(picture.float() for picture in pair), dim_order="CHW")[0]
+    return jods
+
+
+_lock = threading.Lock()  # the package's object keeps the picture that it works on
 
 
 @functools.lru_cache(maxsize=4)

@@ -15,7 +15,16 @@ from skt_components.metrics import _hdrvdp2_optics as optics
 from skt_components.metrics._hdrvdp2_bands import filter_base, mutual_structure, perceived, quality, visible_differences
 from skt_components.metrics._hdrvdp2_numerics import in_strips
 from skt_components.metrics._hdrvdp2_pyramid import MIN_SIDE, build_pyramid, rebuild
-from skt_components.ops.checks import check_choice, check_count, check_positive, check_same_shape, check_tensor
+from skt_components.metrics._inputs import check_absolute, check_display
+from skt_components.ops.checks import (
+    check_batch,
+    check_choice,
+    check_count,
+    check_positive,
+    check_same_shape,
+    check_tensor,
+    no_autocast,
+)
 
 
 class HDRVDP2Output(NamedTuple):
@@ -90,7 +99,8 @@ def hdr_vdp2(
     viewing = _Viewing(
         color_encoding, pixels_per_degree, surround_l, rgb_display, peak_sensitivity, do_mtf, do_masking, dtype
     )
-    with torch.autocast(_device_type(test), enabled=False):
+    _check_pictures(test, reference, viewing)
+    with no_autocast(test):
         visible, changed = _compare(test, reference, viewing)
         contrast = rebuild(perceived(visible)).abs()
         if do_spatial_pooling:
@@ -138,7 +148,8 @@ class HDRVDP2Loss(nn.Module):
 
     def forward(self, test: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
         """Return the loss of ``test`` against ``reference``; the gradient is with respect to ``test``."""
-        with torch.autocast(_device_type(test), enabled=False):
+        _check_pictures(test, reference, self._viewing)
+        with no_autocast(test):
             visible, changed = _compare(test, reference, self._viewing)
             return (100 - quality(visible, changed, self._viewing.pixels_per_degree)).mean()
 
@@ -214,19 +225,24 @@ class _Viewing:
         return self.rgb_display if self.channels == 3 else None
 
 
-def _device_type(test: object) -> str:
-    return test.device.type if isinstance(test, Tensor) else "cpu"
-
-
-def _compare(test: Tensor, reference: Tensor, viewing: _Viewing) -> tuple[list[Tensor], Tensor]:
-    """Return the visible difference band by band, and 1 where the pictures differ, else 0, ``(B, 1, H, W)``."""
+def _check_pictures(test: Tensor, reference: Tensor, viewing: _Viewing) -> None:
+    """Raise TypeError or ValueError unless the pictures fit the options, and warn about another scale."""
     layout = f"(B, {viewing.channels}, H, W)"
     for name, picture in (("test", test), ("reference", reference)):
         check_tensor(name, picture, ndim=4, layout=layout, channels=viewing.channels)
     check_same_shape("test", test, "reference", reference)
+    check_batch("test", test)
     height, width = test.shape[-2:]
     if min(height, width) < MIN_SIDE:
         raise ValueError(f"test and reference must be at least {MIN_SIDE}x{MIN_SIDE} pixels, got {height}x{width}")
+    if viewing.color_encoding.endswith("-display"):
+        check_display((f"pictures of {viewing.color_encoding}",) * 2, test, reference)
+    else:
+        check_absolute(("test", "reference"), test, reference)
+
+
+def _compare(test: Tensor, reference: Tensor, viewing: _Viewing) -> tuple[list[Tensor], Tensor]:
+    """Return the visible difference band by band, and 1 where the pictures differ, else 0, ``(B, 1, H, W)``."""
     test, reference = (
         optics.absolute_light(picture.to(viewing.dtype), viewing.color_encoding) for picture in (test, reference)
     )

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from skt_components.files.packages import import_package
 from skt_components.files.weights import read_state_dict
-from skt_components.metrics._inputs import check_pair
-from skt_components.ops.checks import check_choice
+from skt_components.metrics._inputs import PAIR, check_display, check_pair
+from skt_components.ops.checks import check_choice, no_autocast
 
 _NETWORKS = {"alex": "AlexNet_Weights", "vgg": "VGG16_Weights", "squeeze": "SqueezeNet1_1_Weights"}
 _SMALLEST = 32  # smaller pictures have no pixel left after a pooling of one of the networks
@@ -74,9 +74,10 @@ def lpips(
             "https://download.pytorch.org/models/), weights='pretrained' to let torchvision download it, "
             "or weights='random' for tests; got None"
         )
+    check_display(PAIR, prediction, target, white=peak)
     distance = _distance(network, os.fspath(weights), prediction.device)
     scaled = [(2 * x / peak - 1).float() for x in (prediction, target)]
-    with torch.autocast(prediction.device.type, enabled=False):
+    with no_autocast(prediction):
         return distance(*scaled).flatten().double()
 
 

@@ -1,8 +1,8 @@
 """PU21: metrics of display-referred HDR pictures in a perceptually uniform encoding of luminance.
 
-Encodings keep shape and dtype. Metrics take ``(B, C, H, W)``, linear BT.709 RGB with each channel in cd/m2, or
-luminance with C = 1, and return ``(B,)`` in float64. Every function raises TypeError for an argument that is not a
-floating-point tensor, and ValueError if shapes do not fit or an option is out of range.
+Encodings keep shape and dtype; half precision is computed in float32. Metrics take ``(B, C, H, W)``, linear BT.709 RGB
+with each channel in cd/m2, or luminance with C = 1, and return ``(B,)`` in float64. Every function raises TypeError for
+an argument that is not a floating-point tensor, and ValueError if shapes do not fit or an option is out of range.
 """
 
 from __future__ import annotations
@@ -13,10 +13,17 @@ from typing import NamedTuple
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from skt_components.metrics._inputs import check_pair
+from skt_components.metrics._inputs import PAIR, check_absolute, check_pair
 from skt_components.metrics.psnr import psnr
 from skt_components.metrics.ssim import ssim
-from skt_components.ops.checks import check_choice, check_non_negative, check_positive, check_tensor
+from skt_components.ops.checks import (
+    at_least_float32,
+    check_choice,
+    check_non_negative,
+    check_positive,
+    check_scale,
+    check_tensor,
+)
 
 _DARKEST, _BRIGHTEST = 0.005, 10_000.0  # cd/m2, the range that the encoding was fitted on
 _PEAK = 256.0  # what a white of 100 cd/m2 is encoded to
@@ -70,8 +77,9 @@ def pu21_encode(luminance: Float[Tensor, "*shape"], *, variant: str = "banding_g
     check_tensor("luminance", luminance)
     check_choice("variant", variant, _CURVES)
     p = _CURVES[variant]
-    powered = luminance.clamp(_DARKEST, _BRIGHTEST) ** p.p4
-    return (p.p7 * (((p.p1 + p.p2 * powered) / (1 + p.p3 * powered)) ** p.p5 - p.p6)).clamp(min=0)
+    powered = at_least_float32(luminance).clamp(_DARKEST, _BRIGHTEST) ** p.p4
+    encoded = p.p7 * (((p.p1 + p.p2 * powered) / (1 + p.p3 * powered)) ** p.p5 - p.p6)
+    return encoded.clamp(min=0).to(luminance.dtype)
 
 
 def pu21_decode(encoded: Float[Tensor, "*shape"], *, variant: str = "banding_glare") -> Float[Tensor, "*shape"]:
@@ -85,8 +93,8 @@ def pu21_decode(encoded: Float[Tensor, "*shape"], *, variant: str = "banding_gla
     check_tensor("encoded", encoded)
     check_choice("variant", variant, _CURVES)
     p = _CURVES[variant]
-    root = (encoded / p.p7 + p.p6).clamp(min=0) ** (1 / p.p5)
-    return ((root - p.p1).clamp(min=0) / (p.p2 - p.p3 * root)) ** (1 / p.p4)
+    root = (at_least_float32(encoded) / p.p7 + p.p6).clamp(min=0) ** (1 / p.p5)
+    return (((root - p.p1).clamp(min=0) / (p.p2 - p.p3 * root)) ** (1 / p.p4)).to(encoded.dtype)
 
 
 def display_luminance(
@@ -121,8 +129,9 @@ def display_luminance(
     for name, value in (("peak", peak), ("contrast", contrast), ("gamma", gamma)):
         check_positive(name, value)
     check_non_negative("ambient", ambient)
+    check_scale("encoded", encoded, "display values in [0, 1]", low=-0.5, high=2.0)
     black = 0.005 * ambient / math.pi + peak / contrast
-    return (peak - black) * encoded.clamp(0, 1) ** gamma + black
+    return ((peak - black) * at_least_float32(encoded).clamp(0, 1) ** gamma + black).to(encoded.dtype)
 
 
 def psnr_pu21(
@@ -135,7 +144,7 @@ def psnr_pu21(
     """Compute the PSNR of PU21-encoded pictures, with 256, the code of 100 cd/m2, as the peak.
 
     Pictures must be absolute: multiply relative radiance by the luminance of its white, or see
-    :func:`display_luminance`.
+    :func:`display_luminance`. Pictures without a value above 1 cd/m2, and of many whole numbers only, warn.
 
     Args:
         prediction: C = 1 or 3.
@@ -151,6 +160,7 @@ def psnr_pu21(
     """
     prediction, target = check_pair(prediction, target, _PEAK)
     encoded = [pu21_encode(_luminance(x) if luminance else _colors(x), variant=variant) for x in (prediction, target)]
+    check_absolute(PAIR, prediction, target)
     return psnr(*encoded, peak=_PEAK)
 
 
@@ -169,6 +179,7 @@ def ssim_pu21(
     """
     prediction, target = check_pair(prediction, target, _PEAK)
     encoded = [pu21_encode(_luminance(x), variant=variant) for x in (prediction, target)]
+    check_absolute(PAIR, prediction, target)
     return ssim(*encoded, peak=_PEAK, border="replicate")
 
 

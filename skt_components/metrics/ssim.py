@@ -77,6 +77,8 @@ def ssim(
         raise ValueError(f"prediction and target must be at least {_WINDOW}x{_WINDOW} pixels, got {height}x{width}")
     if clip:
         prediction, target = prediction.clamp(0, peak), target.clamp(0, peak)
+    if not len(prediction):
+        return prediction.new_zeros(0)  # torch pads no empty batch
     if border == "volume":
         return _similarity(prediction, target, peak, sample_covariance, border)
     # One channel after another needs a third of the memory.

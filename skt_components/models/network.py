@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from skt_components.files.weights import check_state_dict, read_state_dict, unwrap_state_dict
-from skt_components.ops.checks import check_choice, check_count, check_positive, check_tensor
+from skt_components.ops.checks import check_choice, check_count, check_positive, check_sides, check_tensor
 
 Self = TypeVar("Self", bound="ReconstructionNetwork")
 RAW_CHANNELS = 4
@@ -97,6 +97,7 @@ class ReconstructionNetwork(nn.Module):
             raise ValueError(
                 f"bracket must be (B, {self.num_frames}, {self.in_channels}, H, W), got {tuple(bracket.shape)}"
             )
+        check_sides("bracket", bracket)
         return self._reconstruct(bracket)
 
     def frames(self, bracket: Tensor) -> list[Tensor]:

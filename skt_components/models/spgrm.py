@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from skt_components.models.network import run_block
 from skt_components.modules.fusion import DilatedResidualDenseBlock, SemanticGuidedFusion
 from skt_components.modules.pyramid import FeaturePyramid
-from skt_components.ops.checks import check_batch, check_count, check_tensor
+from skt_components.ops.checks import check_batch, check_count, check_sides, check_tensor
 
 
 class SPGRM(nn.Module):
@@ -84,6 +84,7 @@ class SPGRM(nn.Module):
         """
         check_tensor("tonemapped", tonemapped, ndim=4, layout="(B, C, H, W)", channels=self.channels)
         check_batch("tonemapped", tonemapped)
+        check_sides("tonemapped", tonemapped)
         guides = self._guide(features)
         height, width = tonemapped.shape[-2:]
         padded = F.pad(tonemapped, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")

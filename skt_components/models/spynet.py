@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from skt_components.files.weights import check_state_dict
 from skt_components.models.alignment import flow_warp
 from skt_components.models.network import official_state
-from skt_components.ops.checks import check_count, check_same_shape, check_tensor, float_dtype
+from skt_components.ops.checks import check_count, check_same_shape, check_sides, check_tensor, float_dtype
 
 _LEVELS = 6
 _STRIDE = 2 ** (_LEVELS - 1)
@@ -78,6 +78,7 @@ class SPyNet(nn.Module):
         check_tensor("reference", reference, ndim=4, layout="(B, 3, H, W)", channels=3)
         check_tensor("moving", moving, ndim=4, layout="(B, 3, H, W)", channels=3)
         check_same_shape("reference", reference, "moving", moving)
+        check_sides("reference", reference)
         height, width = reference.shape[-2:]
         rows, columns = -(-height // _STRIDE) * _STRIDE, -(-width // _STRIDE) * _STRIDE
         flow = self._coarse_to_fine(self._pyramid(reference, rows, columns), self._pyramid(moving, rows, columns))

@@ -8,7 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from skt_components.ops.checks import can_read_values, check_choice, check_per_picture, check_positive, check_tensor
+from skt_components.ops.checks import (
+    at_least_float32,
+    can_read_values,
+    check_choice,
+    check_per_picture,
+    check_positive,
+    check_tensor,
+)
 from skt_components.ops.raw import apply_color_matrix, mosaic, pack_raw, render_raw
 from skt_components.ops.raw import white_balance as balance
 from skt_components.ops.transfer import mu_law, mu_law_inverse
@@ -67,7 +74,7 @@ class DomainTransfer(nn.Module):
     def forward(
         self, hdr: Float[Tensor, "b c h w"], *, white_balance: Gains | None = None, color_matrix: Matrix | None = None
     ) -> Float[Tensor, "b 3 *hw"]:
-        """Return the tone-mapped picture of linear ``hdr``, nominally in [0, 1].
+        """Return the tone-mapped picture of linear ``hdr``, nominally in [0, 1]; in float32, or float64 if ``hdr`` is.
 
         Args:
             hdr: linear picture, relative to ``peak``.
@@ -81,10 +88,10 @@ class DomainTransfer(nn.Module):
         if self.domain == "srgb":
             check_tensor("hdr", hdr, ndim=4, layout="(B, 3, H, W)", channels=3)
             _reject_metadata(white_balance, color_matrix)
-            return mu_law(hdr / self.peak, self.mu)
+            return mu_law(at_least_float32(hdr) / self.peak, self.mu)
         check_tensor("hdr", hdr, ndim=4, layout="(B, 4, h, w) packed RAW", channels=4)
         linear = render_raw(
-            hdr / self.peak,
+            at_least_float32(hdr) / self.peak,
             white_balance=white_balance,
             color_matrix=color_matrix,
             cfa_pattern=self.cfa_pattern,
@@ -110,7 +117,7 @@ class DomainTransfer(nn.Module):
                 on the CPU; on other devices values are not checked and the picture is then not finite.
         """
         check_tensor("tonemapped", tonemapped, ndim=4, layout="(B, 3, H, W)", channels=3)
-        linear = mu_law_inverse(tonemapped, self.mu) * self.peak
+        linear = mu_law_inverse(at_least_float32(tonemapped), self.mu) * self.peak
         if self.domain == "srgb":
             _reject_metadata(white_balance, color_matrix)
             return linear
@@ -121,7 +128,7 @@ class DomainTransfer(nn.Module):
         packed = pack_raw(mosaic(linear, self.cfa_pattern), self.cfa_pattern)
         if white_balance is None:
             return packed
-        gains = torch.as_tensor(white_balance).to(packed)
+        gains = torch.as_tensor(white_balance, dtype=packed.dtype, device=packed.device)
         check_per_picture("white_balance gains", gains, (3,), packed.shape[0])
         if can_read_values(gains) and not gains.all():
             raise ValueError(f"white_balance must not be 0 to be undone, got {gains.tolist()}")

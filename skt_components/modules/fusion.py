@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skt_components.ops.attention import transposed_attention
-from skt_components.ops.checks import check_count, check_same_dtype, check_same_shape, check_tensor
+from skt_components.ops.checks import check_count, check_same_dtype, check_same_shape, check_sides, check_tensor
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -66,6 +66,7 @@ class DilatedResidualDenseBlock(nn.Module):
         Raises TypeError unless ``x`` is a floating-point tensor, ValueError unless it is ``(B, channels, H, W)``.
         """
         check_tensor("x", x, ndim=4, layout="(B, C, H, W)", channels=self.conv_1x1.out_channels)
+        check_sides("x", x)
         return x + self.conv_1x1(self.dense_layers(x))
 
 
@@ -149,6 +150,7 @@ class PriorFusionBlock(nn.Module):
         """Raise TypeError/ValueError unless :meth:`forward` takes these ``features`` and ``prior``."""
         for name, value, channels in [("features", features, self.channels), ("prior", prior, self.prior_channels)]:
             check_tensor(name, value, ndim=4, layout="(B, C, H, W)", channels=channels)
+            check_sides(name, value)
             check_same_dtype(name, value, "the module's parameters", self.temperature)
         if prior.shape[0] != features.shape[0]:
             raise ValueError(

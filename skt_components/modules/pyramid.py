@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skt_components.ops.checks import check_count
+from skt_components.ops.checks import check_count, check_sides
 
 
 class FeaturePyramid(nn.Module):
@@ -65,6 +65,8 @@ class FeaturePyramid(nn.Module):
         found = tuple(f.shape[1] for f in features)
         if found != self.in_channels:
             raise ValueError(f"features must have {self.in_channels} channels, coarse to fine, got {found}")
+        for index, feature in enumerate(features):
+            check_sides(f"features[{index}]", feature)
         levels: list[Tensor] = []
         for lateral, feature in zip(self.lateral, features, strict=False):
             level = lateral(feature)

@@ -15,6 +15,7 @@ from skt_components.ops.checks import (
     check_batch,
     check_count,
     check_fraction,
+    check_sides,
     check_tensor,
     float_dtype,
 )
@@ -103,6 +104,8 @@ class SKAM(nn.Module):
                 f"student and teacher must have one batch size, got {tuple(student.shape)}, {tuple(teacher.shape)}"
             )
         check_batch("student", student)  # the loss of an empty batch would be NaN
+        check_sides("student", student)
+        check_sides("teacher", teacher)
         teacher = teacher.detach() if detach_teacher else teacher
         size = (teacher.shape[-2], teacher.shape[-1])
         if tuple(student.shape[-2:]) != size and student.shape[-2] >= size[0] and student.shape[-1] >= size[1]:

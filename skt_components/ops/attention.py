@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from skt_components.ops.checks import (
+    at_least_float32,
     can_read_values,
     check_broadcast,
     check_count,
@@ -18,6 +19,7 @@ from skt_components.ops.checks import (
     check_same_shape,
     check_tensor,
     float_dtype,
+    no_autocast,
 )
 
 
@@ -70,20 +72,26 @@ def transposed_attention(
     heads = (batch, num_heads, channels // num_heads, height * width)
     q, k, v = query.reshape(heads), key.reshape(heads), value.reshape(heads)
     device = value.device.type
-    if normalize and (value.dtype.itemsize < 4 or (device != "meta" and torch.is_autocast_enabled(device))):
-        # Float16 overflows in the sum over the pixels unless its terms are small.
-        tiny = [max(1e-12, torch.finfo(x.dtype).tiny) for x in (q, k)]
-        q, k = (x / vector_norm(x, dim=-1, keepdim=True).clamp_min(t) for x, t in zip((q, k), tiny, strict=True))
+    autocast = device != "meta" and torch.is_autocast_enabled(device)
+    if not normalize:
+        with no_autocast(q):
+            logits = at_least_float32(q) @ at_least_float32(k).transpose(-2, -1)  # a sum over all pixels
+    elif value.dtype.itemsize < 4 or autocast:
+        # Only the norms are sums that overflow: normalized first, the product is safe in half precision.
+        q, k = ((x / _norm(x).clamp_min(1e-12)).to(x.dtype) for x in (q, k))
         logits = q @ k.transpose(-2, -1)
     else:
-        logits = q @ k.transpose(-2, -1)
-        if normalize:
-            # Dividing the small (C/heads)^2 matrix by the norms avoids two normalized copies of the feature maps.
-            norms = vector_norm(q, dim=-1).unsqueeze(-1) * vector_norm(k, dim=-1).unsqueeze(-2)
-            logits = logits / norms.clamp_min(1e-12)
+        # Dividing the small (C/heads)^2 matrix by the norms avoids two normalized copies of the feature maps.
+        norms = _norm(q) * _norm(k).transpose(-2, -1)
+        logits = q @ k.transpose(-2, -1) / norms.clamp_min(1e-12)
     # At least float32: half-precision logits would round the weights.
-    weights = torch.softmax(logits.to(float_dtype(logits)) / temperature, dim=-1)
+    weights = torch.softmax(at_least_float32(logits) / temperature, dim=-1)
     return (weights.to(v.dtype) @ v).reshape(batch, channels, height, width)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Return the norm over the pixels (B, heads, C/heads, 1), summed in float32 at least."""
+    return vector_norm(x, dim=-1, keepdim=True, dtype=float_dtype(x))
 
 
 def _check_temperature(temperature: Tensor | float, num_heads: int) -> None:

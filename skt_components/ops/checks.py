@@ -7,6 +7,7 @@ import numbers
 import sys
 import warnings
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -59,6 +60,18 @@ def check_batch(name: str, value: Tensor) -> None:
     """Raise ValueError when ``value`` (B, ...) holds no sample."""
     if value.shape[0] == 0:
         raise ValueError(f"batch must not be empty: {name} must have B >= 1, got shape {tuple(value.shape)}")
+
+
+def check_not_empty(name: str, value: Tensor) -> None:
+    """Raise ValueError when ``value`` holds no number."""
+    if not value.numel():
+        raise ValueError(f"{name} must not be empty, got shape {tuple(value.shape)}")
+
+
+def check_sides(name: str, value: Tensor) -> None:
+    """Raise ValueError when pictures ``value`` (..., H, W) have no pixel."""
+    if 0 in value.shape[-2:]:
+        raise ValueError(f"{name} must have H, W >= 1, got shape {tuple(value.shape)}")
 
 
 def check_per_picture(name: str, value: Tensor, shape: tuple[int, ...], batch: int) -> None:
@@ -121,9 +134,81 @@ def can_read_values(value: Tensor) -> bool:
     return type(value) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
+def check_exposure_times(name: str, times: Tensor) -> None:
+    """Raise ValueError unless all times are finite and above zero, where values can be read."""
+    if can_read_values(times) and not bool(((times > 0) & times.isfinite()).all()):
+        raise ValueError(
+            f"{name} must be finite and above zero, got {times.tolist()}: exposure values in stops become times by "
+            "2 ** (ev - ev.min())"
+        )
+
+
+def check_scale(
+    name: str,
+    picture: Tensor,
+    expected: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    share: float = 0.0,
+    dim: float = -math.inf,
+    codes: bool = False,
+) -> None:
+    """Warn if a picture has probably another scale than ``expected``; only where reading values is free, on the CPU.
+
+    Args:
+        name: argument's name.
+        picture: any shape.
+        expected: end of the sentence "picture must be ...".
+        low, high: more than ``share`` of the values beyond these limits warn.
+        share: in [0, 1).
+        dim: no value above it warns.
+        codes: whole numbers up to 65535 warn, as integer pixels of a file are.
+    """
+    extremes = read_extremes(picture)
+    if extremes is None:
+        return
+    lowest, highest = extremes
+    outside = lowest < low or highest > high
+    if outside and share:
+        outside = ((picture < low) | (picture > high)).double().mean().item() > share
+    if outside or highest <= dim or (codes and 1 < highest <= 65535 and _are_codes(picture)):
+        found = f"up to {highest:.4g}" if not lowest < low or highest > high else f"down to {lowest:.4g}"
+        warn_caller(f"{name} must be {expected}, got values {found}")
+
+
+def read_extremes(values: Tensor) -> tuple[float, float] | None:
+    """Return the least and the largest value; None if there is none, or reading it is not free or not possible."""
+    if values.device.type != "cpu" or torch.compiler.is_compiling() or not values.numel():
+        return None
+    try:
+        lowest, highest = values.detach().aminmax()
+        return lowest.item(), highest.item()
+    except (RuntimeError, NotImplementedError):  # inside torch.vmap and in fake tensors there is no value
+        return None
+
+
+def _are_codes(picture: Tensor) -> bool:
+    """Return True if a sample of the values holds many different whole numbers and nothing else."""
+    values = picture.detach().flatten()
+    values = values[:: max(1, len(values) // 4096)]
+    return bool((values == values.round()).all()) and len(values.unique()) > 16
+
+
 def float_dtype(value: Tensor) -> torch.dtype:
     """Return the dtype for computations: float64 for float64 values, float32 for all others."""
     return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+def no_autocast(value: Tensor) -> AbstractContextManager[object]:
+    """Return a context without autocast on the device of ``value``; the meta device has none."""
+    device = value.device.type
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+
+
+def at_least_float32(value: Tensor) -> Tensor:
+    """Return float64 tensors unchanged, and all others in float32."""
+    return value.to(float_dtype(value))
 
 
 def clone_inference_tensor(value: MaybeTensor) -> MaybeTensor:

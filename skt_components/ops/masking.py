@@ -40,8 +40,11 @@ def complementary_masks(
     """
     check_fraction("mask_ratio", mask_ratio)
     if isinstance(generator, Sequence):
-        if len(generator) != shape[0]:
-            raise ValueError(f"generator must have one for each of {shape[0]} samples, got {len(generator)}")
+        samples = shape[0] if len(shape) else 0
+        if len(generator) != samples:
+            raise ValueError(f"generator must have one for each of {samples} samples, got {len(generator)}")
+        if not samples:
+            return complementary_masks(shape, mask_ratio, device=device, dtype=dtype)
         drawn = [
             complementary_masks(shape[1:], mask_ratio, generator=one, device=device, dtype=dtype)[0]
             for one in generator

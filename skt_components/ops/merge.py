@@ -11,7 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from skt_components.ops.checks import check_choice, check_count, check_positive, check_tensor
+from skt_components.ops.checks import (
+    at_least_float32,
+    check_choice,
+    check_count,
+    check_exposure_times,
+    check_not_empty,
+    check_positive,
+    check_sides,
+    check_tensor,
+)
 
 _RAW_CHANNELS, _RAW_PEAK, _DISPLAY_GAMMA = 4, 16.0, 2.2
 # Display values of an exposure's brightest channel between which its weight falls from 1 to 0.
@@ -83,6 +92,8 @@ def merge_exposures(
     """
     index = _check_bracket(bracket, reference)
     check_positive("tolerance", tolerance)
+    check_not_empty("bracket", bracket)
+    dtype, bracket = bracket.dtype, at_least_float32(bracket)
     batch, count = bracket.shape[:2]
     if exposure_times.shape[-1:] != (count,) or exposure_times.ndim > 2:
         raise ValueError(
@@ -90,6 +101,7 @@ def merge_exposures(
             f"got {tuple(exposure_times.shape)}"
         )
     domain = "raw" if bracket.shape[2] == _RAW_CHANNELS else "srgb"
+    check_exposure_times("exposure_times", exposure_times)
     times = exposure_times.to(bracket).expand(batch, count)
     times = (times / times.amin(1, keepdim=True))[:, :, None, None, None]
     if domain == "raw":
@@ -105,7 +117,7 @@ def merge_exposures(
     alone = torch.arange(count, device=bracket.device)[:, None, None, None] == index
     weight = torch.where(alone, weight.clamp_min(1e-6), weight)  # nothing else agrees
     merged = (weight * radiance).sum(1) / weight.sum(1)
-    return _enlarge(merged * _RAW_PEAK if domain == "raw" else merged, scale)
+    return _enlarge(merged * _RAW_PEAK if domain == "raw" else merged, scale).to(dtype)
 
 
 def _agreement(radiance: Tensor, times: Tensor, index: int, noise: float, relative: float) -> Tensor:
@@ -123,6 +135,8 @@ def _check_bracket(bracket: Tensor, reference: int | None) -> int:
     check_tensor("bracket", bracket, ndim=5, layout="(B, N, C, H, W)")
     check_choice("channels of bracket", bracket.shape[2], (6, _RAW_CHANNELS))
     count = bracket.shape[1]
+    if not count:
+        raise ValueError(f"bracket must hold at least one exposure (B, N, C, H, W), got shape {tuple(bracket.shape)}")
     if reference is None:
         return 0 if bracket.shape[2] == _RAW_CHANNELS else count // 2
     if not 0 <= reference < count:
@@ -133,4 +147,5 @@ def _check_bracket(bracket: Tensor, reference: int | None) -> int:
 def _enlarge(picture: Tensor, scale: int) -> Tensor:
     if check_count("scale", scale, 1) == 1:
         return picture
+    check_sides("bracket", picture)
     return F.interpolate(picture, scale_factor=scale, mode="bicubic").clamp_min(0)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from skt_components.ops.checks import check_choice, check_per_picture, check_tensor
+from skt_components.ops.checks import at_least_float32, check_choice, check_per_picture, check_tensor
 
 CFA_PATTERNS = ("RGGB", "BGGR", "GRBG", "GBRG")
 _RADIUS = {"bilinear": 1, "malvar": 2}  # reach of each method, the width of the mirrored border
@@ -90,6 +90,7 @@ def demosaic(
         raise ValueError(f'bayer must be at least {smallest}x{smallest} for method="{method}", got {size}')
     red_row, red_column = _red_lines(bayer, cfa_pattern)
     interpolate = _bilinear if method == "bilinear" else _malvar
+    dtype, bayer = bayer.dtype, at_least_float32(bayer)  # sums of neighbors overflow in half precision
     cross, along_row, along_column, diagonal = interpolate(bayer)
 
     # At a green pixel the color of its row is left and right, the other color above and below.
@@ -98,7 +99,7 @@ def demosaic(
     in_red_row, in_blue_row = torch.where(red_column, diagonal, along_column), torch.where(red_column, along_row, bayer)
     blue = torch.where(red_row, in_red_row, in_blue_row)
     green = torch.where(red_row == red_column, cross, bayer)
-    return torch.cat([red, green, blue], dim=1)
+    return torch.cat([red, green, blue], dim=1).to(dtype)
 
 
 def white_balance(
@@ -141,8 +142,9 @@ def apply_color_matrix(
     check_tensor("matrix", matrix)
     check_per_picture("matrix", matrix, (3, 3), rgb.shape[0])
     # Not a matrix product, which loses digits under autocast and TF32.
-    red, green, blue = matrix.to(rgb)[..., None, None].unbind(dim=-3)
-    return red * rgb[:, 0:1] + green * rgb[:, 1:2] + blue * rgb[:, 2:3]
+    wide = at_least_float32(rgb)
+    red, green, blue = matrix.to(wide)[..., None, None].unbind(dim=-3)
+    return (red * wide[:, 0:1] + green * wide[:, 1:2] + blue * wide[:, 2:3]).to(rgb.dtype)
 
 
 _balance = white_balance  # render_raw has an argument of that name

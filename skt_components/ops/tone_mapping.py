@@ -7,7 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from skt_components.ops.checks import check_positive, check_same_shape, check_tensor
+from skt_components.ops.checks import (
+    at_least_float32,
+    check_not_empty,
+    check_positive,
+    check_same_shape,
+    check_tensor,
+)
 from skt_components.ops.transfer import srgb_encode
 
 _LUMINANCE = (0.2126, 0.7152, 0.0722)
@@ -52,8 +58,12 @@ def tone_map(
     """
     check_tensor("linear", linear, ndim=4, layout="(B, 3, H, W)", channels=3)
     check_positive("stops", stops)
-    like = linear if like is None else like
-    check_same_shape("like", like, "linear", linear)
+    if like is not None:
+        check_tensor("like", like, ndim=4, layout="(B, 3, H, W)", channels=3)
+        check_same_shape("like", like, "linear", linear)
+    check_not_empty("linear", linear)
+    dtype, linear = linear.dtype, at_least_float32(linear)
+    like = linear if like is None else at_least_float32(like)
     peak = like.flatten(1).amax(1).clamp_min(torch.finfo(like.dtype).tiny)[:, None, None, None]
     model_base, model_light = _base(like / peak)
     low, high = (_percentile(model_base, share) for share in (0.01, 0.995))
@@ -63,9 +73,8 @@ def tone_map(
     base, light = _base(linear / peak)
     shown = base * compression + (light - base) - white
     color = (linear / peak).clamp_min(0) / torch.exp2(light).clamp_min(1e-12)
-    return srgb_encode((color.clamp_min(1e-6) ** _SATURATION * torch.exp2(shown)).clamp(0, 1)) * (linear > 0).any(
-        1, True
-    )
+    encoded = srgb_encode((color.clamp_min(1e-6) ** _SATURATION * torch.exp2(shown)).clamp(0, 1))
+    return (encoded * (linear > 0).any(1, True)).to(dtype)
 
 
 def _base(linear: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,4 +104,4 @@ def _percentile(picture: Tensor, share: float) -> Tensor:
     """Return a percentile of each picture; of large ones from a part of the pixels."""
     values = picture.flatten(1)
     values = values[:, :: max(values.shape[1] // 1_000_000, 1)]
-    return torch.quantile(values.float(), share, dim=1).to(values)[:, None, None, None]
+    return torch.quantile(values, share, dim=1)[:, None, None, None]

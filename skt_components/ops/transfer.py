@@ -1,7 +1,8 @@
 """Range and domain transfer: mu-law, LDR linearization, sRGB.
 
-Results have the shape and dtype of the input. Every function raises TypeError for an input that is not a floating-point
-tensor, and ValueError for a ``mu`` or ``gamma`` that is not a finite number above zero.
+Results have the shape and dtype of the input; half precision is computed in float32. Every function raises TypeError
+for an input that is not a floating-point tensor, and ValueError for a ``mu`` or ``gamma`` that is not a finite number
+above zero.
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from skt_components.ops.checks import check_positive, check_tensor
+from skt_components.ops.checks import (
+    at_least_float32,
+    check_exposure_times,
+    check_positive,
+    check_scale,
+    check_tensor,
+)
 
 
 def mu_law(x: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor, "..."]:
@@ -32,9 +39,10 @@ def mu_law(x: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor, "..."]:
     """
     check_tensor("x", x)
     check_positive("mu", mu)
-    positive = x >= 0
-    compressed = torch.log1p(mu * _magnitude(x, positive)) / math.log1p(mu)
-    return torch.where(positive, compressed, -compressed)
+    wide = at_least_float32(x)
+    positive = wide >= 0
+    compressed = torch.log1p(mu * _magnitude(wide, positive)) / math.log1p(mu)
+    return torch.where(positive, compressed, -compressed).to(x.dtype)
 
 
 def mu_law_inverse(y: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor, "..."]:
@@ -47,9 +55,10 @@ def mu_law_inverse(y: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor,
     """
     check_tensor("y", y)
     check_positive("mu", mu)
-    positive = y >= 0
-    expanded = torch.expm1(math.log1p(mu) * _magnitude(y, positive)) / mu
-    return torch.where(positive, expanded, -expanded)
+    wide = at_least_float32(y)
+    positive = wide >= 0
+    expanded = torch.expm1(math.log1p(mu) * _magnitude(wide, positive)) / mu
+    return torch.where(positive, expanded, -expanded).to(y.dtype)
 
 
 def _magnitude(x: Tensor, positive: Tensor) -> Tensor:
@@ -64,8 +73,14 @@ def linearize_ldr(
 
     Args:
         ldr: gamma-encoded exposures in [0, 1]; values below 0 count as 0.
-        exposure_times: relative, 1 for the exposure on the target's scale.
+        exposure_times: relative, above zero, 1 for the exposure on the target's scale. Not exposure values in stops:
+            these become times by ``2 ** (ev - ev.min())``.
         gamma: exponent of the camera response, 2.2 in the Kalantari and Tel protocols.
+
+    Raises:
+        ValueError: the shapes do not fit, or a time is not above zero (verified on the CPU only).
+
+    Warns if ``ldr`` is not in [0, 1], such as pictures of 0 to 255.
 
     Example:
         >>> import torch
@@ -80,7 +95,11 @@ def linearize_ldr(
             f"exposure_times must have the leading axes of ldr (..., N, C, H, W), got shapes "
             f"{tuple(exposure_times.shape)} and {tuple(ldr.shape)}"
         )
-    return ldr.clamp(min=0) ** gamma / exposure_times[..., None, None, None]
+    check_exposure_times("exposure_times", exposure_times)
+    check_scale("ldr", ldr, "display-encoded in [0, 1]", low=-0.5, high=2.0)
+    dtype = torch.promote_types(ldr.dtype, exposure_times.dtype)
+    linear = at_least_float32(ldr).clamp(min=0) ** gamma / exposure_times[..., None, None, None]
+    return linear.to(dtype)
 
 
 def srgb_encode(linear: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -93,8 +112,9 @@ def srgb_encode(linear: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """
     check_tensor("linear", linear)
     # Without the clamp the power law's infinite slope at 0 would make the gradient of the linear branch NaN.
-    curved = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
-    return torch.where(linear <= 0.0031308, 12.92 * linear, curved)
+    wide = at_least_float32(linear)
+    curved = 1.055 * wide.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
+    return torch.where(wide <= 0.0031308, 12.92 * wide, curved).to(linear.dtype)
 
 
 def srgb_decode(encoded: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -106,5 +126,6 @@ def srgb_decode(encoded: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         tensor([0., 1.])
     """
     check_tensor("encoded", encoded)
-    curved = ((encoded.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4
-    return torch.where(encoded <= 0.04045, encoded / 12.92, curved)
+    wide = at_least_float32(encoded)
+    curved = ((wide.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4
+    return torch.where(wide <= 0.04045, wide / 12.92, curved).to(encoded.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -16,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skt_components.histogram import checks, soft_histogram, torch_engine
+from skt_components.histogram import checks, engines, soft_histogram, torch_engine
 from skt_components.histogram.kernels import Bins, Moments, Window, choose_basis
-from skt_components.histogram.soft_histogram import _load_numba, histogram_difference
+from skt_components.histogram.soft_histogram import histogram_difference
 from skt_components.ops import reference
 
 pytestmark = pytest.mark.usefixtures("cpu_engine")
@@ -562,7 +563,7 @@ def test_the_operators_keep_torchs_rules(bandwidth, cpu_engine):
     labels, masks = region_map(2, 5, 7), regions(2, 5, 7)
     for given_regions in ((None, None, 1), (labels, None, 4), (None, masks, 4), (None, masks.float(), 4)):
         *where, count = given_regions
-        options = (count, 16, 0.0, 1.0, bandwidth, cpu_engine, True)
+        options = (count, 16, 0.0, 1.0, bandwidth, cpu_engine, True, True)
         torch.library.opcheck(torch.ops.skt_components.soft_histogram, (student, teacher, *where, *options))
         upstream = torch.rand(2, count, 3, 16, dtype=torch.float64)
         backward = torch.ops.skt_components.soft_histogram_backward
@@ -610,16 +611,94 @@ def test_auto_takes_the_fastest_it_can(monkeypatch, device, double, installed, b
             checks.choose_backend(name, *arguments)
 
 
-def test_a_numba_that_does_not_load_costs_speed_only(monkeypatch):
+BROKEN = [  # all seen in public reports: another NumPy, a missing library, a damaged cache
+    ImportError("Numba needs NumPy 2.1 or less"),
+    SystemError("initialization of _internal failed"),
+    AttributeError("module 'numpy' has no attribute 'long'"),
+    OSError("libllvmlite.so: cannot open shared object file"),
+    pickle.UnpicklingError("pickle data was truncated"),
+    EOFError("Ran out of input"),
+]
+
+
+@pytest.mark.parametrize("error", BROKEN, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("where", ["loading", "running"])
+def test_a_broken_numba_costs_speed_and_one_warning(monkeypatch, error, where):
+    pytest.importorskip("numba")
     wanted = outcome(soft_histogram, picture(1, 2, 5, 7), backend="torch")
     monkeypatch.setitem(checks._INSTALLED, "numba", True)
-    monkeypatch.setitem(sys.modules, "skt_components.histogram.numba_engine", None)
-    monkeypatch.delattr("skt_components.histogram.numba_engine", raising=False)
-    _load_numba.cache_clear()
-    with pytest.warns(UserWarning, match="histograms are computed by torch, several times slower: .*numba"):
-        found = outcome(soft_histogram, picture(1, 2, 5, 7))
-    _load_numba.cache_clear()
-    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    monkeypatch.setattr(engines, "_broken", set())
+
+    def fail(*_):
+        raise error
+
+    if where == "loading":
+        monkeypatch.setattr(engines.importlib, "import_module", fail)
+    else:
+        monkeypatch.setattr("skt_components.histogram.numba_engine.histogram_difference", fail)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = [outcome(soft_histogram, picture(1, 2, 5, 7)) for _ in range(2)]
+    (warning,) = caught
+    assert warning.filename == __file__
+    message = f"histograms are computed by torch, several times slower: numba does not work: {type(error).__name__}: "
+    assert str(warning.message).startswith(message + str(error))
+    assert ("delete the folder" in str(warning.message)) == (where == "running")
+    assert all(torch.equal(a, b) for a, b in zip(found[0] + found[1], wanted * 2, strict=True))
+    with pytest.raises(RuntimeError, match=rf'backend="numba": numba does not work: {type(error).__name__}'):
+        soft_histogram(picture(1, 2, 5, 7), backend="numba")
+
+
+def test_running_out_of_memory_is_no_broken_engine(monkeypatch):
+    pytest.importorskip("numba")
+    monkeypatch.setitem(checks._INSTALLED, "numba", True)
+
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("skt_components.histogram.numba_engine.histogram_difference", fail)
+    with pytest.raises(MemoryError):
+        soft_histogram(picture(1, 2, 5, 7))
+    assert "numba" not in engines._broken
+
+
+FIRST_CALL = """
+import os
+import sys
+import warnings
+import torch
+import skt_components as skt
+
+student, teacher = torch.rand(1, 3, 64, 64).requires_grad_(), torch.rand(1, 3, 64, 64)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    skt.histogram_loss(student, teacher).backward()
+    skt.histogram_loss(student, teacher).backward()
+assert "torch._dynamo" not in sys.modules  # its import takes a second
+assert student.grad.abs().max() > 0
+print(*(warning.message for warning in caught), sep="\\n")
+"""
+
+
+def run_first_call(**environment: str) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    run = subprocess.run([sys.executable, "-c", FIRST_CALL], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+@pytest.mark.slow
+def test_damaged_caches_and_switched_off_compilers_are_named(tmp_path):
+    pytest.importorskip("numba")
+    off = run_first_call(NUMBA_DISABLE_JIT="1")
+    assert off.count("computed by torch") == 1
+    assert "NUMBA_DISABLE_JIT is set" in off
+    assert run_first_call(NUMBA_CACHE_DIR=str(tmp_path)) == ""
+    for file in tmp_path.rglob("*.nb?"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    damaged = run_first_call(NUMBA_CACHE_DIR=str(tmp_path))
+    assert damaged.count("computed by torch") == 1
+    assert f"delete the folder {tmp_path}" in damaged
 
 
 def test_compiled_loops_need_no_folder_for_their_cache(monkeypatch):
@@ -632,8 +711,10 @@ def test_compiled_loops_need_no_folder_for_their_cache(monkeypatch):
         return compile_it(**options)
 
     compile_it = numba.njit
-    monkeypatch.setattr(numba, "njit", njit)
-    assert numba_engine._compile(lambda x: x + 1)(1) == 2
+    with monkeypatch.context() as patch:  # numba itself compiles by it later
+        patch.setattr(numba, "njit", njit)
+        compiled = numba_engine._compile(lambda x: x + 1)
+    assert compiled(1) == 2
 
 
 @both_paths
@@ -652,10 +733,37 @@ def test_threads_change_nothing(monkeypatch, cpu_engine, bandwidth):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@both_paths
+def test_small_pictures_are_counted_together_with_the_same_result(monkeypatch, bandwidth):
+    pytest.importorskip("numba")
+    values, labels = picture(37, 2, 5, 7), region_map(37, 5, 7)
+    values[3, 0, 1, 2] = math.nan
+    found = []
+    for largest in (1 << 16, 5000, 0):  # all, a few, one at a time
+        monkeypatch.setattr("skt_components.histogram.numba_engine._TABLE", largest)
+        options = {"bandwidth": bandwidth, "backend": "numba"}
+        counts = (
+            outcome(soft_histogram, values, **options),
+            outcome(soft_histogram, values, labels=labels, num_regions=4, **options),
+        )
+        found.append([*counts[0], *counts[1]])
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("inverse", [350, 275.3, 257, 150, 80, 40, 20])
+def test_the_documented_bound_of_the_errors_holds_at_awkward_bandwidths(inverse):
+    compare(picture(1, 2, 40, 40, dtype=torch.float64), None, (1e-7, 2e-7), bandwidth=1 / inverse)
+
+
 INTERPRETED = """
 import importlib
+import warnings
 import torch
 from skt_components.histogram.regions import check_regions
+
+warnings.filterwarnings("error", "histograms are computed by torch")  # which would compare torch with itself
 
 module = importlib.import_module("skt_components.histogram.soft_histogram")
 
@@ -663,7 +771,7 @@ def outcome(backend, **regions):
     module.choose_backend = lambda *arguments: backend  # the interpreter runs the kernels on the CPU
     values = torch.rand(2, 2, 6, 9, generator=torch.Generator().manual_seed(0)).requires_grad_()
     masks, labels = regions.get("masks"), regions.get("labels")
-    _, count = check_regions(values, masks, labels, regions.get("num_regions"))
+    *_, count = check_regions(values, masks, labels, regions.get("num_regions"))
     teacher = 0.9 * values.detach()
     counts = module.histogram_difference(values, teacher, masks, labels, count, num_bins=16, bandwidth=0.05)
     upstream = torch.rand(counts.shape, generator=torch.Generator().manual_seed(1), dtype=counts.dtype)

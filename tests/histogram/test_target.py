@@ -148,3 +148,11 @@ def test_a_target_compiles():
     target = loss.precompute(teacher, labels=labels, num_regions=4)
     compiled = torch.compile(lambda x: loss(x, target), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(outcome(compiled), outcome(loss, target))
+
+
+def test_targets_are_loaded_from_files_that_run_no_code(tmp_path):
+    loss = SemanticHistogramLoss()
+    target = loss.precompute(teacher, labels=labels, num_regions=4)
+    torch.save({"target": target}, tmp_path / "target.pt")
+    loaded = torch.load(tmp_path / "target.pt", weights_only=True)["target"]
+    assert loss(student, loaded) == loss(student, target)

@@ -1003,3 +1003,63 @@ def test_float_masks_compile():
     loss = torch.compile(SemanticHistogramLoss(), fullgraph=True, backend="aot_eager")
     x, y, masks = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16), (torch.rand(1, 2, 16, 16) > 0.5).float()
     torch.testing.assert_close(loss(x, y, masks), SemanticHistogramLoss()(x, y, masks))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16])
+@pytest.mark.parametrize("kind", ["labels", "masks"])
+def test_integers_of_any_type_mark_regions_also_beside_nan(kind, dtype):
+    student, teacher = pictures(1, 3, 9, 13)
+    student = student.detach().clone()
+    student[0, 0, 0, 0] = torch.nan
+    marks = region_map(1, 9, 13).clamp_min(0)
+    found = []
+    for kept in (torch.int64, dtype):
+        leaf = student.clone().requires_grad_()
+        where = (
+            {"labels": marks.to(kept), "num_regions": 4}
+            if kind == "labels"
+            else {"masks": (marks > 0)[:, None].to(kept)}
+        )
+        valid = torch.tensor([[False, True, True, True]]) if kind == "labels" else None
+        semantic_histogram_loss(leaf, teacher, valid=valid, **where).backward()
+        found.append(leaf.grad)
+    assert found[0].abs().nan_to_num().max() > 0
+    torch.testing.assert_close(found[1], found[0], equal_nan=True)
+
+
+@pytest.mark.parametrize("ignore", [[65535], [32767], [1000], [999_999, 2**31 - 1], [2**31 - 1]])
+def test_labels_far_beyond_all_others_mark_pixels_to_ignore(ignore):
+    x, y = torch.rand(2, 1, 3, 16, 16).unbind(0)
+    labels = torch.randint(0, 3, (1, 16, 16), dtype=torch.int32)
+    marked = labels.clone()
+    for row, number in enumerate(ignore):
+        labels[:, row], marked[:, row] = -1, number
+    expected = semantic_histogram_loss(x, y, labels=labels, num_regions=3)
+    with pytest.warns(UserWarning, match=rf"labels of {min(ignore)} and more .* up to 2: they count in no region"):
+        assert torch.equal(semantic_histogram_loss(x, y, labels=marked), expected)
+    with pytest.warns(UserWarning, match="count in no region"):  # nothing else in the picture
+        assert semantic_histogram_loss(x, y, labels=torch.full_like(labels, ignore[0])) == 0
+
+
+def test_many_regions_are_no_marks_to_ignore():
+    x, y = torch.rand(2, 1, 3, 32, 32).unbind(0)
+    labels = torch.arange(1024).view(1, 32, 32)
+    assert semantic_histogram_loss(x, y, labels=labels) == semantic_histogram_loss(
+        x, y, labels=labels, num_regions=1024
+    )
+
+
+def test_pictures_of_another_scale_warn():
+    mostly_black = torch.zeros(1, 3, 64, 64)
+    mostly_black[..., 5:7, 5:9] = 200.0
+    signed = 2 * torch.rand(1, 3, 64, 64) - 1
+    for wrong in (mostly_black, signed, (signed + 0.3).clamp_max(1)):
+        with pytest.warns(UserWarning, match=r"of student are outside value_range \(0.0, 1.0\)"):
+            histogram_loss(wrong, wrong.flip(-1))
+    lights = torch.rand(1, 3, 64, 64)
+    lights[..., 0, :3] = 1.4  # a network may overshoot a little
+    lights[..., 1, :3] = -0.2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        histogram_loss(lights, lights.flip(-1))
+        histogram_loss(torch.where(lights > 1, torch.inf, lights), lights)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from skt_components.metrics import color_video_vdp
+from skt_components.metrics.cvvdp import _metric
 
 
 def pair():
@@ -53,3 +56,38 @@ def test_a_display_that_does_not_exist_is_named():
     pytest.importorskip("pycvvdp")
     with pytest.raises(ValueError, match="display must be a display model of the package cvvdp, got 'cinema'"):
         color_video_vdp(*pair(), display="cinema")
+
+
+class Recorder:
+    """Stand-in of the package: its object keeps a picture while it works, as the real one does."""
+
+    class vq_exception(Exception):
+        pass
+
+    class cvvdp:
+        def __init__(self, **_):
+            self.kept = None
+
+        def predict(self, test, reference, dim_order):
+            self.kept = test
+            time.sleep(0.001)
+            return torch.stack([self.kept.mean()]), None
+
+
+def test_threads_do_not_mix_their_pictures(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycvvdp", Recorder)
+    pictures = [torch.full((2, 3, 16, 16), float(level)) for level in range(2, 10)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda x: color_video_vdp(x, x, display="linear stand-in"), pictures))
+    _metric.cache_clear()
+    assert [jods.tolist() for jods in found] == [[level, level] for level in range(2, 10)]
+
+
+def test_pictures_of_another_scale_warn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycvvdp", Recorder)
+    _, target = pair()
+    with pytest.warns(UserWarning, match="target must be light in cd/m2"):
+        color_video_vdp(target, target, display="linear stand-in")
+    with pytest.warns(UserWarning, match=r"target must be in \[0, 1\], got values up to 2"):
+        color_video_vdp(255 * target, 255 * target, display="encoded stand-in")
+    _metric.cache_clear()

@@ -357,3 +357,9 @@ def test_values_of_eight_bits_are_noticed():
         shown = picture if encoding.startswith("sRGB") else picture[:, :1]
         with pytest.warns(UserWarning, match=rf"pictures of {encoding} must be in \[0, 1\], got values up to 2"):
             hdr_vdp2(255 * shown, 255 * shown, color_encoding=encoding, pixels_per_degree=30)
+
+
+def test_relative_pictures_are_noticed():
+    picture = torch.rand(1, 3, 32, 32)
+    with pytest.warns(UserWarning, match="reference must be light in cd/m2 .*got values up to"):
+        hdr_vdp2(picture, picture, color_encoding="rgb-bt.709", pixels_per_degree=30)

@@ -128,3 +128,11 @@ def test_a_missing_package_is_named(monkeypatch):
     _distance.cache_clear()
     with pytest.raises(ImportError, match=r"skt-components\[lpips\]"):
         lpips(*pictures(), weights="random")
+
+
+def test_pictures_of_another_scale_warn():
+    pytest.importorskip("lpips")
+    _, target = pictures()
+    for wrong, found in ((2 * target - 1, "down to -"), (255 * target, "up to 25")):
+        with pytest.warns(UserWarning, match=rf"target must be in \[0, 1\], got values {found}"):
+            lpips(wrong, wrong, weights="random")

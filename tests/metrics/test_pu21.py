@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -166,3 +167,15 @@ def test_compiles():
     prediction, target = pictures()
     compiled = torch.compile(ssim_pu21, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(prediction, target), ssim_pu21(prediction, target))
+
+
+@pytest.mark.parametrize("metric", [psnr_pu21, ssim_pu21])
+def test_relative_pictures_and_codes_of_files_warn(metric):
+    picture = torch.rand(1, 3, 32, 32)
+    for wrong in (picture, (255 * picture).round()):
+        with pytest.warns(UserWarning, match="target must be light in cd/m2 .*got values up to"):
+            metric(wrong, wrong)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metric(100 * picture, 100 * picture)
+        metric(torch.full_like(picture, 100.0), torch.full_like(picture, 90.0))

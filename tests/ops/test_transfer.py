@@ -268,3 +268,14 @@ def test_linearize_ldr_compiles():
     ldr, times = torch.rand(2, 3, 4, 5), torch.tensor([1.0, 4.0])
     compiled = torch.compile(linearize_ldr, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(ldr, times), linearize_ldr(ldr, times))
+
+
+@pytest.mark.parametrize("times", [[-2.0, 0.0, 2.0], [0.0, 2.0, 4.0], [1.0, math.nan, 4.0], [1.0, 2.0, math.inf]])
+def test_exposure_values_are_no_exposure_times(times):
+    with pytest.raises(ValueError, match=r"exposure_times must be finite and above zero, got .* 2 \*\* \(ev - ev.min"):
+        linearize_ldr(torch.rand(3, 3, 4, 4), torch.tensor(times))
+
+
+def test_pictures_of_eight_bits_warn():
+    with pytest.warns(UserWarning, match=r"ldr must be display-encoded in \[0, 1\], got values up to 25"):
+        linearize_ldr(255 * torch.rand(1, 3, 8, 8), torch.ones(1))
