@@ -39,12 +39,12 @@ TeacherDomain = Literal["network", "rgb"]
 class StepOutput(NamedTuple):
     """Losses, pictures and features of one training step."""
 
+    total: Tensor
+    """Sum of the two losses below: call ``backward`` on it. It is first because many loops take ``output[0]``."""
     orm_loss: Tensor
     """Eq. 14, the loss of the reconstruction network (and of the SKAMs)."""
     spgrm_loss: Tensor
     """Eq. 13, the loss of the teacher."""
-    total: Tensor
-    """Their sum: call ``backward`` on it."""
     terms: dict[str, Tensor]
     """The unweighted terms by name: org, content, color, alignment, spgrm. A term with weight 0 is missing."""
     hdr: Tensor
@@ -252,7 +252,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         # Eq. 14
         orm_loss = sum(self._weight(terms, ramp).values(), terms["org"])
         terms["spgrm"], tapped, total = spgrm_loss, tuple(student_stages), orm_loss + spgrm_loss
-        return StepOutput(orm_loss, spgrm_loss, total, terms, hdr, tonemapped, refined, priors, tapped)
+        return StepOutput(total, orm_loss, spgrm_loss, terms, hdr, tonemapped, refined, priors, tapped)
 
     @torch.no_grad()
     def reconstruct(

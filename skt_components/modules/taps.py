@@ -14,10 +14,6 @@ from torch import Tensor, nn
 _SPEC = re.compile(r"^(?P<name>.*?)(?:\[(?P<call>-?\d+)\])?$")
 # Plain, DistributedDataParallel, torch.compile, and the two in either order.
 _WRAPPERS = ("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.")
-_COMPILED = (
-    ". A compiled model that ran before its first capture does not see taps: capture it once before, or set "
-    "torch._dynamo.config.skip_nnmodule_hook_guards = False"
-)
 
 
 class TapError(RuntimeError):
@@ -63,7 +59,9 @@ class FeatureTaps:
         """Record the layers while ``model`` runs within the block; after it the list holds one tensor per layer.
 
         Captures may nest and may run in any order; each fills its own list. Of a layer that returns a tuple or list
-        the first tensor is recorded. A compiled model sets ``torch._dynamo.config.skip_nnmodule_hook_guards = False``.
+        the first tensor is recorded. The first capture of a compiled model sets options of ``torch.compile`` for the
+        whole process and discards what was compiled before, so that compiled graphs see the taps and can be
+        differentiated several times.
 
         Raises:
             ValueError: the model has no such layer (similar names are listed).
@@ -73,8 +71,8 @@ class FeatureTaps:
         calls: list[list[Tensor]] = [[] for _ in parsed]
         handles = []
         stages: list[Tensor] = []
-        if _is_compiled(model):  # or a graph compiled outside of a capture would be reused inside one
-            torch._dynamo.config.skip_nnmodule_hook_guards = False
+        if not torch.compiler.is_compiling() and _is_compiled(model):
+            _prepare_compiler()
         try:
             for (name, _), outputs in zip(parsed, calls, strict=True):
                 handles.append(find_layer(model, name).register_forward_hook(_recorder(name, outputs)))
@@ -87,8 +85,7 @@ class FeatureTaps:
                 stages.append(outputs[-1 if call is None else call])
             except IndexError:
                 wanted = "" if call is None else f", call {call} was asked for"
-                hint = _COMPILED if not outputs and _is_compiled(model) else ""
-                raise TapError(f"layer {name!r} ran {len(outputs)} times in this forward{wanted}{hint}") from None
+                raise TapError(f"layer {name!r} ran {len(outputs)} times in this forward{wanted}") from None
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
@@ -120,8 +117,21 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _is_compiled(model: nn.Module) -> bool:
-    compiled = ("_orig_mod", "_compiled_call_impl")  # torch.compile(module), module.compile()
-    return any(getattr(module, name, None) is not None for module in model.modules() for name in compiled)
+    """Return True after ``torch.compile(module)``, ``module.compile()`` or ``module.forward = torch.compile(...)``."""
+    compiled = ("_orig_mod", "_compiled_call_impl")
+    return any(
+        getattr(module, name, None) is not None or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        for module in model.modules()
+        for name in compiled
+    )
+
+
+def _prepare_compiler() -> None:
+    """Let compiled graphs depend on hooks, and keep their buffers for a second backward pass (``retain_graph``)."""
+    config = torch._dynamo.config
+    if config.skip_nnmodule_hook_guards or torch._functorch.config.donated_buffer:
+        config.skip_nnmodule_hook_guards = torch._functorch.config.donated_buffer = False
+        torch._dynamo.reset()  # a graph from before would be reused with its old options
 
 
 def _parse(spec: str) -> tuple[str, int | None]:
