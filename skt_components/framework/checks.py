@@ -108,3 +108,11 @@ def warn_without_gradient(layers: Sequence[str], stages: Sequence[Tensor], hdr: 
 def at_least_float32(x: Tensor) -> Tensor:
     """Return float64 tensors unchanged, and all others in float32."""
     return x.to(float_dtype(x))
+
+
+def cast_for(module: nn.Module, *tensors: Tensor) -> list[Tensor]:
+    """Return tensors in the dtype of a module's parameters; unchanged under autocast and if it has none."""
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if parameter is None or torch.is_autocast_enabled(tensors[0].device.type):
+        return list(tensors)
+    return [tensor.to(parameter.dtype) for tensor in tensors]

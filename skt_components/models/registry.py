@@ -25,7 +25,7 @@ from skt_components.models.sctnet import SCTNet
 from skt_components.models.tmrnet import TMRNet, TMRNetPlus
 from skt_components.ops.checks import check_choice
 
-ForwardORM = Callable[[nn.Module, Tensor], Tensor]
+ForwardORM = Callable[..., Tensor]
 
 
 def _tmrnet(*, scale: int = 1, **options: Any) -> TMRNet:
@@ -139,9 +139,9 @@ def load_official(name: str, weights: str | os.PathLike[str] | Mapping[str, Any]
     return network.from_official(weights, **options)
 
 
-def call_network(network: nn.Module, bracket: Tensor) -> Tensor:
-    """Return ``network(bracket)``."""
-    return network(bracket)
+def call_network(network: nn.Module, bracket: Tensor, **inputs: Any) -> Tensor:
+    """Return ``network(bracket, **inputs)``."""
+    return network(bracket, **inputs)
 
 
 def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from skt_components.modules import FeatureTaps, suggest_taps
-from skt_components.modules.taps import as_feature_map, eval_mode, find_layer
+from skt_components.modules.stage_layout import as_feature_map
+from skt_components.modules.taps import eval_mode, find_layer
 
 
 class Twice(nn.Module):
