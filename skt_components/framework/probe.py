@@ -104,13 +104,14 @@ def probe_network(
     hdr = check_output(output)
     if not all(map(is_certain, layouts)):
         noise = torch.rand(sample.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(sample)
-        for bracket in (halve_and_double(noise), torch.cat([noise] * 2)):  # some networks take one size alone
+        pairs = halve_and_double(noise), torch.cat([noise] * 2)  # some networks take one size alone
+        for pair in pairs:
             with suppress(Exception):  # a network may raise anything on input that it was not made for
-                _, others, second = run(bracket)
-                layouts = [
-                    _order_of_frames(agree(of, stage.shape, also, other.shape), other, bracket)
-                    for of, stage, also, other in zip(layouts, stages, second, others, strict=True)
-                ]
+                _, others, second = run(pair)
+                if pair is pairs[0]:
+                    rows = zip(layouts, stages, second, others, strict=True)
+                    layouts = [agree(of, stage.shape, also, other.shape) for of, stage, also, other in rows]
+                layouts = [_order_of_frames(of, other, pair) for of, other in zip(layouts, others, strict=True)]
                 break
     for layer, stage, of in zip(taps.layers, stages, layouts, strict=True):
         if not of:

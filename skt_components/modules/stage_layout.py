@@ -64,11 +64,19 @@ def is_certain(layouts: Sequence[StageLayout]) -> bool:
 
 
 def agree(
-    layouts: Sequence[StageLayout], shape: Sequence[int], others: Sequence[StageLayout], other_shape: Sequence[int]
+    layouts: Sequence[StageLayout], shape: Sequence[int], halved: Sequence[StageLayout], halved_shape: Sequence[int]
 ) -> list[StageLayout]:
-    """Return the layouts that fit the shapes of two outputs of one layer and give both the same channels."""
-    both = [layout for layout in layouts if layout in others]
-    return [layout for layout in both if layout.count_channels(shape) == layout.count_channels(other_shape)]
+    """Return the layouts that also fit the output for a picture of half the height.
+
+    The channels must be the same, and tokens fewer: learned queries are as many as before.
+
+    Args:
+        layouts, shape: of a layer's output for a picture.
+        halved, halved_shape: of its output for a picture of half the height.
+    """
+    both = [layout for layout in layouts if layout in halved]
+    both = [layout for layout in both if layout.count_channels(shape) == layout.count_channels(halved_shape)]
+    return [layout for layout in both if layout.axes != "BLC" or halved_shape[1] < shape[1]]
 
 
 def halve_and_double(sample: Tensor) -> Tensor:
@@ -155,11 +163,13 @@ def _grids(size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
 
 @lru_cache(maxsize=256)
 def _padded_grids(size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-    """Return the size of the picture padded to a multiple, divided by a divisor of it; small multiples first."""
-    height, width = size
-    return tuple(
-        (-(-height // multiple) * (multiple // stride), -(-width // multiple) * (multiple // stride))
-        for multiple in range(2, _MOST_PADDING + 1)
-        for stride in range(1, multiple)
-        if multiple % stride == 0
-    )
+    """Return the size of the picture padded to a multiple, divided by a divisor of it; small multiples first.
+
+    A side is padded to less than twice its length.
+    """
+    grids = []
+    for multiple in range(2, min(_MOST_PADDING, 2 * min(size)) + 1):
+        height, width = (-(-side // multiple) * multiple for side in size)
+        if height < 2 * size[0] and width < 2 * size[1]:
+            grids += [(height // stride, width // stride) for stride in range(1, multiple) if multiple % stride == 0]
+    return tuple(grids)
