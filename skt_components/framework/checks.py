@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from skt_components.banks.priors import SemanticPriors
 from skt_components.framework.loss_weights import LossWeights
 from skt_components.losses.histogram import HistogramLoss
-from skt_components.ops.checks import check_count, check_tensor, clone_inference_tensor, float_dtype, warn_caller
+from skt_components.ops.checks import (
+    check_count,
+    check_picture,
+    check_tensor,
+    clone_inference_tensor,
+    float_dtype,
+    warn_caller,
+)
 
 _BANK_LEVELS = 4  # feature maps of a bank
 _METADATA = ("white_balance", "color_matrix")
@@ -84,13 +91,8 @@ def check_priors(priors: object, channels: Sequence[int]) -> SemanticPriors:
 
 def check_output(hdr: object) -> Tensor:
     """Return the network's output in at least float32; raise TypeError or ValueError unless it is (B, C, H, W)."""
-    if not isinstance(hdr, Tensor):
-        raise TypeError(
-            f"the network must return a tensor (B, C, H, W), got {type(hdr).__name__}: choose the picture with "
-            "forward_orm=lambda orm, bracket: orm(bracket)[...]"
-        )
-    check_tensor("the network's output", hdr, ndim=4, layout="(B, C, H, W)")
-    return at_least_float32(hdr)
+    check_picture(hdr)
+    return at_least_float32(cast(Tensor, hdr))
 
 
 def warn_without_gradient(layers: Sequence[str], stages: Sequence[Tensor], hdr: Tensor) -> None:

@@ -62,7 +62,7 @@ def find_teacher_taps(spgrm: nn.Module) -> FeatureTaps:
     names = getattr(unwrap(spgrm), "fusion_taps", None)
     if names is None:
         raise ValueError(
-            f"{type(spgrm).__name__} has no attribute fusion_taps: a teacher must have it, the names of its {STAGES} stages"
+            f"{type(spgrm).__name__} has no attribute fusion_taps: a teacher must have it, with {STAGES} layer names"
         )
     return _check_taps(names)
 
@@ -78,7 +78,9 @@ def fit_inputs(forward_orm: ForwardORM, sample: Tensor, inputs: Mapping[str, Any
             value = value[..., : bracket.shape[-2], :]
         return torch.cat([value[:1]] * len(bracket)) if value.shape[:1] == sample.shape[:1] else value
 
-    return lambda orm, bracket: forward_orm(orm, bracket, **{name: fit(value, bracket) for name, value in inputs.items()})
+    return lambda orm, bracket: forward_orm(
+        orm, bracket, **{name: fit(value, bracket) for name, value in inputs.items()}
+    )
 
 
 def probe_network(
@@ -116,9 +118,9 @@ def probe_network(
     for layer, stage, of in zip(taps.layers, stages, layouts, strict=True):
         if not of:
             raise ValueError(
-                f"tap {layer!r} gives {tuple(stage.shape)} for a bracket of shape {tuple(sample.shape)}: a stage must be "
-                "a map (B, C, H, W) or (B, H, W, C), tokens (B, L, C) of the whole picture, or these of every exposure. "
-                "Choose another layer; suggest_taps lists those that can be used"
+                f"tap {layer!r} gives {tuple(stage.shape)} for a bracket of shape {tuple(sample.shape)}: it must be a "
+                "map (B, C, H, W) or (B, H, W, C), tokens (B, L, C) of the whole picture, or these of every exposure. "
+                "Choose another layer; suggest_taps lists the possible ones"
             )
         if {"BCHW", "BHWC"} <= {layout.axes for layout in of}:
             warn_caller(
@@ -153,8 +155,8 @@ def _run_network(orm: nn.Module, bracket: Tensor, forward_orm: ForwardORM) -> ob
     except Exception as error:  # a network may raise anything on input that it was not made for
         raise ValueError(
             f"the network did not run on a bracket of shape {tuple(bracket.shape)}: {error}. Pass "
-            "sample=<a bracket it takes>, sample_inputs={...} if it has further inputs, or forward_orm=<function of orm "
-            "and bracket> if it is called differently"
+            "sample=<a bracket it takes>, sample_inputs={...} if it has further inputs, or forward_orm=<a function of "
+            "orm and bracket> if it is called differently"
         ) from error
 
 
@@ -174,8 +176,8 @@ def make_spgrm(orm: nn.Module, bank: KnowledgeBank, stride: int) -> SPGRM:
 
 
 def probe_teacher(spgrm: nn.Module, taps: FeatureTaps, tonemapped: Tensor, bank: KnowledgeBank) -> list[int]:
-    """Run the teacher once on features of zeros, in eval mode and without gradient; return its stages' channels."""
-    tonemapped = tonemapped.float().to(next(spgrm.parameters(), tonemapped).device)[:1]
+    """Run the teacher once on zeros, in eval mode and without gradient; return its stages' channels."""
+    tonemapped = torch.zeros(1, *tonemapped.shape[1:], device=next(spgrm.parameters(), tonemapped).device)
     height, width = tonemapped.shape[-2:]
     features = [
         torch.zeros(1, channels, -(-height // reduction), -(-width // reduction), device=tonemapped.device)

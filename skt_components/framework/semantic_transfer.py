@@ -24,7 +24,6 @@ from skt_components.framework.checks import (
 from skt_components.framework.diagnosis import TermGradient, compare_gradients, region_distance
 from skt_components.framework.loss_weights import LossWeights
 from skt_components.framework.probe import (
-    STAGES,
     find_network_taps,
     find_teacher_taps,
     fit_inputs,
@@ -41,7 +40,7 @@ from skt_components.modules.domain_transfer import DomainTransfer
 from skt_components.modules.skam import SKAM
 from skt_components.modules.stage_layout import as_feature_map
 from skt_components.modules.taps import unwrap
-from skt_components.ops.checks import check_choice, check_count, check_fraction, check_same_shape
+from skt_components.ops.checks import check_choice, check_count, check_fraction, check_same_shape, float_dtype
 
 _MOST_LATENT_CHANNELS = 64  # as wide as the stages of the published networks
 PriorsSource = Literal["tonemapped", "target"]
@@ -114,8 +113,9 @@ class SemanticKnowledgeTransfer(nn.Module):
             2 for sRGB, 4 for RAW, whose picture is twice as large. 1 is the paper's, at many times the work.
         teacher_domain: where L_spg compares. "rgb" is eq. 13 as it stands. "network" undoes the demosaicing first:
             for RAW, L_spg then measures the values at the sensor, as L_org does. No difference for sRGB.
-        limit_alignment: multiply the alignment loss of a stage so that it is at most L_org, whatever the scale of the
-            stage's values. None does so unless ``orm`` is a network of this library with its ``fusion_taps``.
+        limit_alignment: keep L_feat from outgrowing L_org, whatever the scale of a stage: divide the stage by its root
+            mean square if that is above 1, and multiply its loss so that it is at most L_org. None does so unless
+            ``orm`` is a network of this library with its ``fusion_taps``.
         sample: a bracket ``(B, N, C, H, W)`` to run the network on once, to read the channels of its stages; zeros
             of 64x64 in the shape of the domain when None. If shapes leave a doubt about a stage, the network runs once
             more, on two brackets of half the height.
@@ -191,7 +191,9 @@ class SemanticKnowledgeTransfer(nn.Module):
         self.spgrm = spgrm if spgrm is not None else make_spgrm(orm, knowledge_bank, teacher_stride or 2 * scale)
         self.teacher_taps = find_teacher_taps(self.spgrm)
         teacher = probe_teacher(self.spgrm, self.teacher_taps, tonemapped, knowledge_bank)
-        latent = [min(width, _MOST_LATENT_CHANNELS) if latent_channels is None else latent_channels for width in student]
+        latent = [
+            min(width, _MOST_LATENT_CHANNELS) if latent_channels is None else latent_channels for width in student
+        ]
         self.skams = nn.ModuleList(SKAM(*widths, mask_ratio) for widths in zip(student, teacher, latent, strict=True))
         network = unwrap(orm)
         known = isinstance(network, ReconstructionNetwork) and self.taps.layers == tuple(network.fusion_taps)
@@ -271,6 +273,8 @@ class SemanticKnowledgeTransfer(nn.Module):
             size = (bracket.shape[-2], bracket.shape[-1])
             student_maps = self._map_stages(student_stages, size)
             warn_without_gradient(self.taps.layers, student_maps, hdr)
+            if self.limit_alignment:
+                student_maps = [stage / _root_mean_square(stage).clamp_min(1) for stage in student_maps]
             detach = self.detach_teacher or self.detach_features
             triples = zip(self.skams, student_maps, teacher_stages, strict=True)
             losses = torch.stack(
@@ -346,6 +350,20 @@ class SemanticKnowledgeTransfer(nn.Module):
         priors = self._query_bank(tonemapped_target)
         distances = region_distance(self._tonemap(hdr, metadata), tonemapped_target, priors)
         return distances.sum(1) / priors.valid.sum(1).clamp_min(1)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):  # beside the version of each module, not among the tensors
+            destination._metadata[prefix[:-1]]["taps"] = list(self.taps.layers)
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+        taps = list(self.taps.layers)
+        if strict and local_metadata.get("taps", taps) != taps:
+            errors = lists[-1]
+            errors.append(f"the state was trained with taps={local_metadata['taps']}, the framework has taps={taps}")
 
     def _run_network(self, orm: nn.Module, bracket: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         return check_output(self.forward_orm(orm, *cast_for(orm, bracket), **inputs))
@@ -425,6 +443,10 @@ class SemanticKnowledgeTransfer(nn.Module):
 def _freeze_weights(loss: Any) -> Any:
     """Keep the weights of a loss, such as a VGG inside L_org, from being trained and saved."""
     return Frozen(loss) if isinstance(loss, nn.Module) and loss.state_dict() else loss
+
+
+def _root_mean_square(x: Tensor) -> Tensor:
+    return x.detach().to(float_dtype(x)).square().mean().sqrt().to(x.dtype)
 
 
 def _limit(losses: Tensor, most: Tensor) -> Tensor:

@@ -17,6 +17,10 @@ _LEAST_CHANNELS, _LEAST_PIXELS = 8, 4  # of a stage
 _SPEC = re.compile(r"^(?P<name>.*?)(?:\[(?P<call>-?\d+)\])?$")
 # Plain, DistributedDataParallel, torch.compile, and the two in either order.
 _WRAPPERS = ("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.")
+_REASONS = (
+    ". Possible reasons: the network takes another path for this input or mode, uses the layer's weights or forward "
+    "method without calling the layer, or runs copies of it (DataParallel, torch.jit)"
+)
 
 
 class TapError(RuntimeError):
@@ -88,7 +92,8 @@ class FeatureTaps:
                 stages.append(outputs[-1 if call is None else call])
             except IndexError:
                 wanted = "" if call is None else f", call {call} was asked for"
-                raise TapError(f"layer {name!r} ran {len(outputs)} times in this forward{wanted}") from None
+                reasons = "" if outputs else _REASONS
+                raise TapError(f"layer {name!r} ran {len(outputs)} times in this forward{wanted}{reasons}") from None
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:

@@ -68,7 +68,7 @@ class TrainConfig:
     """Without init: a last layer that is fitted to some training samples, so that the network begins with a picture,
     or random weights alone. A network of your own always begins with its own weights."""
     taps: tuple[str, ...] = ()
-    """Three layers of the network to align; its own fusion_taps when empty."""
+    """Three layers of the network to align; when empty its own fusion_taps, or three that are chosen and printed."""
     knowledge_bank: str = "tf_efficientnet_lite0"
     """Frozen network: a timm model by its name, fastsam (weights under AGPL-3.0), or none: a teacher without semantic
     features, and the whole picture as the only region."""

@@ -678,6 +678,30 @@ def test_a_state_dict_resumes_a_framework_exactly():
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+def test_a_state_of_other_taps_is_refused_unless_it_need_not_fit():
+    buffer, other = io.BytesIO(), make(taps=["RDB1", "RDB2", "conv2"])
+    torch.save(make().state_dict(), buffer)
+    buffer.seek(0)
+    state = torch.load(buffer, weights_only=True)
+    make().load_state_dict(state)
+    with pytest.raises(
+        RuntimeError, match=r"trained with taps=\['RDB1', .*\], the framework has taps=.*conv2"
+    ):
+        other.load_state_dict(state)
+    other.load_state_dict(state, strict=False)
+    other.load_state_dict(dict(state))  # without metadata
+
+
+@pytest.mark.parametrize("domain", ["srgb", "raw"])
+def test_a_framework_can_be_made_on_the_meta_device(domain):
+    options = {} if domain == "srgb" else {"num_frames": 5, "in_channels": 4, "out_channels": 4, "reference": 0}
+    with torch.device("meta"):
+        framework = make(make_orm(**options), knowledge_bank=EmptyBank(), domain=domain)
+    assert {p.device.type for p in framework.parameters()} == {"meta"}
+    orm = make_orm(**options).to("meta")
+    assert {p.device.type for p in make(orm, knowledge_bank=EmptyBank(), domain=domain).skams.parameters()} == {"cpu"}
+
+
 def test_a_deepcopy_trains_on_its_own():
     framework, data = make(), make_data()
     twin = copy.deepcopy(framework)
@@ -1551,7 +1575,9 @@ class Queries(PrefixTokens):
 
 @pytest.mark.parametrize(("network", "taps"), [(Windows(), ["b", "a", "c"]), (Queries(), ["b[0]", "a", "c"])])
 def test_a_stage_that_is_neither_a_map_nor_tokens_is_refused_by_its_name(network, taps):
-    with pytest.raises(ValueError, match=rf"^tap '{taps[0][0]}.*' gives \(.*\) for a bracket of shape .* Choose another"):
+    with pytest.raises(
+        ValueError, match=rf"^tap '{taps[0][0]}.*' gives \(.*\) for a bracket .* Choose another"
+    ):
         make(network, taps=taps, spgrm=Teacher())
 
 
