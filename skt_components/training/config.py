@@ -182,7 +182,7 @@ class TrainConfig:
     """Also train the bare network from the same weights on the same data, and print the paired gain."""
     bare: bool = False
     """Train the bare network alone, as compare does beside the framework. Its regions are measured with the bank, which
-    must be there, and a network of your own needs its taps."""
+    must be there."""
     config: Path | None = None
     """TOML file of these options; those on the command line win."""
     dry_run: bool = False

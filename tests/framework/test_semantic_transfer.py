@@ -684,9 +684,7 @@ def test_a_state_of_other_taps_is_refused_unless_it_need_not_fit():
     buffer.seek(0)
     state = torch.load(buffer, weights_only=True)
     make().load_state_dict(state)
-    with pytest.raises(
-        RuntimeError, match=r"trained with taps=\['RDB1', .*\], the framework has taps=.*conv2"
-    ):
+    with pytest.raises(RuntimeError, match=r"trained with taps=\['RDB1', .*\], the framework has taps=.*conv2"):
         other.load_state_dict(state)
     other.load_state_dict(state, strict=False)
     other.load_state_dict(dict(state))  # without metadata
@@ -1575,9 +1573,7 @@ class Queries(PrefixTokens):
 
 @pytest.mark.parametrize(("network", "taps"), [(Windows(), ["b", "a", "c"]), (Queries(), ["b[0]", "a", "c"])])
 def test_a_stage_that_is_neither_a_map_nor_tokens_is_refused_by_its_name(network, taps):
-    with pytest.raises(
-        ValueError, match=rf"^tap '{taps[0][0]}.*' gives \(.*\) for a bracket .* Choose another"
-    ):
+    with pytest.raises(ValueError, match=rf"^tap '{taps[0][0]}.*' gives \(.*\) for a bracket .* Choose another"):
         make(network, taps=taps, spgrm=Teacher())
 
 
@@ -1653,3 +1649,20 @@ def test_further_inputs_of_the_network_are_passed_on(forward_orm):
     output = framework(bracket, target, **inputs)
     assert torch.equal(output.hdr, framework.orm(bracket, **inputs))
     assert torch.equal(framework.reconstruct(bracket, **inputs)[0], output.hdr)
+
+
+@pytest.mark.slow
+def test_network_and_teacher_compiled_by_inductor_are_diagnosed_and_train():
+    framework = make(Plain(8), taps=["a", "b", "c"], knowledge_bank=EmptyBank(), spgrm=SPGRM((), features=8))
+    plain = copy.deepcopy(framework)
+    framework.orm.compile()
+    framework.spgrm.compile()
+    for size in ((32, 24), (21, 19)):
+        data, results = make_data(size=size), []
+        for module in (framework, plain):
+            output = module(*data, generator=generator())
+            norms = module.compare_gradients(output)["parameters"]
+            output.total.backward()
+            results.append([output.total, torch.tensor([norm for norm, _ in norms.values()])])
+            results[-1] += [p.grad for p in module.parameters()]
+        torch.testing.assert_close(*results, rtol=1e-3, atol=1e-5)

@@ -384,9 +384,7 @@ def test_a_wrong_name_lists_similar_ones():
 
 def test_a_layer_that_does_not_run_is_an_error():
     model = Twice()
-    with pytest.raises(
-        RuntimeError, match=r"layer 'unused' ran 0 times in this forward. Possible reasons: "
-    ):
+    with pytest.raises(RuntimeError, match=r"layer 'unused' ran 0 times in this forward. Possible reasons: "):
         run_tapped(model, ["unused"], torch.rand(1, 3, 4, 4))
     with pytest.raises(RuntimeError, match="layer 'stem' ran 0 times"), FeatureTaps(["stem"]).capture(model):
         pass
