@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
@@ -126,11 +126,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 def _is_compiled(model: nn.Module) -> bool:
     """Return True after ``torch.compile(module)``, ``module.compile()`` or ``module.forward = torch.compile(...)``."""
-    compiled = ("_orig_mod", "_compiled_call_impl")
     return any(
-        getattr(module, name, None) is not None or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        getattr(module, "_orig_mod", None) is not None
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(module.forward, "_torchdynamo_orig_callable")
         for module in model.modules()
-        for name in compiled
     )
 
 
@@ -222,32 +222,41 @@ def choose_taps(
 ) -> list[tuple[str, tuple[int, ...]]]:
     """Return the names and shapes of ``count`` stages of a network, at equal distances in the order of execution.
 
-    Of the layers with weights to train whose output can be a stage of one picture, the outermost are taken; a layer is
-    replaced by its parts while there are too few.
+    Of the layers with weights to train whose output can be a stage, the outermost are taken; a layer is replaced by its
+    parts while there are too few. Layers that hold the exposures in the batch are taken only if the others are too few.
 
     Raises:
         ValueError: the network has fewer such layers.
     """
-    trained = {n: m for n, m in model.named_modules() if n and any(p.requires_grad for p in m.parameters())}
-    found = _find_stages(model, trained, sample, forward_orm, folded=False)
-    names, outermost = list(found), _outermost(found)
+    network = unwrap(model)
+    trained = {n: m for n, m in network.named_modules() if n and any(p.requires_grad for p in m.parameters())}
+    for folded in (False, True):
+        found = _find_stages(model, trained, sample, forward_orm, folded=folded)
+        names = _expand(list(found), count)
+        if len(names) >= count:
+            ends = (len(names) * part // count - 1 for part in range(1, count + 1))
+            return [(names[end], found[names[end]][0]) for end in ends]
+    raise ValueError(
+        f"{type(network).__name__} has {len(names)} layers that can be stages, {count} are needed: pass taps=[{count} "
+        "layer names], each of a layer with weights that returns a map (B, C, H, W) or tokens (B, L, C) of at least "
+        f"{_LEAST_CHANNELS} channels"
+    )
+
+
+def _expand(names: Sequence[str], count: int) -> list[str]:
+    """Return the outermost layers, of which the largest are replaced by their parts until there are ``count``."""
+    outermost = _outermost(names)
     while len(outermost) < count:
         parts = {name: sum(other.startswith(f"{name}.") for other in names) for name in outermost}
         largest = max(parts, key=lambda name: parts[name], default="")
         if not parts.get(largest):
-            raise ValueError(
-                f"{type(model).__name__} has {len(outermost)} layers that can be stages, {count} are needed: pass "
-                f"taps=[{count} layer names], each of a layer with a map (B, C, H, W) or tokens (B, L, C) of at least "
-                f"{_LEAST_CHANNELS} channels"
-            )
-        names.remove(largest)
+            break
+        names = [name for name in names if name != largest]
         outermost = _outermost(names)
-    ends = (len(outermost) * third // count - 1 for third in range(1, count + 1))
-    return [(name, found[name][0]) for name in (outermost[end] for end in ends)]
+    return outermost
 
 
-def _outermost(names: Iterable[str]) -> list[str]:
-    names = list(names)
+def _outermost(names: Sequence[str]) -> list[str]:
     return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
 
 

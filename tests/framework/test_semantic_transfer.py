@@ -1589,6 +1589,10 @@ def test_a_network_without_fusion_taps_gets_three_that_are_printed(capsys, taps)
     assert capsys.readouterr().out == ""
 
 
+def test_stages_that_fold_the_frames_are_chosen_if_there_are_no_others():
+    assert make(Siamese(True), spgrm=Teacher()).taps.layers == ("a", "b", "c")
+
+
 def test_the_first_field_of_the_output_is_the_loss_of_everything():
     output = make()(*make_data())
     assert output[0] is output.total
