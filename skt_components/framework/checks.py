@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -112,9 +113,15 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(float_dtype(x))
 
 
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context without autocast on the device of ``x``; the meta device has none."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
+
+
 def cast_for(module: nn.Module, *tensors: Tensor) -> list[Tensor]:
     """Return tensors in the dtype of a module's parameters; unchanged under autocast and if it has none."""
     parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
-    if parameter is None or torch.is_autocast_enabled(tensors[0].device.type):
+    device = tensors[0].device.type
+    if parameter is None or (device != "meta" and torch.is_autocast_enabled(device)):
         return list(tensors)
     return [tensor.to(parameter.dtype) for tensor in tensors]

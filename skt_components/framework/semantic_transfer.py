@@ -20,6 +20,7 @@ from skt_components.framework.checks import (
     check_priors,
     check_step,
     warn_without_gradient,
+    without_autocast,
 )
 from skt_components.framework.diagnosis import TermGradient, compare_gradients, region_distance
 from skt_components.framework.loss_weights import LossWeights
@@ -40,7 +41,14 @@ from skt_components.modules.domain_transfer import DomainTransfer
 from skt_components.modules.skam import SKAM
 from skt_components.modules.stage_layout import as_feature_map
 from skt_components.modules.taps import unwrap
-from skt_components.ops.checks import check_choice, check_count, check_fraction, check_same_shape, float_dtype
+from skt_components.ops.checks import (
+    check_choice,
+    check_count,
+    check_fraction,
+    check_same_shape,
+    float_dtype,
+    warn_caller,
+)
 
 _MOST_LATENT_CHANNELS = 64  # as wide as the stages of the published networks
 PriorsSource = Literal["tonemapped", "target"]
@@ -361,9 +369,8 @@ class SemanticKnowledgeTransfer(nn.Module):
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
         taps = list(self.taps.layers)
-        if strict and local_metadata.get("taps", taps) != taps:
-            errors = lists[-1]
-            errors.append(f"the state was trained with taps={local_metadata['taps']}, the framework has taps={taps}")
+        if local_metadata.get("taps", taps) != taps:
+            warn_caller(f"the state was trained with taps={local_metadata['taps']}, the framework has taps={taps}")
 
     def _run_network(self, orm: nn.Module, bracket: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         return check_output(self.forward_orm(orm, *cast_for(orm, bracket), **inputs))
@@ -374,7 +381,7 @@ class SemanticKnowledgeTransfer(nn.Module):
 
     def _tonemap(self, hdr: Tensor, metadata: Mapping[str, Tensor] | None = None) -> Tensor:
         # In half precision the mu-law's slope of 587 at 0 would leave no detail in dark pixels.
-        with torch.autocast(hdr.device.type, enabled=False):
+        with without_autocast(hdr):
             return self.transfer(at_least_float32(hdr), **(metadata or {}))
 
     def _query_bank(self, picture: Tensor) -> SemanticPriors:
@@ -408,7 +415,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         Two thirds of its RGB values lie between the filters: no loss trains them, so the network must not learn
         from them.
         """
-        with torch.autocast(refined.device.type, enabled=False):
+        with without_autocast(refined):
             packed = self.transfer.inverse(refined, **(metadata or {}))
             loss = mu_l1_loss(packed, at_least_float32(target), mu=self.transfer.mu, peak=self.transfer.peak)
             return self.transfer(packed, **(metadata or {})), loss
