@@ -128,7 +128,7 @@ def parts_of(framework: skt.SemanticKnowledgeTransfer, bracket: Tensor, target: 
     with precision():
         priors = framework.bank(picture)
     size = (bracket.shape[-2], bracket.shape[-1])
-    maps = [skt.modules.taps.as_feature_map(stage, size).detach().requires_grad_() for stage in student]
+    maps = [skt.modules.stage_layout.as_feature_map(stage, size).detach().requires_grad_() for stage in student]
     spgrm, skams = list(framework.spgrm.parameters()), list(framework.skams.parameters())
     leaf, hdr = picture.clone().requires_grad_(), target.clone().requires_grad_()
     regions: dict = {"labels": priors.labels, "num_regions": priors.valid.shape[1]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skt_components.data.progress import progress_bar
-from skt_components.ops.checks import check_choice, check_count, check_tensor
+from skt_components.ops.checks import check_choice, check_count, check_output_type, check_tensor
 
 Network = Callable[[Tensor], Tensor] | nn.Module
 
@@ -26,6 +26,7 @@ def tiled_inference(
     blend: str = "linear",
     batch: int = 1,
     size_multiple: int = 1,
+    forward_orm: Callable[[Any, Tensor], Tensor] | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "b o sh sw"]:
@@ -49,6 +50,7 @@ def tiled_inference(
         batch: number of tiles per forward pass.
         size_multiple: number that the sides of the network's input must be multiples of. Tiles start at multiples too,
             and the picture's last row and column are repeated if a tile reaches further.
+        forward_orm: how to call the network, ``forward_orm(network, tiles)``; ``network(tiles)`` when None.
         device: where the network runs; None: the device of its parameters, or of the bracket if it has none.
         progress: show a bar on a terminal if tqdm is installed.
 
@@ -56,7 +58,7 @@ def tiled_inference(
         ``(B, O, s H, s W)`` on the device of the bracket, in the dtype of the network's output.
 
     Raises:
-        TypeError: ``bracket`` is not a floating-point tensor.
+        TypeError: ``bracket`` or the network's output is not a floating-point tensor.
         ValueError: ``bracket`` is not ``(B, N, C, H, W)``, an option is out of range, or the size of the network's
             output is not an integer multiple of its input's.
 
@@ -79,7 +81,7 @@ def tiled_inference(
         _Axis.overlapping(length, side, overlap, multiple, fade)
         for length, side in zip(bracket.shape[-2:], sides, strict=True)
     )
-    return _run(network, bracket, rows, columns, None, batch, device, progress)
+    return _run(network, forward_orm, bracket, rows, columns, None, batch, device, progress)
 
 
 def official_tiles(
@@ -88,6 +90,7 @@ def official_tiles(
     *,
     tile: int = 256,
     batch: int = 1,
+    forward_orm: Callable[[Any, Tensor], Tensor] | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "b o sh sw"]:
@@ -98,7 +101,8 @@ def official_tiles(
     change the result and are omitted here.
 
     Args:
-        network: see :func:`tiled_inference`, also for ``batch``, ``device``, ``progress``, the result and the errors.
+        network: see :func:`tiled_inference`, also for ``batch``, ``forward_orm``, ``device``, ``progress``, the result
+            and the errors.
         bracket: ``(B, N, C, H, W)``, on any device.
         tile: side of the square tiles.
 
@@ -109,7 +113,7 @@ def official_tiles(
     check_tensor("bracket", bracket, ndim=5, layout="(B, N, C, H, W)")
     side = check_count("tile", tile, 1)
     rows, columns = (_Axis(length, side, range(0, length, side), 0.0) for length in bracket.shape[-2:])
-    return _run(network, bracket, rows, columns, 1.0, batch, device, progress)
+    return _run(network, forward_orm, bracket, rows, columns, 1.0, batch, device, progress)
 
 
 class _Axis(NamedTuple):
@@ -143,6 +147,7 @@ class _Axis(NamedTuple):
 
 def _run(
     network: Network,
+    forward_orm: Callable[[Any, Tensor], Tensor] | None,
     bracket: Tensor,
     rows: _Axis,
     columns: _Axis,
@@ -165,7 +170,10 @@ def _run(
             _cut(bracket[b], rows.starts[i], columns.starts[j], rows.tile, columns.tile, fill) for b, i, j in group
         ]
         with torch.no_grad():
-            outputs = network(torch.stack(tiles).to(device)).to(bracket.device)
+            inputs = torch.stack(tiles).to(device)
+            outputs = network(inputs) if forward_orm is None else forward_orm(network, inputs)
+        check_output_type(outputs)
+        outputs = outputs.to(bracket.device)
         scale = _scale(outputs, rows.tile, columns.tile)
         if not result.numel():
             size = (scale * rows.length, scale * columns.length)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from skt_components.banks.frozen import Frozen
+from skt_components.framework.checks import cast_for, check_output
 from skt_components.losses.reconstruction import MuL1Loss
 from skt_components.models.registry import ForwardORM, call_network
 from skt_components.modules.domain_transfer import DomainTransfer
-from skt_components.ops.checks import check_non_negative
+from skt_components.ops.checks import at_least_float32, check_non_negative
 
 PairLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -82,7 +83,7 @@ class BareNetwork(nn.Module):
     Args:
         orm: the reconstruction network.
         orm_loss: L_org, called as ``orm_loss(hdr, target)``; L1 after mu-law when None.
-        forward_orm: how to call the network, ``forward_orm(orm, bracket) -> hdr``; ``orm(bracket)`` when None.
+        forward_orm: how to call the network, as for :class:`SemanticKnowledgeTransfer`.
 
     Example:
         >>> bare = BareNetwork(nn.Sequential(nn.Flatten(1, 2), nn.Conv2d(18, 3, 1)))
@@ -97,20 +98,45 @@ class BareNetwork(nn.Module):
         self.orm_loss = MuL1Loss() if orm_loss is None else orm_loss
 
     def forward(
-        self, bracket: Float[Tensor, "b n c h w"], target: Float[Tensor, "b _c _h _w"], **_: object
+        self,
+        bracket: Float[Tensor, "b n c h w"],
+        target: Float[Tensor, "b _c _h _w"],
+        *,
+        labels: object = None,
+        num_regions: object = None,
+        generator: object = None,
+        ramp: object = None,
+        metadata: object = None,
+        **inputs: Any,
     ) -> BareOutput:
-        """Return the loss of one step; further arguments of the framework's ``forward`` have no effect."""
-        loss = self.orm_loss(self.forward_orm(self.orm, bracket).float(), target)
+        """Return the loss of one step.
+
+        Args:
+            bracket: input exposures.
+            target: linear ground truth.
+            labels, num_regions, generator, ramp, metadata: of the framework's ``forward``, without effect here.
+            **inputs: further inputs of the network, passed to ``forward_orm``.
+        """
+        hdr = check_output(self.forward_orm(self.orm, *cast_for(self.orm, bracket), **inputs))
+        loss = self.orm_loss(hdr, at_least_float32(target))
         return BareOutput(loss, {"org": loss})
 
     @torch.no_grad()
     def reconstruct(
-        self, bracket: Float[Tensor, "b n c h w"], *, orm: nn.Module | None = None, **_: object
+        self,
+        bracket: Float[Tensor, "b n c h w"],
+        *,
+        orm: nn.Module | None = None,
+        metadata: object = None,
+        **inputs: Any,
     ) -> tuple[Tensor, None]:
         """Return the network's picture, and None in the place of the teacher's.
 
         Args:
             bracket: input exposures.
             orm: a network to run instead, such as a moving average of the trained one.
+            metadata: of the framework's ``reconstruct``, without effect here.
+            **inputs: further inputs of the network, as in ``forward``.
         """
-        return self.forward_orm(self.orm if orm is None else orm, bracket), None
+        orm = self.orm if orm is None else orm
+        return check_output(self.forward_orm(orm, *cast_for(orm, bracket), **inputs)), None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from skt_components.banks.priors import SemanticPriors
 from skt_components.framework.loss_weights import LossWeights
 from skt_components.losses.histogram import HistogramLoss
-from skt_components.ops.checks import at_least_float32, check_count, check_tensor, clone_inference_tensor, warn_caller
+from skt_components.ops.checks import (
+    at_least_float32,
+    check_count,
+    check_picture,
+    check_tensor,
+    clone_inference_tensor,
+    warn_caller,
+)
 
 _BANK_LEVELS = 4  # feature maps of a bank
 _METADATA = ("white_balance", "color_matrix")
@@ -84,13 +91,8 @@ def check_priors(priors: object, channels: Sequence[int]) -> SemanticPriors:
 
 def check_output(hdr: object) -> Tensor:
     """Return the network's output in at least float32; raise TypeError or ValueError unless it is (B, C, H, W)."""
-    if not isinstance(hdr, Tensor):
-        raise TypeError(
-            f"the network must return a tensor (B, C, H, W), got {type(hdr).__name__}: choose the picture with "
-            "forward_orm=lambda orm, bracket: orm(bracket)[...]"
-        )
-    check_tensor("the network's output", hdr, ndim=4, layout="(B, C, H, W)")
-    return at_least_float32(hdr)
+    check_picture(hdr)
+    return at_least_float32(cast(Tensor, hdr))
 
 
 def warn_without_gradient(layers: Sequence[str], stages: Sequence[Tensor], hdr: Tensor) -> None:
@@ -103,3 +105,12 @@ def warn_without_gradient(layers: Sequence[str], stages: Sequence[Tensor], hdr: 
                 f"tap {name!r} carries no gradient, so L_feat can not train the network there: its layers are "
                 "frozen, or it is inside checkpoint(..., use_reentrant=True)"
             )
+
+
+def cast_for(module: nn.Module, *tensors: Tensor) -> list[Tensor]:
+    """Return tensors in the dtype of a module's parameters; unchanged under autocast and if it has none."""
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
+    device = tensors[0].device.type
+    if parameter is None or (device != "meta" and torch.is_autocast_enabled(device)):
+        return list(tensors)
+    return [tensor.to(parameter.dtype) for tensor in tensors]

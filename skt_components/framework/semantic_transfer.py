@@ -13,7 +13,7 @@ from skt_components.banks.frozen import Frozen
 from skt_components.banks.priors import KnowledgeBank, SemanticPriors, priors_from_labels
 from skt_components.framework.baseline import PairLoss
 from skt_components.framework.checks import (
-    at_least_float32,
+    cast_for,
     check_arguments,
     check_output,
     check_priors,
@@ -22,16 +22,35 @@ from skt_components.framework.checks import (
 )
 from skt_components.framework.diagnosis import TermGradient, compare_gradients, region_distance
 from skt_components.framework.loss_weights import LossWeights
-from skt_components.framework.probe import STAGES, find_taps, make_spgrm, probe_network, probe_teacher
+from skt_components.framework.probe import (
+    find_network_taps,
+    find_teacher_taps,
+    fit_inputs,
+    make_spgrm,
+    probe_network,
+    probe_teacher,
+)
 from skt_components.losses.content import content_loss
 from skt_components.losses.histogram import SemanticHistogramLoss
 from skt_components.losses.reconstruction import MuL1Loss, mu_l1_loss
+from skt_components.models.network import ReconstructionNetwork
 from skt_components.models.registry import ForwardORM, call_network
 from skt_components.modules.domain_transfer import DomainTransfer
 from skt_components.modules.skam import SKAM
-from skt_components.modules.taps import as_feature_map
-from skt_components.ops.checks import check_choice, check_count, check_fraction, check_same_shape
+from skt_components.modules.stage_layout import as_feature_map
+from skt_components.modules.taps import unwrap
+from skt_components.ops.checks import (
+    at_least_float32,
+    check_choice,
+    check_count,
+    check_fraction,
+    check_same_shape,
+    float_dtype,
+    no_autocast,
+    warn_caller,
+)
 
+_MOST_LATENT_CHANNELS = 64  # as wide as the stages of the published networks
 PriorsSource = Literal["tonemapped", "target"]
 TeacherDomain = Literal["network", "rgb"]
 
@@ -39,12 +58,12 @@ TeacherDomain = Literal["network", "rgb"]
 class StepOutput(NamedTuple):
     """Losses, pictures and features of one training step."""
 
+    total: Tensor
+    """Sum of the two losses below: call ``backward`` on it. It is first because many loops take ``output[0]``."""
     orm_loss: Tensor
     """Eq. 14, the loss of the reconstruction network (and of the SKAMs)."""
     spgrm_loss: Tensor
     """Eq. 13, the loss of the teacher."""
-    total: Tensor
-    """Their sum: call ``backward`` on it."""
     terms: dict[str, Tensor]
     """The unweighted terms by name: org, content, color, alignment, spgrm. A term with weight 0 is missing."""
     hdr: Tensor
@@ -71,19 +90,22 @@ class SemanticKnowledgeTransfer(nn.Module):
         orm: the reconstruction network, any ``nn.Module``.
         knowledge_bank: a bank, see :class:`KnowledgeBank`. It is frozen in place, stays in eval mode, and is part of
             no state dict.
-        taps: names of the network's three layers whose outputs are aligned with the teacher's stages; the network's
-            ``fusion_taps`` when None. ``suggest_taps`` lists candidates.
+        taps: names of the network's three layers whose outputs are aligned with the teacher's stages;
+            ``suggest_taps`` lists candidates. "auto" chooses and prints three: of the outermost layers with weights,
+            the last of each third in the order of execution. None takes the network's ``fusion_taps`` if it has them,
+            else "auto".
         orm_loss: L_org, called as ``orm_loss(hdr, target)``; L1 after mu-law when None. If it has weights, they
             are frozen and stay out of every state dict.
         domain: "srgb", "raw", or a :class:`DomainTransfer` with other options.
         weights: weights of the terms; ``LossWeights.recommended(joint)`` when None. May be replaced between steps.
-        forward_orm: how to call the network, ``forward_orm(orm, bracket) -> hdr``; ``orm(bracket)`` when None.
+        forward_orm: how to call the network, ``forward_orm(orm, bracket, **inputs) -> hdr``, where ``inputs`` are the
+            further keyword arguments of ``forward``; ``orm(bracket, **inputs)`` when None.
         spgrm: the teacher. When None, an :class:`SPGRM` made of the network's own kind of fusion module, if it has
             ``make_fusion_module``.
         perceptual: the feature term of eq. 5, such as a ``PerceptualLoss``; required when its weight is not 0. Its
             weights are frozen and stay out of every state dict.
         color_loss: L_color, called as ``SemanticHistogramLoss`` is; ``SemanticHistogramLoss()`` when None.
-        latent_channels: width of the SKAMs' latent space; the width of the network's stage when None.
+        latent_channels: width of the SKAMs' latent space; the width of the network's stage, but at most 64, when None.
         mask_ratio: share of the latent that the SKAMs take from the teacher, in [0, 1].
         joint: let gradients of the teacher's losses pass through its input into the network.
         detach_teacher: stop L_content, L_color and L_feat from training the teacher. With ``joint=False`` L_spg alone
@@ -99,14 +121,19 @@ class SemanticKnowledgeTransfer(nn.Module):
             2 for sRGB, 4 for RAW, whose picture is twice as large. 1 is the paper's, at many times the work.
         teacher_domain: where L_spg compares. "rgb" is eq. 13 as it stands. "network" undoes the demosaicing first:
             for RAW, L_spg then measures the values at the sensor, as L_org does. No difference for sRGB.
+        limit_alignment: keep L_feat from outgrowing L_org, whatever the scale of a stage: divide the stage by its root
+            mean square if that is above 1, and multiply its loss so that it is at most L_org. None does so unless
+            ``orm`` is a network of this library with its ``fusion_taps``.
         sample: a bracket ``(B, N, C, H, W)`` to run the network on once, to read the channels of its stages; zeros
-            of 64x64 in the shape of the domain when None.
+            of 64x64 in the shape of the domain when None. If shapes leave a doubt about a stage, the network runs once
+            more, on two brackets of half the height.
+        sample_inputs: further inputs of ``forward_orm`` for the sample, such as ``{"exposure_times": times}``.
 
     Raises:
         TypeError: an argument has the wrong kind, or a loss cannot be called as required.
-        ValueError: taps are missing or are not three, a tapped layer does not exist, the sample does not fit the
-            network, ``perceptual`` is missing while its weight is not 0, ``teacher_stride`` is not a whole number
-            >= 1, or the bank's channels and strides are not four levels, coarse to fine.
+        ValueError: taps are not three or none are found, a tapped layer does not exist or its output is no stage, the
+            sample does not fit the network, ``perceptual`` is missing while its weight is not 0, ``teacher_stride`` is
+            not a whole number >= 1, or the bank's channels and strides are not four levels, coarse to fine.
         RuntimeError: a tapped layer does not run, or returns no tensor.
 
     Example:
@@ -122,7 +149,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         orm: nn.Module,
         knowledge_bank: KnowledgeBank,
         *,
-        taps: Sequence[str] | None = None,
+        taps: Sequence[str] | str | None = None,
         orm_loss: PairLoss | None = None,
         domain: str | DomainTransfer = "srgb",
         weights: LossWeights | None = None,
@@ -138,7 +165,9 @@ class SemanticKnowledgeTransfer(nn.Module):
         priors_of: PriorsSource = "tonemapped",
         teacher_stride: int | None = None,
         teacher_domain: TeacherDomain = "network",
+        limit_alignment: bool | None = None,
         sample: Tensor | None = None,
+        sample_inputs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_choice("priors_of", priors_of, get_args(PriorsSource))
@@ -152,7 +181,6 @@ class SemanticKnowledgeTransfer(nn.Module):
         self._check_perceptual()
         self.orm = orm
         self.forward_orm = call_network if forward_orm is None else forward_orm
-        self.taps = find_taps(orm, taps)
         self.transfer = domain if isinstance(domain, DomainTransfer) else DomainTransfer(domain)
         self.bank = Frozen(knowledge_bank)  # type: ignore[arg-type]
         default = MuL1Loss(self.transfer.mu, self.transfer.peak)
@@ -163,14 +191,21 @@ class SemanticKnowledgeTransfer(nn.Module):
 
         if sample is None:
             sample = torch.zeros((1, 5, 4, 64, 64) if self.transfer.domain == "raw" else (1, 3, 6, 64, 64))
-        hdr, student, self.channels_last = probe_network(orm, self.forward_orm, self.taps, sample)
+        forward = fit_inputs(self.forward_orm, sample, sample_inputs or {})
+        self.taps = find_network_taps(orm, taps, sample, forward)
+        hdr, student, self.layouts = probe_network(orm, forward, self.taps, sample)
         tonemapped = self._tonemap(hdr)
         scale = max(round(tonemapped.shape[-1] / sample.shape[-1]), 1)
         self.spgrm = spgrm if spgrm is not None else make_spgrm(orm, knowledge_bank, teacher_stride or 2 * scale)
-        self.teacher_taps = find_taps(self.spgrm, None)
+        self.teacher_taps = find_teacher_taps(self.spgrm)
         teacher = probe_teacher(self.spgrm, self.teacher_taps, tonemapped, knowledge_bank)
-        latent = student if latent_channels is None else [latent_channels] * STAGES
+        latent = [
+            min(width, _MOST_LATENT_CHANNELS) if latent_channels is None else latent_channels for width in student
+        ]
         self.skams = nn.ModuleList(SKAM(*widths, mask_ratio) for widths in zip(student, teacher, latent, strict=True))
+        network = unwrap(orm)
+        known = isinstance(network, ReconstructionNetwork) and self.taps.layers == tuple(network.fusion_taps)
+        self.limit_alignment = not known if limit_alignment is None else limit_alignment
 
     def forward(
         self,
@@ -182,6 +217,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         ramp: float = 1.0,
         metadata: Mapping[str, Tensor] | None = None,
+        **inputs: Any,
     ) -> StepOutput:
         """Return the losses and pictures of one step.
 
@@ -199,6 +235,7 @@ class SemanticKnowledgeTransfer(nn.Module):
             metadata: of RAW data, such as ``HDRSample.metadata``: ``white_balance`` (B, 3) and ``color_matrix``
                 (B, 3, 3). Output and target are rendered with it for the bank, the teacher and all losses except
                 L_org. None or an empty mapping is the paper's: demosaicing and mu-law alone.
+            **inputs: further inputs of the network, such as exposure times or noise levels, passed to ``forward_orm``.
 
         Raises:
             TypeError: an argument or the network's output is not a floating-point tensor, or the bank does not return
@@ -208,10 +245,11 @@ class SemanticKnowledgeTransfer(nn.Module):
         self._check_perceptual()
         check_fraction("ramp", ramp)
         check_step(bracket, target, metadata)
+        target = at_least_float32(target)
 
         # Eq. 1: the network, and T
         with self.taps.capture(self.orm) as student_stages:
-            hdr = check_output(self.forward_orm(self.orm, bracket))
+            hdr = self._run_network(self.orm, bracket, inputs)
         check_same_shape("the network's output", hdr, "target", target)
         tonemapped, tonemapped_target = self._tonemap(hdr, metadata), self._tonemap(target, metadata)
 
@@ -222,7 +260,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         # Eqs. 3 and 4: the teacher; eq. 13, which for RAW also decides what of its picture the network learns from
         teacher_input = _scale_gradient(tonemapped, ramp if self.joint else 0.0)
         with self.teacher_taps.capture(self.spgrm) as teacher_stages:
-            refined = at_least_float32(self.spgrm(teacher_input, priors.features))
+            refined = self._refine(teacher_input, priors.features)
         if self.teacher_domain == "rgb" or self.transfer.domain == "srgb":
             spgrm_loss = (refined - tonemapped_target).abs().mean()
         else:
@@ -241,18 +279,21 @@ class SemanticKnowledgeTransfer(nn.Module):
             terms["color"] = self.color_loss(tonemapped, teacher, valid=priors.valid, **regions)
         if weights.alignment_weight > 0:  # eqs. 11 and 12
             size = (bracket.shape[-2], bracket.shape[-1])
-            layouts = zip(student_stages, self.channels_last, strict=True)
-            student_maps = [as_feature_map(stage, size, channels_last) for stage, channels_last in layouts]
+            student_maps = self._map_stages(student_stages, size)
             warn_without_gradient(self.taps.layers, student_maps, hdr)
+            if self.limit_alignment:
+                student_maps = [stage / _root_mean_square(stage).clamp_min(1) for stage in student_maps]
             detach = self.detach_teacher or self.detach_features
             triples = zip(self.skams, student_maps, teacher_stages, strict=True)
-            losses = [skam(s, t, generator=generator, detach_teacher=detach).loss for skam, s, t in triples]
-            terms["alignment"] = torch.stack(losses).mean()
+            losses = torch.stack(
+                [skam(*cast_for(skam, s, t), generator=generator, detach_teacher=detach).loss for skam, s, t in triples]
+            )
+            terms["alignment"] = (_limit(losses, terms["org"]) if self.limit_alignment else losses).mean()
 
         # Eq. 14
         orm_loss = sum(self._weight(terms, ramp).values(), terms["org"])
         terms["spgrm"], tapped, total = spgrm_loss, tuple(student_stages), orm_loss + spgrm_loss
-        return StepOutput(orm_loss, spgrm_loss, total, terms, hdr, tonemapped, refined, priors, tapped)
+        return StepOutput(total, orm_loss, spgrm_loss, terms, hdr, tonemapped, refined, priors, tapped)
 
     @torch.no_grad()
     def reconstruct(
@@ -261,6 +302,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         *,
         orm: nn.Module | None = None,
         metadata: Mapping[str, Tensor] | None = None,
+        **inputs: Any,
     ) -> tuple[Tensor, Tensor]:
         """Return the network's picture and the teacher's, both linear, without losses and gradients.
 
@@ -268,10 +310,11 @@ class SemanticKnowledgeTransfer(nn.Module):
             bracket: input exposures.
             orm: a network to run instead, such as a moving average of the trained one.
             metadata: of RAW data, as in ``forward``.
+            **inputs: further inputs of the network, as in ``forward``.
         """
-        hdr = check_output(self.forward_orm(self.orm if orm is None else orm, bracket))
+        hdr = self._run_network(self.orm if orm is None else orm, bracket, inputs)
         tonemapped = self._tonemap(hdr, metadata)
-        refined = at_least_float32(self.spgrm(tonemapped, self._query_bank(tonemapped).features))
+        refined = self._refine(tonemapped, self._query_bank(tonemapped).features)
         return hdr, self.transfer.inverse(refined, **(metadata or {}))
 
     def compare_gradients(
@@ -316,13 +359,34 @@ class SemanticKnowledgeTransfer(nn.Module):
         distances = region_distance(self._tonemap(hdr, metadata), tonemapped_target, priors)
         return distances.sum(1) / priors.valid.sum(1).clamp_min(1)
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):  # beside the version of each module, not among the tensors
+            destination._metadata[prefix[:-1]]["taps"] = list(self.taps.layers)
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+        taps = list(self.taps.layers)
+        if local_metadata.get("taps", taps) != taps:
+            warn_caller(f"the state was trained with taps={local_metadata['taps']}, the framework has taps={taps}")
+
+    def _run_network(self, orm: nn.Module, bracket: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        return check_output(self.forward_orm(orm, *cast_for(orm, bracket), **inputs))
+
+    def _refine(self, picture: Tensor, features: Sequence[Tensor]) -> Tensor:
+        picture, *features = cast_for(self.spgrm, picture, *features)
+        return at_least_float32(self.spgrm(picture, features))
+
     def _tonemap(self, hdr: Tensor, metadata: Mapping[str, Tensor] | None = None) -> Tensor:
         # In half precision the mu-law's slope of 587 at 0 would leave no detail in dark pixels.
-        with torch.autocast(hdr.device.type, enabled=False):
+        with no_autocast(hdr):
             return self.transfer(at_least_float32(hdr), **(metadata or {}))
 
     def _query_bank(self, picture: Tensor) -> SemanticPriors:
-        return check_priors(self.bank(picture), cast(KnowledgeBank, self.bank.network).channels)
+        bank = self.bank.network
+        return check_priors(self.bank(*cast_for(bank, picture)), cast(KnowledgeBank, bank).channels)
 
     def _describe(self, picture: Tensor, labels: Tensor | None, num_regions: int | None) -> SemanticPriors:
         """Return the bank's features of a picture with its regions, or with the caller's if there are labels."""
@@ -351,10 +415,20 @@ class SemanticKnowledgeTransfer(nn.Module):
         Two thirds of its RGB values lie between the filters: no loss trains them, so the network must not learn
         from them.
         """
-        with torch.autocast(refined.device.type, enabled=False):
+        with no_autocast(refined):
             packed = self.transfer.inverse(refined, **(metadata or {}))
             loss = mu_l1_loss(packed, at_least_float32(target), mu=self.transfer.mu, peak=self.transfer.peak)
             return self.transfer(packed, **(metadata or {})), loss
+
+    def _map_stages(self, stages: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
+        """Return the network's stages as maps (B, C, H, W)."""
+        maps = []
+        for layer, stage, layout in zip(self.taps.layers, stages, self.layouts, strict=True):
+            try:
+                maps.append(as_feature_map(stage, size, layout))
+            except ValueError as error:
+                raise ValueError(f"tap {layer!r}: {error}") from None
+        return maps
 
     def _weight(self, terms: Mapping[str, Tensor], ramp: float) -> dict[str, Tensor]:
         """Return the transfer terms of eq. 14, multiplied by their weights and ``ramp``."""
@@ -376,6 +450,17 @@ class SemanticKnowledgeTransfer(nn.Module):
 def _freeze_weights(loss: Any) -> Any:
     """Keep the weights of a loss, such as a VGG inside L_org, from being trained and saved."""
     return Frozen(loss) if isinstance(loss, nn.Module) and loss.state_dict() else loss
+
+
+def _root_mean_square(x: Tensor) -> Tensor:
+    return x.detach().to(float_dtype(x)).square().mean().sqrt().to(x.dtype)
+
+
+def _limit(losses: Tensor, most: Tensor) -> Tensor:
+    """Multiply each loss by a constant so that it is at most ``most``; smaller ones are unchanged."""
+    with torch.no_grad():
+        factors = (most / losses.clamp_min(torch.finfo(losses.dtype).tiny)).clamp(max=1)
+    return factors * losses
 
 
 def _scale_gradient(x: Tensor, factor: float) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 
 from skt_components.data.sample import RAW_PEAK
@@ -26,9 +27,10 @@ from skt_components.models.sctnet import SCTNet
 from skt_components.models.tmrnet import TMRNet, TMRNetPlus
 from skt_components.ops.checks import check_choice
 
+_COMPILED = "_orig_mod."  # in names of compiled modules
 _MOST_CALLS = 100  # of torch's functions, to make a weight; our networks take up to 14
 
-ForwardORM = Callable[[nn.Module, Tensor], Tensor]
+ForwardORM = Callable[..., Tensor]
 
 
 def _tmrnet(*, scale: int = 1, **options: Any) -> TMRNet:
@@ -142,9 +144,9 @@ def load_official(name: str, weights: str | os.PathLike[str] | Mapping[str, Any]
     return network.from_official(weights, **options)
 
 
-def call_network(network: nn.Module, bracket: Tensor) -> Tensor:
-    """Return ``network(bracket)``."""
-    return network(bracket)
+def call_network(network: nn.Module, bracket: Tensor, **inputs: Any) -> Tensor:
+    """Return ``network(bracket, **inputs)``."""
+    return network(bracket, **inputs)
 
 
 def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
@@ -152,16 +154,18 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
 
     Args:
         path: a ``.safetensors`` file; it is replaced if it exists, its folder must exist.
-        model: any module. With a :class:`ReconstructionNetwork` the file's metadata names its class and constructor
-            arguments, for :func:`load_model`.
+        model: any module. The names are the same if it, or a part of it, is compiled, or if it is inside DataParallel,
+            DistributedDataParallel or AveragedModel. With a :class:`ReconstructionNetwork` the file's metadata names
+            its class and constructor arguments, for :func:`load_model`.
 
     Raises:
         ImportError: safetensors is not installed.
         FileNotFoundError: the folder does not exist.
         OSError: the disk is full or not writable; the old file is untouched.
     """
+    model = _unwrap(model)
     state = {  # clones, because safetensors refuses tensors that share memory, such as tied weights
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        name.replace(_COMPILED, ""): tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
     }
     metadata = None
@@ -240,11 +244,27 @@ class _CallLimit(TorchFunctionMode):
 def load_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
     """Load a state dict (``.safetensors``, ``.pth`` or ``.pt``) into ``model``, all keys or none.
 
+    The model may be compiled or wrapped, as for :func:`save_weights`.
+
     Raises:
         ImportError: a ``.safetensors`` file is given and safetensors is not installed.
         FileNotFoundError: there is no such file.
         ValueError: the file is broken, holds code, or its names or shapes do not fit; the message lists them.
     """
-    state = read_state_dict(path)
-    check_state_dict(path, state, model.state_dict())  # first, because load_state_dict stops halfway
-    model.load_state_dict(state, strict=True)
+    state, model = read_state_dict(path), _unwrap(model)
+    own = model.state_dict()
+    names = {name.replace(_COMPILED, ""): name for name in own}
+    # first, because load_state_dict stops halfway
+    check_state_dict(path, state, {clean: own[name] for clean, name in names.items()})
+    model.load_state_dict({names[clean]: tensor for clean, tensor in state.items()}, strict=True)
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside torch.compile, DataParallel, DistributedDataParallel and AveragedModel."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, _COMPILED[:-1], None), nn.Module):
+            model = inner
+        else:
+            return model

@@ -87,7 +87,9 @@ class SPGRM(nn.Module):
         check_sides("tonemapped", tonemapped)
         guides = self._guide(features)
         height, width = tonemapped.shape[-2:]
-        padded = F.pad(tonemapped, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
+        padded = tonemapped
+        if height % self.stride or width % self.stride:  # inductor takes wrong strides for a padding of zero pixels
+            padded = F.pad(padded, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
         x = self.head(F.pixel_unshuffle(padded, self.stride))
         for stage, guide in zip(self.stages, guides, strict=True):
             x = run_block(self, stage, x, *guide)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
 
+from skt_components.modules.stage_layout import StageLayout, agree, find_layouts, halve_and_double, is_certain
+
+_LEAST_CHANNELS, _LEAST_PIXELS = 8, 4  # of a stage
 _SPEC = re.compile(r"^(?P<name>.*?)(?:\[(?P<call>-?\d+)\])?$")
 # Plain, DistributedDataParallel, torch.compile, and the two in either order.
 _WRAPPERS = ("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.")
-_COMPILED = (
-    ". A compiled model that ran before its first capture does not see taps: capture it once before, or set "
-    "torch._dynamo.config.skip_nnmodule_hook_guards = False"
+_REASONS = (
+    ". Possible reasons: the network takes another path for this input or mode, uses the layer's weights or forward "
+    "method without calling the layer, or runs copies of it (DataParallel, torch.jit)"
 )
 
 
@@ -63,7 +66,9 @@ class FeatureTaps:
         """Record the layers while ``model`` runs within the block; after it the list holds one tensor per layer.
 
         Captures may nest and may run in any order; each fills its own list. Of a layer that returns a tuple or list
-        the first tensor is recorded. A compiled model sets ``torch._dynamo.config.skip_nnmodule_hook_guards = False``.
+        the first tensor is recorded. The first capture of a compiled model sets options of ``torch.compile`` for the
+        whole process and discards what was compiled before, so that compiled graphs see the taps and can be
+        differentiated several times.
 
         Raises:
             ValueError: the model has no such layer (similar names are listed).
@@ -73,8 +78,8 @@ class FeatureTaps:
         calls: list[list[Tensor]] = [[] for _ in parsed]
         handles = []
         stages: list[Tensor] = []
-        if _is_compiled(model):  # or a graph compiled outside of a capture would be reused inside one
-            torch._dynamo.config.skip_nnmodule_hook_guards = False
+        if not torch.compiler.is_compiling() and _is_compiled(model):
+            _prepare_compiler()
         try:
             for (name, _), outputs in zip(parsed, calls, strict=True):
                 handles.append(find_layer(model, name).register_forward_hook(_recorder(name, outputs)))
@@ -87,8 +92,8 @@ class FeatureTaps:
                 stages.append(outputs[-1 if call is None else call])
             except IndexError:
                 wanted = "" if call is None else f", call {call} was asked for"
-                hint = _COMPILED if not outputs and _is_compiled(model) else ""
-                raise TapError(f"layer {name!r} ran {len(outputs)} times in this forward{wanted}{hint}") from None
+                reasons = "" if outputs else _REASONS
+                raise TapError(f"layer {name!r} ran {len(outputs)} times in this forward{wanted}{reasons}") from None
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
@@ -120,8 +125,21 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _is_compiled(model: nn.Module) -> bool:
-    compiled = ("_orig_mod", "_compiled_call_impl")  # torch.compile(module), module.compile()
-    return any(getattr(module, name, None) is not None for module in model.modules() for name in compiled)
+    """Return True after ``torch.compile(module)``, ``module.compile()`` or ``module.forward = torch.compile(...)``."""
+    return any(
+        getattr(module, "_orig_mod", None) is not None
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(module.forward, "_torchdynamo_orig_callable")
+        for module in model.modules()
+    )
+
+
+def _prepare_compiler() -> None:
+    """Let compiled graphs depend on hooks, and keep their buffers for a second backward pass (``retain_graph``)."""
+    config = torch._dynamo.config
+    if config.skip_nnmodule_hook_guards or torch._functorch.config.donated_buffer:
+        config.skip_nnmodule_hook_guards = torch._functorch.config.donated_buffer = False
+        torch._dynamo.reset()  # a graph from before would be reused with its old options
 
 
 def _parse(spec: str) -> tuple[str, int | None]:
@@ -137,13 +155,19 @@ def _recorder(name: str, outputs: list[Tensor]):  # type: ignore[no-untyped-def]
     def record(_module: nn.Module, _args: object, output: object) -> None:
         if not torch.compiler.is_compiling() and threading.get_ident() != thread:
             return
-        if isinstance(output, (tuple, list)):
-            output = next((item for item in output if isinstance(item, Tensor)), None)
+        output = _first_tensor(output)
         if not isinstance(output, Tensor):
             raise TapError(f"layer {name!r} returns {type(output).__name__}, not a tensor: choose another")
         outputs.append(output)
 
     return record
+
+
+def _first_tensor(output: object) -> object:
+    """Return the first tensor of a tuple or list, and anything else unchanged."""
+    if isinstance(output, (tuple, list)):
+        return next((item for item in output if isinstance(item, Tensor)), None)
+    return output
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -153,65 +177,25 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def as_feature_map(feature: Tensor, size: tuple[int, int], channels_last: bool | None = None) -> Tensor:
-    """Return a stage's output as ``(B, C, H, W)``.
-
-    Args:
-        feature: a map ``(B, C, H, W)``, which is returned as it is, a channels-last map ``(B, H, W, C)``, or tokens
-            ``(B, L, C)`` in row-major order.
-        size: height and width of the picture; those of channels-last maps and tokens are the picture's, divided by a
-            whole number and rounded up.
-        channels_last: True for a map ``(B, H, W, C)``; None decides by its shape, ``(B, C, H, W)`` if both fit.
-
-    Raises:
-        ValueError: the output is none of these.
-    """
-    if feature.ndim == 4:
-        last = is_channels_last(feature, size) if channels_last is None else channels_last
-        return feature.permute(0, 3, 1, 2) if last else feature
-    if feature.ndim == 3:
-        batch, length, channels = feature.shape
-        for height, width in _grids(size):
-            if height * width == length:
-                return feature.transpose(1, 2).reshape(batch, channels, height, width)
-    raise ValueError(
-        f"the output of a tapped layer must be a map (B, C, H, W) or (B, H, W, C), or tokens (B, L, C) that cover the "
-        f"picture {size}, got {tuple(feature.shape)}"
-    )
-
-
-def _grids(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Yield the size of the picture divided by 1, 2, 3, ..."""
-    return ((-(-size[0] // stride), -(-size[1] // stride)) for stride in range(1, max(size) + 1))
-
-
-def is_channels_last(feature: Tensor, size: tuple[int, int]) -> bool | None:
-    """Return True if a stage is a map ``(B, H, W, C)``, None if its shape also fits ``(B, C, H, W)``."""
-    if feature.ndim != 4:
-        return False
-    grids = set(_grids(size))
-    last, first = tuple(feature.shape[1:3]) in grids, tuple(feature.shape[2:]) in grids
-    return None if last and first else last
-
-
 def suggest_taps(
     model: nn.Module,
     sample: Tensor,
     *,
     forward_orm: Callable[[nn.Module, Tensor], object] | None = None,
-    max_depth: int = 2,
+    max_depth: int | None = None,
 ) -> list[tuple[str, tuple[int, ...]]]:
     """Print the layers whose output can be a stage, in the order in which they run, with the shapes.
 
     Args:
-        model: any network. It runs once, in eval mode and without gradient.
+        model: any network. It runs in eval mode and without gradient: once, and if the shapes leave a doubt once more,
+            on a picture of half the height.
         sample: an input of the network.
         forward_orm: function that calls it, ``forward_orm(model, sample)``; None for ``model(sample)``.
-        max_depth: depth of nested modules to include.
+        max_depth: depth of nested modules to include; None for all.
 
     Returns:
-        ``(name, shape)`` of each layer that returns a feature map ``(B, C, H, W)`` or ``(B, H, W, C)``, or tokens
-        ``(B, L, C)``, of at least 8 channels.
+        ``(name, shape)`` of each layer whose output the framework can align: maps, tokens, and first tensors of tuples,
+        of at least 8 channels.
 
     Example:
         >>> import torch
@@ -221,32 +205,117 @@ def suggest_taps(
         0      Conv2d  (1, 8, 6, 6)
         1      ReLU    (1, 8, 6, 6)
     """
-    layers = {n: m for n, m in model.named_modules() if n and n.count(".") < max_depth}
-    found: list[tuple[str, Tensor]] = []
-    size = (sample.shape[-2], sample.shape[-1])
-    handles = [layer.register_forward_hook(_candidate(name, found, size)) for name, layer in layers.items()]
-    try:
-        with torch.no_grad(), eval_mode(model):
-            model(sample) if forward_orm is None else forward_orm(model, sample)
-    finally:
-        for handle in handles:
-            handle.remove()
-    calls = Counter(name for name, _ in found)
+    layers = {n: m for n, m in model.named_modules() if n and (max_depth is None or n.count(".") < max_depth)}
+    found = _find_stages(model, layers, sample, forward_orm)
     rows = [("layer", "type", "output (calls)")]
-    candidates = {name: tuple(output.shape) for name, output in found}
-    for name, shape in candidates.items():
-        times = f" ({calls[name]} calls)" if calls[name] > 1 else ""
+    for name, (shape, calls) in found.items():
+        times = f" ({calls} calls)" if calls > 1 else ""
         rows.append((name, type(layers[name]).__name__, f"{shape}{times}"))
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     for row in rows:
         print(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}")
-    return list(candidates.items())
+    return [(name, shape) for name, (shape, _) in found.items()]
 
 
-def _candidate(name: str, found: list[tuple[str, Tensor]], size: tuple[int, int]):  # type: ignore[no-untyped-def]
-    def record(_module: nn.Module, _args: object, output: object) -> None:
-        if isinstance(output, Tensor) and output.ndim in (3, 4) and output.is_floating_point():
-            channels_last = output.ndim == 3 or is_channels_last(output, size)
-            found.extend([(name, output)] if output.shape[-1 if channels_last else 1] >= 8 else [])
+def choose_taps(
+    model: nn.Module, sample: Tensor, count: int, forward_orm: Callable[[nn.Module, Tensor], object] | None = None
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the names and shapes of ``count`` stages of a network, at equal distances in the order of execution.
 
-    return record
+    Of the layers with weights to train whose output can be a stage, the outermost are taken; a layer is replaced by its
+    parts while there are too few. Layers that hold the exposures in the batch are taken only if the others are too few.
+
+    Raises:
+        ValueError: the network has fewer such layers.
+    """
+    network = unwrap(model)
+    trained = {n: m for n, m in network.named_modules() if n and any(p.requires_grad for p in m.parameters())}
+    for folded in (False, True):
+        found = _find_stages(model, trained, sample, forward_orm, folded=folded)
+        names = _expand(list(found), count)
+        if len(names) >= count:
+            ends = (len(names) * part // count - 1 for part in range(1, count + 1))
+            return [(names[end], found[names[end]][0]) for end in ends]
+    raise ValueError(
+        f"{type(network).__name__} has {len(names)} layers that can be stages, {count} are needed: pass taps=[{count} "
+        "layer names], each of a layer with weights that returns a map (B, C, H, W) or tokens (B, L, C) of at least "
+        f"{_LEAST_CHANNELS} channels"
+    )
+
+
+def _expand(names: Sequence[str], count: int) -> list[str]:
+    """Return the outermost layers, of which the largest are replaced by their parts until there are ``count``."""
+    outermost = _outermost(names)
+    while len(outermost) < count:
+        parts = {name: sum(other.startswith(f"{name}.") for other in names) for name in outermost}
+        largest = max(parts, key=lambda name: parts[name], default="")
+        if not parts.get(largest):
+            break
+        names = [name for name in names if name != largest]
+        outermost = _outermost(names)
+    return outermost
+
+
+def _outermost(names: Sequence[str]) -> list[str]:
+    return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+
+
+def _find_stages(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    sample: Tensor,
+    forward_orm: Callable[[nn.Module, Tensor], object] | None,
+    folded: bool = True,
+) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Return shape and number of calls of each layer whose output can be a stage, in the order of the last calls.
+
+    Args:
+        folded: include layers whose batch holds the exposures.
+    """
+    frames = sample.shape[1] if sample.ndim == 5 else 1
+
+    def run(pictures: Tensor) -> tuple[dict[str, list[tuple[int, ...]]], dict[str, list[StageLayout]]]:
+        shapes = _record_shapes(model, layers, pictures, forward_orm)
+        size, batch = (pictures.shape[-2], pictures.shape[-1]), len(pictures)
+        found = {name: find_layouts(calls[-1], size, batch, frames) for name, calls in shapes.items()}
+        return shapes, {n: [layout for layout in of if folded or layout.frames == 1] for n, of in found.items()}
+
+    shapes, layouts = run(sample)
+    if not all(is_certain(of) for of in layouts.values() if of):
+        with suppress(Exception):  # a network may raise anything on input that it was not made for
+            others, second = run(halve_and_double(sample))
+            layouts = {
+                name: agree(of, shapes[name][-1], second.get(name, []), others.get(name, [()])[-1])
+                for name, of in layouts.items()
+            }
+    found = {name: (calls[-1], len(calls)) for name, calls in shapes.items() if layouts[name]}
+    channels = {name: layouts[name][0].count_channels(shape) for name, (shape, _) in found.items()}
+    pixels = {name: math.prod(shape) // (channels[name] * len(sample)) for name, (shape, _) in found.items()}
+    return {n: row for n, row in found.items() if channels[n] >= _LEAST_CHANNELS and pixels[n] >= _LEAST_PIXELS}
+
+
+def _record_shapes(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    sample: Tensor,
+    forward_orm: Callable[[nn.Module, Tensor], object] | None,
+) -> dict[str, list[tuple[int, ...]]]:
+    """Return the shapes of each layer's outputs, in the order of the layers' last calls."""
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+
+    def recorder(name: str) -> Callable[..., None]:
+        def record(_module: nn.Module, _args: object, output: object) -> None:
+            output = _first_tensor(output)
+            if isinstance(output, Tensor) and output.is_floating_point():
+                shapes[name] = [*shapes.pop(name, []), tuple(output.shape)]
+
+        return record
+
+    handles = [layer.register_forward_hook(recorder(name)) for name, layer in layers.items()]
+    try:
+        with torch.no_grad(), eval_mode(model), torch.compiler.set_stance("force_eager"):
+            model(sample) if forward_orm is None else forward_orm(model, sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes

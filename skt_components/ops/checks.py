@@ -31,6 +31,21 @@ def check_tensor(
         raise ValueError(f"{name} must have {channels} channels {layout}, got shape {tuple(value.shape)}")
 
 
+def check_output_type(output: object) -> None:
+    """Raise TypeError unless the output of a network is a tensor."""
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"the network must return a tensor (B, C, H, W), got {type(output).__name__}: choose the picture with "
+            "forward_orm=<a function of network and bracket that returns it>"
+        )
+
+
+def check_picture(output: object) -> None:
+    """Raise TypeError or ValueError unless the output of a network is a floating-point tensor (B, C, H, W)."""
+    check_output_type(output)
+    check_tensor("the network's output", output, ndim=4, layout="(B, C, H, W)")
+
+
 def check_same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
     """Raise ValueError unless the two tensors have the same shape and device."""
     if a.shape != b.shape:

@@ -147,7 +147,7 @@ def framework_options(config: TrainConfig) -> dict[str, Any]:
     """Return the keyword arguments of :class:`SemanticKnowledgeTransfer` that the options decide."""
     no_terms = config.bare and config.perceptual is None  # a bare run has no features for the weights of the paper
     return {
-        "taps": config.taps or None,
+        "taps": "auto" if config.taps == ("auto",) else config.taps or None,
         "domain": config.domain,
         "weights": None if no_terms else config.term_weights,
         "joint": config.joint,

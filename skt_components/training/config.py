@@ -69,7 +69,7 @@ class TrainConfig:
     """Without init: a last layer that is fitted to some training samples, so that the network begins with a picture,
     or random weights alone. A network of your own always begins with its own weights."""
     taps: tuple[str, ...] = ()
-    """Three layers of the network to align; its own fusion_taps when empty."""
+    """Three layers of the network to align; when empty its own fusion_taps, or three that are chosen and printed."""
     knowledge_bank: str = "tf_efficientnet_lite0"
     """Frozen network: a timm model by its name, fastsam (weights under AGPL-3.0), or none: a teacher without semantic
     features, and the whole picture as the only region."""
@@ -183,7 +183,7 @@ class TrainConfig:
     """Also train the bare network from the same weights on the same data, and print the paired gain."""
     bare: bool = False
     """Train the bare network alone, as compare does beside the framework. Its regions are measured with the bank, which
-    must be there, and a network of your own needs its taps."""
+    must be there."""
     config: Path | None = None
     """TOML file of these options; those on the command line win."""
     dry_run: bool = False

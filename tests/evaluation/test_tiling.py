@@ -172,3 +172,17 @@ def test_rejects_bad_brackets_and_networks(run):
     for wrong in (lambda tiles: tiles[:, 0, :, 1:], lambda tiles: tiles, lambda tiles: tiles[:, 0, :, ::2, ::2]):
         with pytest.raises(ValueError, match=r"network must map tiles of .* with an integer s, got"):
             run(wrong, torch.rand(1, 3, 4, 20, 20))
+
+
+@pytest.mark.parametrize("run", [tiled_inference, official_tiles])
+def test_a_network_that_returns_more_than_a_picture_needs_forward_orm(run):
+    def network(tiles):
+        return tiles[:, 0], None
+
+    def take_first(network, tiles):
+        return network(tiles)[0]
+
+    bracket = torch.rand(1, 3, 6, 20, 24)
+    with pytest.raises(TypeError, match=r"the network must return a tensor .*, got tuple: .* forward_orm="):
+        run(network, bracket, progress=False)
+    assert torch.equal(run(network, bracket, forward_orm=take_first, progress=False), bracket[:, 0])

@@ -446,6 +446,20 @@ def test_compile_is_asked_for_network_and_teacher(train, tmp_path: Path, monkeyp
     assert distance(plain, other) <= 1e-6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("camera", ["default", "raw"])
+@pytest.mark.parametrize("network", ["ahdrnet-small", "hdr-transformer-small", "sctnet-small", "tmrnet-small"])
+def test_inductor_trains_validates_at_another_size_and_resumes(
+    train, tmp_path: Path, network: str, camera: str
+) -> None:
+    options = [*SHORT, "--orm", network, "--knowledge-bank", "none", "--val-crop", "24", "--lr", "1e-4"]
+    options += [] if camera == "default" else ["--camera", camera]
+    train([*options, "--compile", "--steps", "2", "--out", str(tmp_path / "run")])
+    first = checkpoint(tmp_path / "run")["module"]
+    train(["--resume", str(tmp_path / "run"), "--steps", "3"])
+    assert 0 < distance(first, checkpoint(tmp_path / "run")["module"]) < 1e-3
+
+
 def test_several_seeds_are_reported_together(train, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = tmp_path / "run"
     train([*SHORT, "--steps", "2", "--compare", "--seeds", "2", "--seed", "5", "--out", str(run)])

@@ -613,7 +613,6 @@ def test_nothing_is_written_over(train: Train, tmp_path: Path) -> None:
         (["--data", "bracketire-plus", "--root", "missing"], "missing"),
         (["--taps", "RDB1", "RDB2"], "taps must name 3"),
         (["--taps", "RDB1", "RDB2", "RDB9"], "RDB9"),
-        (["--orm", "strangers:Stranger"], "Stranger has no attribute fusion_taps: pass --taps"),
     ],
 )
 def test_mistakes_are_explained(train: Train, tmp_path: Path, arguments: list[str], message: str) -> None:

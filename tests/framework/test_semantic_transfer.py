@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 import weakref
 from pathlib import Path
 
@@ -678,6 +679,29 @@ def test_a_state_dict_resumes_a_framework_exactly():
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+def test_a_state_of_other_taps_warns():
+    buffer, other = io.BytesIO(), make(taps=["RDB1", "RDB2", "conv2"])
+    torch.save(make().state_dict(), buffer)
+    buffer.seek(0)
+    state = torch.load(buffer, weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make().load_state_dict(state)
+        other.load_state_dict(dict(state))  # without metadata
+    with pytest.warns(UserWarning, match=r"trained with taps=\['RDB1', .*\], the framework has taps=.*conv2"):
+        other.load_state_dict(state)
+
+
+@pytest.mark.parametrize("domain", ["srgb", "raw"])
+def test_a_framework_can_be_made_on_the_meta_device(domain):
+    options = {} if domain == "srgb" else {"num_frames": 5, "in_channels": 4, "out_channels": 4, "reference": 0}
+    with torch.device("meta"):
+        framework = make(make_orm(**options), knowledge_bank=EmptyBank(), domain=domain)
+    assert {p.device.type for p in framework.parameters()} == {"meta"}
+    orm = make_orm(**options).to("meta")
+    assert {p.device.type for p in make(orm, knowledge_bank=EmptyBank(), domain=domain).skams.parameters()} == {"cpu"}
+
+
 def test_a_deepcopy_trains_on_its_own():
     framework, data = make(), make_data()
     twin = copy.deepcopy(framework)
@@ -1081,17 +1105,9 @@ def test_it_validates_without_gradient():
 # rejects_bad_input
 
 
-class Silent(AHDRNet):
-    fusion_taps = None  # type: ignore[assignment]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"orm": Silent()},
-            r"Silent has no attribute fusion_taps: pass taps=\[three layer names\]; suggest_taps",
-        ),
         (
             {"taps": ["RDB1", "RDB2"]},
             r"taps must name 3 different stages, one for each stage of the SPGRM, got \['RDB1', 'RDB2'\]",
@@ -1322,15 +1338,17 @@ def test_the_layout_of_a_stage_is_known_where_its_shape_does_not_tell():
     for last in (False, True):
         torch.manual_seed(0)
         framework = make(SquareStages(last), taps=taps)
-        assert framework.channels_last == [last] * 3
+        assert [layout.axes for layout in framework.layouts] == ["BHWC" if last else "BCHW"] * 3
         terms = framework(bracket, target, generator=generator(1)).terms
         gradients.append(torch.autograd.grad(terms["alignment"], framework.orm.embed.weight)[0])
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(*gradients)
     with pytest.warns(UserWarning, match=r"tap 'stages.0' gives \(1, 16, 16, 16\), .* a sample that is not square"):
-        assert make(SquareStages(True, fixed=64), taps=taps).channels_last == [False] * 3
+        framework = make(SquareStages(True, fixed=64), taps=taps)
+    assert [layout.axes for layout in framework.layouts] == ["BCHW"] * 3
     sample = torch.rand(1, 3, 6, 64, 96)
-    assert make(SquareStages(True, fixed=64), taps=taps, sample=sample).channels_last == [True] * 3
+    framework = make(SquareStages(True, fixed=64), taps=taps, sample=sample)
+    assert [layout.axes for layout in framework.layouts] == ["BHWC"] * 3
 
 
 def test_a_bank_may_work_in_inference_mode():
@@ -1433,3 +1451,224 @@ def test_the_teachers_stages_are_half_as_large_as_the_bracket():
         orm = AHDRNet(features=8, num_layers=2, growth=4, scale=scale, **raw)
         assert make(orm, domain="raw").spgrm.stride == 4 * scale
     assert make(teacher_stride=1).spgrm.stride == 1
+
+
+# other networks' stages, scales, precisions and inputs
+
+
+class Plain(nn.Module):
+    """Three convolutions and a head; ``scale`` multiplies the stages, ``width`` is theirs."""
+
+    def __init__(self, width=12, frames=3, scale=1.0):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(6 * frames, width, 3, 1, 1), nn.Conv2d(width, width, 3, 1, 1)
+        self.c, self.out, self.scale = nn.Conv2d(width, width, 3, 1, 1), nn.Conv2d(width, 3, 1), scale
+        if scale != 1:
+            for layer in (self.a, self.b, self.c):
+                layer.register_forward_hook(lambda _layer, _args, x: scale * x)
+
+    def forward(self, bracket):
+        x = self.a(bracket.flatten(1, 2)) / self.scale
+        x = self.b(x) / self.scale
+        return self.out(self.c(x) / self.scale).sigmoid()
+
+
+class PrefixTokens(nn.Module):
+    """Tokens of patches after class and register tokens."""
+
+    def __init__(self, prefix=5):
+        super().__init__()
+        self.embed, self.prefix = nn.Conv2d(18, 16, 8, 8), nn.Parameter(torch.rand(1, prefix, 16))
+        self.a, self.b, self.c = (nn.Linear(16, 16) for _ in range(3))
+        self.out = nn.ConvTranspose2d(16, 3, 8, 8)
+
+    def forward(self, bracket):
+        maps = self.embed(bracket.flatten(1, 2))
+        tokens = torch.cat([self.prefix.expand(len(maps), -1, -1), maps.flatten(2).mT], 1)
+        tokens = self.c(self.b(self.a(tokens)))
+        return self.out(tokens[:, self.prefix.shape[1] :].mT.reshape(maps.shape))
+
+
+class Siamese(Plain):
+    """Frames in the batch, the frame or the sample first."""
+
+    def __init__(self, frames_first):
+        super().__init__(frames=1)
+        self.out, self.frames_first = nn.Conv2d(36, 3, 1), frames_first
+
+    def forward(self, bracket):
+        bracket = bracket.transpose(0, 1) if self.frames_first else bracket
+        maps = self.c(self.b(self.a(bracket.flatten(0, 1)))).unflatten(0, bracket.shape[:2])
+        return self.out((maps.transpose(0, 1) if self.frames_first else maps).flatten(1, 2))
+
+
+class Volumes(nn.Module):
+    """3-D convolutions over (C, N, H, W)."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv3d(i, 8, 3, 1, 1) for i in (6, 8, 8))
+        self.out = nn.Conv2d(24, 3, 1)
+
+    def forward(self, bracket):
+        return self.out(self.c(self.b(self.a(bracket.transpose(1, 2)))).flatten(1, 2))
+
+
+class Padded(nn.Module):
+    """Tokens of a picture that is padded inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Conv2d(18, 16, 1), nn.Conv2d(16, 3, 1)
+        self.a, self.b, self.c = (nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, bracket):
+        height, width = bracket.shape[-2:]
+        maps = self.embed(F.pad(bracket.flatten(1, 2), (0, -width % 8, 0, -height % 8)))
+        tokens = self.c(self.b(self.a(maps.flatten(2).mT)))
+        return self.out(tokens.mT.reshape(maps.shape))[..., :height, :width]
+
+
+@pytest.mark.parametrize(
+    ("network", "channels", "size"),
+    [
+        (PrefixTokens(1), 16, (32, 48)),
+        (PrefixTokens(5), 16, (32, 48)),
+        (Siamese(False), 36, (32, 24)),
+        (Siamese(True), 36, (32, 24)),
+        (Volumes(), 24, (32, 24)),
+        (Padded(), 16, (30, 44)),
+    ],
+)
+def test_unusual_stages_are_aligned(network, channels, size):
+    framework = make(network, taps=["a", "b", "c"], spgrm=Teacher())
+    assert [skam.student_channels for skam in framework.skams] == [channels] * 3
+    framework(*make_data(size=size)).terms["alignment"].backward()
+    assert framework.orm.a.weight.grad.abs().max() > 0
+
+
+def test_the_order_of_folded_frames_is_known():
+    for first in (False, True):
+        framework = make(Siamese(first), taps=["a", "b", "c"], spgrm=Teacher())
+        assert [layout.frames_first for layout in framework.layouts] == [first] * 3
+
+
+class Windows(Plain):
+    """Windows of 8 x 8 in the batch."""
+
+    def forward(self, bracket):
+        windows = bracket.flatten(1, 2).unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5)
+        x = self.out(self.c(self.b(self.a(windows.flatten(0, 2)))))
+        return x.unflatten(0, windows.shape[:3]).permute(0, 3, 1, 4, 2, 5).flatten(2, 3).flatten(3, 4)
+
+
+class Queries(PrefixTokens):
+    """Learned queries instead of the picture's tokens."""
+
+    def forward(self, bracket):
+        self.c(self.b(self.a(self.prefix.expand(len(bracket), -1, -1))))
+        return super().forward(bracket)
+
+    def __init__(self):
+        super().__init__(37)
+
+
+@pytest.mark.parametrize(("network", "taps"), [(Windows(), ["b", "a", "c"]), (Queries(), ["b[0]", "a", "c"])])
+def test_a_stage_that_is_neither_a_map_nor_tokens_is_refused_by_its_name(network, taps):
+    with pytest.raises(ValueError, match=rf"^tap '{taps[0][0]}.*' gives \(.*\) for a bracket .* Choose another"):
+        make(network, taps=taps, spgrm=Teacher())
+
+
+@pytest.mark.parametrize("taps", [None, "auto"])
+def test_a_network_without_fusion_taps_gets_three_that_are_printed(capsys, taps):
+    framework = make(ThreeInputs(), taps=taps, forward_orm=one_inputs, spgrm=Teacher())
+    assert framework.taps.layers == ("encoder", "middle", "decoder")
+    assert capsys.readouterr().out == (
+        "taps of ThreeInputs: encoder (1, 12, 64, 64), middle (1, 20, 32, 32), decoder (1, 12, 64, 64). "
+        "Pass taps=[3 layer names] for others\n"
+    )
+    make()
+    assert capsys.readouterr().out == ""
+
+
+def test_stages_that_fold_the_frames_are_chosen_if_there_are_no_others():
+    assert make(Siamese(True), spgrm=Teacher()).taps.layers == ("a", "b", "c")
+
+
+def test_the_first_field_of_the_output_is_the_loss_of_everything():
+    output = make()(*make_data())
+    assert output[0] is output.total
+
+
+def test_wide_stages_get_a_latent_of_64_and_published_networks_their_own_width():
+    wide = make(Plain(96), taps=["a", "b", "c"], spgrm=Teacher())
+    assert [skam.decoder[0].in_channels for skam in wide.skams] == [64] * 3
+    assert [skam.decoder[0].in_channels for skam in make(make_orm(features=60)).skams] == [60] * 3
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, 1e6])
+def test_the_alignment_never_outgrows_the_loss_of_the_network(scale):
+    framework = make(Plain(scale=scale), taps=["a", "b", "c"], weights=LossWeights(0.0, 0.0, 1.0, 0.0))
+    output = framework(*make_data(), generator=generator())
+    assert 0 < output.terms["alignment"] <= output.terms["org"] * (1 + 1e-6)
+    norms = framework.compare_gradients(output)["parameters"]
+    assert norms["alignment"].norm < 10 * norms["org"].norm
+    framework.limit_alignment = False
+    free = framework(*make_data(), generator=generator()).terms["alignment"]
+    assert (free > 100 * output.terms["org"]) == (scale > 1)
+
+
+def test_the_alignment_of_published_networks_is_eq_12_as_it_stands():
+    assert not make().limit_alignment
+    assert make(limit_alignment=True).limit_alignment
+    assert make(taps=["RDB1", "RDB2", "conv2"]).limit_alignment
+
+
+@pytest.mark.parametrize("bank", [EmptyBank, TinyBank])
+def test_weights_of_bfloat16_train_with_float32_losses(bank):
+    bracket, target = (part.bfloat16() for part in make_data())
+    whole = make(knowledge_bank=bank()).bfloat16()
+    for framework in (whole, make(make_orm().bfloat16(), knowledge_bank=bank())):
+        for given in ((bracket, target), (bracket.float(), target.float())):
+            output = framework(*given)
+            assert {term.dtype for term in (output.total, *output.terms.values())} == {torch.float32}
+            output.total.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in framework.parameters())
+        assert all(picture.dtype == torch.float32 for picture in framework.reconstruct(bracket))
+
+
+class Timed(Plain):
+    """A network that needs exposure times (B, N) and a map of noise (B, 1, H, W)."""
+
+    def forward(self, bracket, times, noise):
+        return super().forward(bracket * times[:, :, None, None, None] + noise[:, None])
+
+
+@pytest.mark.parametrize("forward_orm", [None, lambda orm, bracket, times, noise: orm(bracket, times, noise)])
+def test_further_inputs_of_the_network_are_passed_on(forward_orm):
+    bracket, target = make_data()
+    inputs = {"times": torch.rand(2, 3), "noise": torch.rand(2, 1, 32, 24)}
+    options = {"taps": ["a", "b", "c"], "forward_orm": forward_orm, "spgrm": Teacher()}
+    with pytest.raises(ValueError, match=r"the network did not run .* Pass sample=.*, sample_inputs="):
+        make(Timed(), **options)
+    framework = make(Timed(), sample=bracket, sample_inputs=inputs, **options)
+    output = framework(bracket, target, **inputs)
+    assert torch.equal(output.hdr, framework.orm(bracket, **inputs))
+    assert torch.equal(framework.reconstruct(bracket, **inputs)[0], output.hdr)
+
+
+@pytest.mark.slow
+def test_network_and_teacher_compiled_by_inductor_are_diagnosed_and_train():
+    framework = make(Plain(8), taps=["a", "b", "c"], knowledge_bank=EmptyBank(), spgrm=SPGRM((), features=8))
+    plain = copy.deepcopy(framework)
+    framework.orm.compile()
+    framework.spgrm.compile()
+    for size in ((32, 24), (21, 19)):
+        data, results = make_data(size=size), []
+        for module in (framework, plain):
+            output = module(*data, generator=generator())
+            norms = module.compare_gradients(output)["parameters"]
+            output.total.backward()
+            results.append([output.total, torch.tensor([norm for norm, _ in norms.values()])])
+            results[-1] += [p.grad for p in module.parameters()]
+        torch.testing.assert_close(*results, rtol=1e-3, atol=1e-5)

@@ -85,3 +85,39 @@ def test_a_network_of_your_own_is_exported_with_a_bracket(tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     assert export_onnx(even, tmp_path / "own.onnx", bracket) <= 1e-5
+
+
+class Pair(Own):
+    """The picture is one of two outputs."""
+
+    def forward(self, bracket):
+        return {"hdr": super().forward(bracket), "other": bracket}
+
+
+def take_hdr(network, bracket):
+    return network(bracket)["hdr"]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_number_that_sides_must_be_multiples_of_is_found(batch):
+    program = export_program(Own(), torch.rand(batch, 3, 6, 16, 24)).module()
+    for shape in ((1, 3, 6, 6, 10), (3, 3, 6, 12, 8)):
+        other = torch.rand(shape)
+        torch.testing.assert_close(program(other), Own()(other))
+
+
+def test_a_network_for_one_size_alone_says_what_to_do():
+    class Fixed(Own):
+        def forward(self, bracket):
+            return super().forward(bracket) + torch.ones(16, 24)
+
+    with pytest.raises(ValueError, match=r"Fixed cannot be exported for any batch .* dynamic=False .*size_multiple"):
+        export_program(Fixed(), torch.rand(2, 3, 6, 16, 24))
+
+
+def test_the_picture_is_chosen_with_forward_orm():
+    bracket = torch.rand(2, 3, 6, 16, 24)
+    with pytest.raises(TypeError, match=r"the network must return a tensor .*, got dict: .* forward_orm="):
+        export_program(Pair(), bracket)
+    program = export_program(Pair(), bracket, forward_orm=take_hdr).module()
+    torch.testing.assert_close(program(bracket[:1, ..., :8]), Own()(bracket[:1, ..., :8]))

@@ -9,8 +9,9 @@ from types import ModuleType
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from skt_components.files.weights import write_safetensors
+from skt_components.files.weights import read_state_dict, write_safetensors
 from skt_components.models import (
     NETWORKS,
     AHDRNet,
@@ -230,6 +231,28 @@ def test_a_missing_safetensors_package_names_the_extra(tmp_path, monkeypatch):
     for call in (save_weights, load_weights):
         with pytest.raises(ImportError, match=r'safetensors.*: pip install "skt-components\[fastsam\]"'):
             call(tmp_path / "m.safetensors", make_model())
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, AveragedModel])
+def test_a_wrapped_network_is_saved_and_loaded_with_its_own_names(tmp_path, wrap):
+    network = AHDRNet(features=4, num_layers=1, growth=2)
+    save_weights(tmp_path / "net.safetensors", wrap(network))
+    loaded = load_model(tmp_path / "net.safetensors")
+    other = wrap(AHDRNet(features=4, num_layers=1, growth=2))
+    load_weights(tmp_path / "net.safetensors", other)
+    for twin in (loaded, getattr(other, "module", other)):
+        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), twin.parameters(), strict=True))
+
+
+def test_a_compiled_part_is_saved_and_loaded_with_its_own_names(tmp_path):
+    network, other = AHDRNet(features=4, num_layers=1, growth=2), AHDRNet(features=4, num_layers=1, growth=2)
+    names = set(network.state_dict())
+    network.RDB1 = torch.compile(network.RDB1)
+    save_weights(tmp_path / "net.safetensors", network)
+    assert set(read_state_dict(tmp_path / "net.safetensors")) == names
+    load_weights(tmp_path / "net.safetensors", other)
+    load_weights(tmp_path / "net.safetensors", network)
+    assert torch.equal(other.RDB1.conv_1x1.weight, network.RDB1.conv_1x1.weight)
 
 
 def test_a_network_of_this_library_is_made_from_its_file(tmp_path):

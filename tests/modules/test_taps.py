@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from skt_components.modules import FeatureTaps, suggest_taps
-from skt_components.modules.taps import as_feature_map, eval_mode, find_layer
+from skt_components.modules.stage_layout import as_feature_map
+from skt_components.modules.taps import choose_taps, eval_mode, find_layer
 
 
 class Twice(nn.Module):
@@ -308,13 +309,22 @@ def test_compiled_models_give_each_capture_its_own_stages(compile_it, backend):
         torch.testing.assert_close(got, wanted)
 
 
-def test_a_compiled_model_that_ran_without_taps_says_what_to_do():
-    model = chain().eval()
-    wrapped, x = torch.compile(model, backend="eager"), torch.rand(1, 3, 4, 4)
-    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=True):  # PyTorch's default
-        wrapped(x)
-        with pytest.raises(RuntimeError, match=r"ran 0 times.*compiled model that ran before its first capture"):
-            run_tapped(wrapped, ["0"], x)
+@pytest.mark.parametrize("compile_it", ["function", "in place", "forward"])
+def test_a_compiled_model_that_ran_before_its_first_capture_is_compiled_again(compile_it):
+    model = wrapped = chain().eval()
+    if compile_it == "function":
+        wrapped = torch.compile(model, backend="aot_eager")
+    elif compile_it == "in place":
+        model.compile(backend="aot_eager")
+    else:
+        model.forward = torch.compile(model.forward, backend="aot_eager")
+    functorch = torch._functorch.config
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=True), functorch.patch(donated_buffer=True):  # defaults
+        x = torch.rand(1, 3, 4, 4)
+        plain = wrapped(x)
+        assert torch.equal(run_tapped(wrapped, ["0"], x)[0], model[0](x))
+        assert torch.equal(wrapped(x), plain)
+        assert torch.equal(run_tapped(wrapped, ["0"], x)[0], model[0](x))
 
 
 @pytest.mark.parametrize("order", ["tpttppt", "tpnmtpnm"])
@@ -374,7 +384,7 @@ def test_a_wrong_name_lists_similar_ones():
 
 def test_a_layer_that_does_not_run_is_an_error():
     model = Twice()
-    with pytest.raises(RuntimeError, match=r"layer 'unused' ran 0 times in this forward$"):
+    with pytest.raises(RuntimeError, match=r"layer 'unused' ran 0 times in this forward. Possible reasons: "):
         run_tapped(model, ["unused"], torch.rand(1, 3, 4, 4))
     with pytest.raises(RuntimeError, match="layer 'stem' ran 0 times"), FeatureTaps(["stem"]).capture(model):
         pass
@@ -475,14 +485,68 @@ def test_suggest_taps_names_layers_that_can_be_tapped(capsys):
 def test_suggest_taps_looks_no_deeper_than_asked(capsys):
     model = nn.Sequential(nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 1))))
     assert [n for n, _ in suggest_taps(model, torch.rand(1, 3, 4, 4), max_depth=1)] == ["0"]
-    assert [n for n, _ in suggest_taps(model, torch.rand(1, 3, 4, 4))] == ["0.0", "0"]
-    assert [n for n, _ in suggest_taps(model, torch.rand(1, 3, 4, 4), max_depth=3)] == ["0.0.0", "0.0", "0"]
+    assert [n for n, _ in suggest_taps(model, torch.rand(1, 3, 4, 4), max_depth=2)] == ["0.0", "0"]
+    assert [n for n, _ in suggest_taps(model, torch.rand(1, 3, 4, 4))] == ["0.0.0", "0.0", "0"]
 
 
 def test_suggest_taps_shows_tokens_and_takes_a_forward(capsys):
     model = nn.Sequential(nn.Linear(4, 16), nn.Linear(16, 7), nn.Flatten(0))
     found = suggest_taps(model, torch.rand(1, 4, 3, 3), forward_orm=lambda m, x: m(x.flatten(2).transpose(1, 2)))
     assert found == [("0", (1, 9, 16))]
+
+
+class Deep(nn.Module):
+    """Blocks at depth 3 that return a map and something else, beside layers that can not be stages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Module()
+        self.net.core = nn.Module()
+        self.net.core.blocks = nn.ModuleList(Pair() for _ in range(5))
+        self.net.pooled, self.net.constant = nn.Linear(12, 12), nn.Linear(4, 12)
+        self.net.frozen = nn.Conv2d(12, 12, 1).requires_grad_(False)
+        self.out = nn.Conv2d(12, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.repeat(1, 4, 1, 1)
+        for block in self.net.core.blocks:
+            x, _ = block(x)
+        x = x * self.net.pooled(x.mean((2, 3)))[..., None, None] + self.net.constant(torch.ones(1, 5, 4)).mean()
+        return self.out(self.net.frozen(x))
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(12, 12, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        return self.conv(x), (1, 2)
+
+
+def test_suggest_taps_finds_stages_at_any_depth_and_in_blocks_that_return_tuples(capsys):
+    found = dict(suggest_taps(Deep(), torch.rand(1, 3, 6, 6)))
+    blocks = [f"net.core.blocks.{i}" for i in range(5)]
+    assert list(found) == [name for block in blocks for name in (f"{block}.conv", block)] + ["net.frozen"]
+    assert set(found.values()) == {(1, 12, 6, 6)}
+
+
+def test_taps_are_chosen_at_thirds_of_the_outermost_layers_to_train():
+    names = [name for name, _ in choose_taps(Deep(), torch.rand(1, 3, 6, 6), 3)]
+    assert names == ["net.core.blocks.0", "net.core.blocks.2", "net.core.blocks.4"]
+
+
+def test_a_layer_is_replaced_by_its_parts_while_there_are_too_few():
+    parts = nn.Sequential(*(nn.Conv2d(8, 8, 1) for _ in range(6)))
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), parts, nn.Conv2d(8, 3, 1))
+    assert [name for name, _ in choose_taps(model, torch.rand(1, 3, 6, 6), 3)] == ["1.0", "1.2", "1.5"]
+    with pytest.raises(ValueError, match=r"Sequential has 2 layers that can be stages, 3 are needed: pass taps=\[3 "):
+        choose_taps(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)), torch.rand(1, 3, 6, 6), 3)
+
+
+def test_taps_of_a_compiled_model_are_chosen_without_compiling_it():
+    model = torch.compile(Deep(), backend=lambda *_: 1 / 0)
+    assert [name for name, _ in choose_taps(model, torch.rand(1, 3, 6, 6), 1)] == ["net.core.blocks.4"]
 
 
 @pytest.mark.parametrize("fails", [False, True])
