@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from skt_components.files.lock import LOCK_FILE
 from skt_components.training import TrainConfig, build_data, parse_options, to_arguments
 from skt_components.training.config import read_toml
 
@@ -213,7 +214,7 @@ def join_studies(out: Path, study: Study) -> Study:
     """
     before = load_study(out)
     if before is None:
-        if out.exists() and (not out.is_dir() or any(path.name != "study.lock" for path in out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(path.name != LOCK_FILE for path in out.iterdir())):
             raise ValueError(f"--out {out} exists, is not empty and holds no study: choose another")
         return study
     shared = [arm for arm in study.arms if arm in before.arms]

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from plan import ROOT, Study, root_arguments
 
+from skt_components.files import FolderLock
 from skt_components.training import to_arguments
 
 SCRIPT = ROOT / "examples" / "train_full.py"
@@ -94,18 +95,17 @@ def make_environment(slot: int, processes: int, device: str) -> dict[str, str]:
 def locked(out: Path) -> Iterator[None]:
     """Hold the folder's lock; no study starts while another one, or a run that one left behind, works in the folder."""
     import psutil
-    from filelock import FileLock, Timeout
 
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(out / "study.lock", timeout=0):
+        with FolderLock(out):
             runs = str(out / "runs")
             for process in psutil.process_iter(["cmdline"]):
                 if any(runs in argument for argument in process.info["cmdline"] or ()):
                     raise ValueError(f"--out {out}: process {process.pid}, a run that a study left behind, works there")
             yield
-    except Timeout:
-        raise ValueError(f"--out {out}: another study works there") from None
+    except BlockingIOError as error:
+        raise ValueError(f"--out: another study works there: {error}") from None
 
 
 def start(command: Sequence[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:

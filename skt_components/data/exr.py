@@ -146,7 +146,7 @@ def _plane(path: Path, channels: dict[str, Any], header: dict[str, Any], name: s
     """Return the pixels of a channel in the data window, of half or float; colors may have half as many."""
     channel = channels.get(name)
     pixels = None if channel is None else channel.pixels
-    if pixels is None or pixels.ndim != 2:
+    if channel is None or pixels is None or pixels.ndim != 2:
         raise ValueError(f"{path}: channel {name} is damaged, OpenEXR cannot read its pixels")
     if pixels.dtype.kind != "f":
         raise ValueError(f"{path}: channel {name} must be half or float, got {pixels.dtype}")

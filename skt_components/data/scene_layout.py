@@ -175,8 +175,8 @@ class SceneLayout(abc.ABC):
             raise FileNotFoundError(f"root must have a folder {folder.name}, {root} has not: {found}")
         scenes = [folder]
         for _ in range(self.depth):
-            found = (path for parent in scenes for path in parent.iterdir())
-            scenes = [path for path in found if path.is_dir() and not is_clutter(path.name)]
+            entries = (path for parent in scenes for path in parent.iterdir())
+            scenes = [path for path in entries if path.is_dir() and not is_clutter(path.name)]
         if not scenes:
             kind = "/".join(["{scene}", "{frame}"][: self.depth])
             raise FileNotFoundError(f"{folder} has no scenes: they are its folders {kind}")

@@ -165,9 +165,9 @@ class EvaluationResults:
         for name, row in self.pictures.items():
             for model, line in row.items():
                 writer.writerow([_plain_cell(name), _plain_cell(model), *(line.get(m, "") for m in metrics)])
-        for model, line in self.summary().items():
+        for model, means in self.summary().items():
             for kind, title in zip(Summary._fields, ("mean", "mean, 95% low", "mean, 95% high"), strict=True):
-                cells = [getattr(line[m], kind) if m in line else "" for m in metrics]
+                cells = [getattr(means[m], kind) if m in means else "" for m in metrics]
                 cells = ["-" if kind != "mean" and cell != cell else cell for cell in cells]  # nan: no interval
                 writer.writerow([title, _plain_cell(model), *cells])
         write_text(self.folder / "metrics.csv", text.getvalue(), errors="backslashreplace")

@@ -120,7 +120,7 @@ def tensor_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | N
     digest = hashlib.sha256(json.dumps(metadata or {}, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

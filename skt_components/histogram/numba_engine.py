@@ -24,7 +24,7 @@ _CHUNK = 1 << 16  # pixels at a time, copied where they are not contiguous
 _THREAD = 1 << 18  # least number of values for each thread
 _TABLE = 1 << 16  # largest table, in numbers, for pictures that are processed together
 _STRIP = 512
-if numba.config.DISABLE_JIT:
+if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
     raise RuntimeError("NUMBA_DISABLE_JIT is set, and loops without compilation take 200 times as long")
 
 # All flags that help the compiler to vectorize, except the two that forbid NaN and infinity.
@@ -42,7 +42,8 @@ def _compile(function: Callable) -> Callable:
 
 def cache_folder() -> str:
     """Return the folder where numba keeps the compiled loops."""
-    return str(_add.stats.cache_path)
+    compiled: Any = _add
+    return str(compiled.stats.cache_path)
 
 
 def histogram_difference(

@@ -176,9 +176,9 @@ def _operator(schema: str) -> Callable[[Callable[..., Tensor]], Callable[..., Te
 
 
 @_operator(f"soft_histogram(Tensor student, Tensor? teacher, Tensor? labels, Tensor? masks, {_OPTIONS}) -> Tensor")
-def _soft_histogram(
+def _soft_histogram(  # type: ignore[no-untyped-def]
     student, teacher, labels, masks, num_regions, num_bins, low, high, bandwidth, engine, required, keep
-):  # type: ignore[no-untyped-def]
+):
     bins = Bins(num_bins, low, high, bandwidth)
     numbers = student.shape[1] * num_bins
 
@@ -205,9 +205,9 @@ def _(student, teacher, labels, masks, num_regions, num_bins, *options):  # type
 
 
 @_operator(f"soft_histogram_backward(Tensor grad, Tensor values, Tensor? labels, Tensor? masks, {_OPTIONS}) -> Tensor")
-def _soft_histogram_backward(
+def _soft_histogram_backward(  # type: ignore[no-untyped-def]
     grad, values, labels, masks, num_regions, num_bins, low, high, bandwidth, engine, required, keep
-):  # type: ignore[no-untyped-def]
+):
     bins = Bins(num_bins, low, high, bandwidth)
     numbers = values.shape[1] * num_bins
 
