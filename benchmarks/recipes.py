@@ -32,7 +32,7 @@ from skt_components.framework import BareNetwork
 from skt_components.metrics import psnr_mu
 
 SPACE: dict[str, Sequence[Any]] = {
-    "lr": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+    "lr": (2e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
     "warmup": (0.0, 0.1),
     "schedule": ("cosine", "cosine", "step"),
     "shape": ((4, 64), (8, 64), (8, 48), (2, 64), (16, 32)),

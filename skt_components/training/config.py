@@ -22,6 +22,7 @@ from skt_components.data.sample import RAW_PEAK, HDRSample
 from skt_components.files.packages import import_package
 from skt_components.framework.loss_weights import LossWeights
 
+_LEARNING_RATES = {"ahdrnet": 4e-3, "sctnet": 2e-4}  # the best found; others 1e-3
 _AT_LEAST = {
     **dict.fromkeys(("steps", "batch_size", "accumulate", "log_every", "validate_every", "checkpoint_every"), 1),
     **dict.fromkeys(("keep", "regions", "seeds", "val_samples", "teacher_stride"), 1),
@@ -123,7 +124,7 @@ class TrainConfig:
     crop: int = 64
     """Side of the training crops, in pixels; for RAW in packed pixels, blocks of 2 x 2."""
     lr: float | None = None
-    """Learning rate; 4e-3 for AHDRNet and 1e-3 for other networks when not given."""
+    """Learning rate; 4e-3 for AHDRNet, 2e-4 for SCTNet and 1e-3 for other networks when not given."""
     final_lr: float | None = None
     """Learning rate at the end; a fiftieth of the first when not given."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
@@ -240,7 +241,7 @@ class TrainConfig:
     @property
     def learning_rate(self) -> float:
         """The largest learning rate: ``lr``, or the best found for the network."""
-        return self.lr if self.lr is not None else 4e-3 if self.orm.startswith("ahdrnet") else 1e-3
+        return self.lr if self.lr is not None else _LEARNING_RATES.get(self.orm.removesuffix("-small"), 1e-3)
 
     @property
     def warmup(self) -> int:
