@@ -70,7 +70,7 @@ class HDRFolder(SampleDataset):
     Raises:
         FileNotFoundError: the folder or its pictures are missing.
         ValueError: an option is outside its range; from ``[]``, naming the file, if a picture is broken,
-            smaller than the crop or black; ``python -m skt_components.data verify hdr-folder`` finds them first.
+            smaller than the crop or black; :meth:`check_pictures` finds them first.
 
     Example:
         >>> dataset = HDRFolder("photos", crop=128, samples_per_epoch=1000)  # doctest: +SKIP
@@ -135,6 +135,18 @@ class HDRFolder(SampleDataset):
         if isinstance(self.camera, RawCamera):
             return simulate_raw_bracket(window, self.camera, self.motion, generator, margin=margin, name=name)
         return simulate_bracket(window, self.camera, self.motion, generator, margin=margin, name=name)
+
+    def check_pictures(self, *, progress: bool = True) -> None:
+        """Read every picture once, so that one that cannot be used is found now, not when it is drawn.
+
+        Args:
+            progress: show a bar, in a terminal where tqdm is installed.
+
+        Raises:
+            ValueError: a picture is broken, smaller than the crop or black; the message names the file.
+        """
+        for path in progress_bar(self.files, "HDR pictures", "picture", progress):
+            self._cache.get(path, self.read_picture)
 
     def read_picture(self, path: Path) -> Tensor:
         """Read a picture as samples are cut from it; ValueError, naming the file, if it cannot be used."""

@@ -79,9 +79,12 @@ def _simulated_data(config: TrainConfig, per_epoch: int) -> RunData:
     else:
         folder: Any = partial(HDRFolder, config.root, val_fraction=0.2, val_names=config.val_names or None)
         crops = partial(folder, crop=config.crop, seed=config.seed, samples_per_epoch=per_epoch)
-        parts += [crops(camera=camera, vary_colors=config.vary_colors) for camera in cameras]
+        photographs = [crops(camera=camera, vary_colors=config.vary_colors) for camera in cameras]
+        parts += photographs
         shares += [1 - config.procedural_share] * len(cameras)
         validation = folder(split="val", camera=usual, crop=config.val_crop, samples_per_epoch=config.val_samples)
+        for data in (photographs[0], validation):
+            data.check_pictures()
     training = parts[0] if len(parts) == 1 else MixedSamples(parts, shares, seed=config.seed)
     return RunData(SamplePool(training, config.pool) if config.pool else training, validation)
 

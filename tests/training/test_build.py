@@ -118,7 +118,17 @@ def test_photographs_can_be_mixed_with_procedural_scenes(photographs: Path) -> N
     assert isinstance(training, MixedSamples)
     names = [training[(epoch, 0)].name for epoch in range(200)]
     assert 0.15 < sum(name.startswith("synthetic") for name in names) / 200 < 0.35
-    assert isinstance(build_data(TrainConfig(data="hdr-folder", root=photographs)).training, HDRFolder)
+    plain = TrainConfig(data="hdr-folder", root=photographs, crop=16, val_crop=16)
+    assert isinstance(build_data(plain).training, HDRFolder)
+
+
+@pytest.mark.parametrize("name", ["a.hdr", "e.hdr"])  # of training and of validation
+def test_a_bad_photograph_is_found_before_training_begins(photographs: Path, name: str) -> None:
+    config = TrainConfig(data="hdr-folder", root=photographs, crop=16, val_crop=16)
+    (photographs / name).unlink()
+    write_image(photographs / name, torch.zeros(3, 64, 96))
+    with pytest.raises(ValueError, match=f"{name}: the picture is black"):
+        build_data(config)
 
 
 def test_a_pool_renders_samples_once(photographs: Path) -> None:
