@@ -1,5 +1,8 @@
 """skt_components: semantic knowledge transfer for HDR reconstruction in PyTorch."""
 
+import warnings
+from typing import TYPE_CHECKING
+
 from skt_components import training as training
 from skt_components.banks import (
     CachedBank,
@@ -171,3 +174,11 @@ __all__ = [
     "unpack_raw",
     "write_image",
 ]
+
+if not TYPE_CHECKING:  # type checkers would accept every name
+
+    def __getattr__(name: str) -> object:
+        if name == "NoKnowledge":
+            warnings.warn("NoKnowledge is now called EmptyBank", DeprecationWarning, stacklevel=2)
+            return EmptyBank
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

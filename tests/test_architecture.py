@@ -225,6 +225,13 @@ def test_the_root_has_the_components_and_the_packages_have_the_rest():
     assert not {name for name in skt_components.__all__ if homes[name] == "training"}
 
 
+def test_the_old_name_of_a_bank_still_works():
+    with pytest.warns(DeprecationWarning, match="NoKnowledge is now called EmptyBank"):
+        assert skt_components.NoKnowledge is skt_components.EmptyBank
+    with pytest.raises(AttributeError, match="has no attribute 'SomeKnowledge'"):
+        _ = skt_components.SomeKnowledge
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_public_names_exist_and_are_documented(package):
     # A dataclass without a docstring gets its signature as one, which documents nothing.
