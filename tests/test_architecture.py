@@ -219,9 +219,8 @@ def test_the_root_has_the_components_and_the_packages_have_the_rest():
     homes = {name: package for package in PACKAGES for name in public_names(package)}
     assert set(skt_components.__all__) <= set(homes)
     assert len(set(skt_components.__all__)) == len(skt_components.__all__)
-    assert (
-        70 <= len(skt_components.__all__) <= 85
-    )  # the components alone: losses, modules, networks, banks, data, metrics
+    # the components alone: losses, modules, networks, banks, data, metrics
+    assert 70 <= len(skt_components.__all__) <= 90
     assert not {name for name in skt_components.__all__ if homes[name] == "training"}
 
 

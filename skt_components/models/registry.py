@@ -225,7 +225,7 @@ def _integers(value: Any) -> Iterator[int]:
 
 
 class _CallLimit(TorchFunctionMode):
-    """Raise ValueError after a number of calls of torch's functions in this thread.
+    """Raise ValueError once, after a number of calls of torch's functions in this thread.
 
     A config can ask for millions of layers, which take memory without their weights too.
     """
@@ -236,7 +236,7 @@ class _CallLimit(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._left -= 1
-        if self._left < 0:
+        if self._left == -1:  # once: contexts that end after it call functions too, to restore what they changed
             raise ValueError("it asks for many more layers than the file has weights for")
         return function(*args, **(kwargs or {}))
 

@@ -86,9 +86,9 @@ def advise(error: BaseException) -> str | None:
 def deferred_interrupt() -> Iterator[Callable[[], int]]:
     """Note signals within the block instead of interrupting a training step.
 
-    Noted are SIGINT (Ctrl-C), SIGTERM, SIGHUP (a closed terminal) and SIGUSR1 (a scheduler's notice), if they are not
-    ignored, as ``nohup`` ignores SIGHUP. Yields a function that returns the signal's number, or 0. A second Ctrl-C ends
-    at once. Outside the main thread, where Python has no signals, nothing is noted.
+    Noted are SIGINT (Ctrl-C), SIGTERM, SIGUSR1 (a scheduler's notice), and SIGHUP (a closed terminal) where ``nohup``
+    does not ignore it. Yields a function that returns the signal's number, or 0. A second Ctrl-C ends at once. Outside
+    the main thread, where Python has no signals, nothing is noted.
 
     Example:
         >>> with deferred_interrupt() as interrupted:
@@ -105,7 +105,8 @@ def deferred_interrupt() -> Iterator[Callable[[], int]]:
             raise KeyboardInterrupt("stopped at once by a second Ctrl-C; the newest checkpoint is of an earlier step")
         seen.append(number)
 
-    noted = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    kept = getattr(signal, "SIGHUP", None)
+    noted = [n for n in STOP_SIGNALS if n != kept or signal.getsignal(n) != signal.SIG_IGN]
     previous = {number: signal.signal(number, note) for number in noted}
     try:
         yield lambda: seen[0] if seen else 0

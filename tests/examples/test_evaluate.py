@@ -274,7 +274,7 @@ def test_a_smaller_limit_counts_the_first_pictures_alone(evaluate, tmp_path, cap
     evaluate([*arguments, "1"])
     shown = capsys.readouterr().out
     assert f"{psnr[0]:.3f}" in shown
-    assert "1 pictures" in shown
+    assert "\n1 picture -> " in shown
     assert shown.splitlines()[2].split() == ["Shortest,", "95%", "low", "-", "-", "-", "-"]
     assert "synthetic-val-1" not in (out / "metrics.csv").read_text(encoding="utf-8")
     assert (out / "report.html").read_text(encoding="utf-8").count('class="scene"') == 1
