@@ -349,7 +349,7 @@ def test_a_folder_of_photographs(train: Train, tmp_path: Path) -> None:
     train([*SMALL, "--data", "hdr-folder", "--root", str(root), "--val-crop", "96", "--out", str(run)])
     assert (run / "samples.png").stat().st_size > 10_000
     first = skt.HDRFolder(root, split="all").files[0].name
-    config = parse_options(["--data", "hdr-folder", "--root", str(root), "--val-names", first])
+    config = parse_options(["--data", "hdr-folder", "--root", str(root), "--val-names", first, "--val-crop", "96"])
     train, held_out = build_data(config)
     assert [path.name for path in held_out.files] == [first]
     assert first not in [path.name for path in train.files]
