@@ -70,7 +70,7 @@ def _count_regions(labels: Tensor) -> int:
         return max(largest + 1, 0)
     known = [-1, *labels[labels >= 0].unique().tolist()]
     for below, above in itertools.pairwise(known[-3:]):
-        if below >= 0 and above > 255 and above >= _FAR * (below + 1):
+        if above > 255 and above >= _FAR * (below + 1):
             warn_caller(
                 f"labels of {above} and more are far beyond the others, up to {below}: they count in no region, as "
                 "marks of pixels to be ignored. If they are regions, pass num_regions"

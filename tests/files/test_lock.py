@@ -20,9 +20,9 @@ FolderLock = runpy.run_path(sys.argv[2])["FolderLock"]  # without the rest of th
 lock = FolderLock(sys.argv[1])
 child = os.fork() if hasattr(os, "fork") else None  # a loading process does not hold the lock
 if child == 0:
+    print(os.getpid(), flush=True)
     time.sleep(60)
     os._exit(0)
-print(child, flush=True)
 time.sleep(60)
 """
 

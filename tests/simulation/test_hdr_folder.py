@@ -317,7 +317,7 @@ def test_nothing_grows_with_the_epochs(folder: Path) -> None:
         return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
 
     first = tensors(0)
-    assert [tensors(epoch) for epoch in range(1, 4)] == [first] * 3
+    assert max(tensors(epoch) for epoch in range(1, 4)) <= first
 
 
 def test_samples_keep_the_conventions(folder: Path) -> None:
