@@ -82,9 +82,10 @@ def _simulated_data(config: TrainConfig, per_epoch: int) -> RunData:
         photographs = [crops(camera=camera, vary_colors=config.vary_colors) for camera in cameras]
         parts += photographs
         shares += [1 - config.procedural_share] * len(cameras)
-        validation = folder(split="val", camera=usual, crop=config.val_crop, samples_per_epoch=config.val_samples)
-        for data in (photographs[0], validation):
+        held_out = folder(split="val", camera=usual, crop=config.val_crop, samples_per_epoch=config.val_samples)
+        for data in (photographs[0], held_out):
             data.check_pictures()
+        validation = held_out
     training = parts[0] if len(parts) == 1 else MixedSamples(parts, shares, seed=config.seed)
     return RunData(SamplePool(training, config.pool) if config.pool else training, validation)
 
