@@ -111,10 +111,10 @@ class Kalantari17(SceneDataset):
     """Kalantari and Ramamoorthi's data set: 74 training and 15 test scenes of 1000×1500 pixels.
 
     ``{root}/{Training,Test}/{scene}/`` holds three 16-bit ``.tif`` exposures, ``exposure.txt`` (three lines: their
-    exposure values in stops) and ``HDRImg.hdr``, the radiance in the reference exposure, the middle one. The values are
-    those of the exposures sorted by name as text, as published (``10.tif`` comes before ``8.tif``); if the brightness
-    does not rise with them, a warning says so. ``root`` may also be what :func:`prepare` made of it: the same samples,
-    faster.
+    exposure values in stops) and ``HDRImg.hdr``, the radiance in the reference exposure, the middle one. The
+    exposures are sorted by name as text, as in the published code (``10.tif`` comes before ``8.tif``), and the values
+    are in this order; a warning says so if the brightness does not rise with them. ``root`` may also be what
+    :func:`prepare` made of it: the same samples, faster.
 
     The default preprocessing is the one of HDR-Transformer and SCTNet: the exposures divided by 65536, linear radiance
     ``ldr ** 2.2 / t`` with ``t = 2 ** EV``, labels as they are, no border left out, no augmentation. Colors are always

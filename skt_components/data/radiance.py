@@ -22,7 +22,7 @@ _PIXEL_BYTES = 12  # of the decoded picture
 
 
 class Header(NamedTuple):
-    """What a Radiance header says.
+    """Contents of a Radiance header.
 
     Attributes:
         scanlines: number of them.

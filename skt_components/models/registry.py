@@ -236,7 +236,7 @@ class _CallLimit(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._left -= 1
-        if self._left == -1:  # once: contexts that end after it call functions too, to restore what they changed
+        if self._left == -1:  # only once: no_grad calls a function at its end too, and must not fail there
             raise ValueError("it asks for many more layers than the file has weights for")
         return function(*args, **(kwargs or {}))
 

@@ -367,7 +367,7 @@ def parse_options(arguments: Sequence[str]) -> TrainConfig:
         options = tyro.cli(Options, args=[*to_arguments(RECIPES.get(name or "best", {})), *given])
     except SystemExit as end:
         if found and end.code:
-            print(f"The options are those of {' and '.join(map(str, found))} and the command line.", file=sys.stderr)
+            print(f"Options were read from {' and '.join(map(str, found))} and the command line.", file=sys.stderr)
         raise
     return TrainConfig(**{field.name: getattr(options, field.name) for field in fields(TrainConfig)})
 

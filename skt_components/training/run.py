@@ -139,7 +139,7 @@ class Run:
             self.validate(self.start)  # the run ended before this validation did
 
     def _check_options(self, state: Mapping[str, Any]) -> None:
-        """Compare the options with those of the checkpoint: ``config.toml`` may have been edited."""
+        """Raise ValueError if the options are not those of the checkpoint, as after an edit of ``config.toml``."""
         if "options" not in state:  # of an earlier version
             return
         for key, (old, new) in changed_options(self.config, state["options"]).items():

@@ -234,7 +234,7 @@ def stored_options(config: TrainConfig) -> dict[str, str]:
 
 
 def changed_options(config: TrainConfig, before: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Return name -> (old, new) of the fixed options that differ from those of ``before``.
+    """Return the old and the new value of each changed option of :data:`FIXED`, by name.
 
     Args:
         config: the options now.
