@@ -40,8 +40,12 @@ def _signals() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _fresh() -> Iterator[None]:
+    """A seed, and no memory of what was compiled: sizes seen before make later shapes dynamic, which is slow."""
     torch.manual_seed(0)
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 @pytest.fixture(scope="module", params=["numba", "torch"])

@@ -305,7 +305,6 @@ def test_compiles(pictures: Tensor) -> None:
 @pytest.mark.slow
 def test_compiles_at_sizes_that_change_and_need_padding(pictures: Tensor) -> None:
     bank = FastSAMFeatureExtractor("random", layers="fast", regions=ColorPositionKMeans(2))
-    torch.compiler.reset()
     compiled = torch.compile(bank.extract_features, fullgraph=True, backend="aot_eager", dynamic=True)
     for height, width in ((64, 64), (70, 99)):
         images = pictures[1:2, :, :height, :width].contiguous()

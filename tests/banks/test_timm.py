@@ -328,7 +328,6 @@ def test_grad_to_input_lets_the_features_alone_carry_gradients(pictures: Tensor)
     torch.testing.assert_close(got, wanted)
     with torch.no_grad():
         assert not any(f.requires_grad for f in bank(x).features)
-    torch.compiler.reset()  # or another size compiled before makes this one's shapes dynamic, which takes minutes
     compiled = torch.compile(bank, fullgraph=True, backend="eager")
     (same,) = torch.autograd.grad(sum(f.square().sum() for f in compiled(x).features), x)
     torch.testing.assert_close(same, wanted, rtol=1e-3, atol=1e-4)
@@ -377,7 +376,6 @@ def test_other_reductions_follow_the_order_asked_for(pictures: Tensor) -> None:
 
 @pytest.mark.slow
 def test_compiles_without_graph_breaks(bank: TimmFeatureExtractor, pictures: Tensor) -> None:
-    torch.compiler.reset()  # or another size compiled before makes this one's shapes dynamic, which takes minutes
     priors = torch.compile(bank, fullgraph=True, backend="aot_eager")(pictures)
     torch.testing.assert_close(priors.features, bank(pictures).features)
     assert torch.equal(priors.labels, bank(pictures).labels)

@@ -1661,8 +1661,8 @@ def test_further_inputs_of_the_network_are_passed_on(forward_orm):
 def test_network_and_teacher_compiled_by_inductor_are_diagnosed_and_train():
     framework = make(Plain(8), taps=["a", "b", "c"], knowledge_bank=EmptyBank(), spgrm=SPGRM((), features=8))
     plain = copy.deepcopy(framework)
-    framework.orm.compile()
-    framework.spgrm.compile()
+    framework.orm.compile(dynamic=False)  # inductor of torch 2.14 fails on any convolution of dynamic size
+    framework.spgrm.compile(dynamic=False)
     for size in ((32, 24), (21, 19)):
         data, results = make_data(size=size), []
         for module in (framework, plain):

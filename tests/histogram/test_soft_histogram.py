@@ -890,7 +890,6 @@ def test_rejects(values, options, error, message):
 
 
 def check_compiled(backend: str, bandwidth: float) -> None:
-    torch._dynamo.reset()  # the limit on recompilations counts over all tests
     compiled = torch.compile(soft_histogram, fullgraph=True, backend=backend)
     labels, masks = region_map(2, 9, 13), regions(2, 9, 13)
     for options in ({}, {"labels": labels, "num_regions": 4}, {"masks": masks}, {"masks": masks.float()}):
@@ -913,7 +912,6 @@ def test_compiles_with_inductor():
 
 
 def test_compiles_in_silence_where_eager_warns():
-    torch._dynamo.reset()
     compiled = torch.compile(soft_histogram, fullgraph=True, backend="aot_eager")
     values = picture(1, 3, 5, 7)
     with warnings.catch_warnings():

@@ -143,7 +143,6 @@ def test_precompute_rejects(arguments, error, message):
 
 
 def test_a_target_compiles():
-    torch._dynamo.reset()
     loss = SemanticHistogramLoss()
     target = loss.precompute(teacher, labels=labels, num_regions=4)
     compiled = torch.compile(lambda x: loss(x, target), fullgraph=True, backend="aot_eager")

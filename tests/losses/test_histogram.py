@@ -759,7 +759,6 @@ def test_the_semantic_module_rejects_an_unknown_reading_of_soft_masks():
 
 @both_paths
 def test_compiles(bandwidth):
-    torch._dynamo.reset()  # the limit on recompilations counts over all tests
     student, teacher = pictures(2, 3, 9, 13)
     masks = regions(2, 9, 13)
     labels = region_map(2, 9, 13)
@@ -783,7 +782,6 @@ def test_compiles(bandwidth):
 
 
 def test_a_compiled_module_gives_the_same():
-    torch._dynamo.reset()
     student, teacher = pictures(2, 3, 9, 13)
     loss = SemanticHistogramLoss(bandwidth=400.0)  # the warning must not break the graph
     masks = regions(2, 9, 13)
@@ -954,7 +952,6 @@ def test_a_mixture_in_integer_masks_is_refused(dtype, soft_masks, values):
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64])
 def test_masks_of_a_label_maps_dtype_are_never_taken_unseen(dtype):
-    torch._dynamo.reset()
     student, teacher = (x.detach() for x in pictures(2, 3, 9, 13))
     labels, masks = region_map(2, 9, 13).clamp(min=0)[:, None].to(dtype), regions(2, 9, 13).to(dtype)
     mapped = torch.vmap(lambda s, t, m: semantic_histogram_loss(s[None], t[None], m[None]))
@@ -963,7 +960,6 @@ def test_masks_of_a_label_maps_dtype_are_never_taken_unseen(dtype):
     whole = torch.compile(semantic_histogram_loss, fullgraph=True, backend="eager")
     with pytest.raises(Exception, match=r"masks inside torch\.compile and torch\.vmap must be"):
         whole(student, teacher, labels)
-    torch._dynamo.reset()
     parts = torch.compile(semantic_histogram_loss, backend="eager")  # left to the uncompiled loss, which looks
     with pytest.raises(ValueError, match=r"must hold 0 and 1, or 0 and 255.*A label map goes into labels="):
         parts(student, teacher, labels)
@@ -971,7 +967,6 @@ def test_masks_of_a_label_maps_dtype_are_never_taken_unseen(dtype):
 
 
 def test_uint8_masks_compile_as_one_graph():
-    torch._dynamo.reset()
     student, teacher = pictures(2, 3, 9, 13)
     masks = regions(2, 9, 13)
     compiled = torch.compile(semantic_histogram_loss, fullgraph=True, backend="eager")
