@@ -5,7 +5,7 @@
 
 Successive halving: candidates are trained for a ninth of the time, the better third for a third of it, and the
 finalists for all of it with several seeds. A candidate trains with its own whole schedule at each level; its number of
-steps follows from its measured step time, so that all candidates have the same seconds of one thread. The plain recipe
+steps follows from its measured step, so that all candidates have the same processor seconds. The plain recipe
 and the default of the training loop are always finalists. Training samples are rendered once and shared. The same
 command continues where it was stopped.
 """
@@ -103,7 +103,7 @@ def train(
     for step in range(config.steps if limit is None else limit):
         chosen = torch.randint(len(samples), (config.batch_size,), generator=generator).tolist()
         batch = [crop(samples[index], config.crop, generator) for index in chosen]
-        sample, began = default_collate(batch), time.perf_counter()
+        sample, began = default_collate(batch), time.process_time()
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate(config, step)
         optimizer.zero_grad()
@@ -113,7 +113,7 @@ def train(
         optimizer.step()
         if average is not None:
             average.update_parameters(network)
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     if limit is not None:
         return 0.0, statistics.median(times)
     trained = network if average is None else average.module

@@ -101,10 +101,10 @@ def build_network(config: TrainConfig) -> tuple[nn.Module, ForwardORM]:
 def start_network(config: TrainConfig, network: nn.Module, data: SampleDataset) -> None:
     """Set the initial weights of a network: load the file of ``init``, or fit the last layer to training samples.
 
-    A dry run fits nothing.
+    A dry run fits nothing. With ``freeze_orm`` the weights then stay as they are.
 
     Args:
-        config: its ``init``, ``init_official``, ``start`` and ``dry_run``.
+        config: its ``init``, ``init_official``, ``start``, ``freeze_orm`` and ``dry_run``.
         network: a new network; one of other code keeps its own weights without ``init``.
         data: training samples, for the fit.
 
@@ -114,11 +114,15 @@ def start_network(config: TrainConfig, network: nn.Module, data: SampleDataset) 
     """
     if config.init is not None:
         load_initial_weights(config.init, network, official=config.init_official)
-    elif config.start == "random" or config.dry_run or ":" in config.orm:
-        return
-    elif isinstance(network, ReconstructionNetwork):
+    elif _is_fitted(config) and isinstance(network, ReconstructionNetwork):
         samples = default_collate([data[(0, index % len(data))] for index in range(_FITTED_SAMPLES)])
         initialize_from_samples(network, samples.bracket, samples.target)
+    if config.freeze_orm:
+        network.requires_grad_(False)
+
+
+def _is_fitted(config: TrainConfig) -> bool:
+    return config.start == "fitted" and not config.dry_run and ":" not in config.orm
 
 
 def build_bank(config: TrainConfig) -> KnowledgeBank:
@@ -155,8 +159,9 @@ def framework_options(config: TrainConfig) -> dict[str, Any]:
         "domain": config.domain,
         "weights": None if no_terms else config.term_weights,
         "joint": config.joint,
-        "detach_teacher": not config.joint,
+        "detach_teacher": config.detach_teacher or not config.joint,
         "detach_features": config.detach_features,
+        "priors_of": config.priors_of,
         "teacher_domain": config.teacher_domain,
         "teacher_stride": config.teacher_stride,
     }

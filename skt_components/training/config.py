@@ -66,6 +66,9 @@ class TrainConfig:
     """Weights to start from: the name of a pretrained network (ahdrnet-small, ...), or a file of weights of orm."""
     init_official: bool = False
     """The file of init is from the network's authors, whose channels have another order."""
+    freeze_orm: bool = False
+    """Keep the network as it starts and train the teacher alone, whose lead says whether there is anything to
+    transfer."""
     start: Literal["fitted", "random"] = "fitted"
     """Without init: a last layer that is fitted to some training samples, so that the network begins with a picture,
     or random weights alone. A network of your own always begins with its own weights."""
@@ -104,6 +107,8 @@ class TrainConfig:
     joint: bool = True
     """Let L_spg through the teacher into the network, and L_content and L_color into the teacher: teacher and network
     approach each other."""
+    detach_teacher: bool = False
+    """Let L_spg alone train the teacher, with joint too; without joint it always does."""
     detach_features: bool = True
     """Keep L_feat from training the teacher, which would make its features small."""
     transfer_start: int = 0
@@ -113,6 +118,8 @@ class TrainConfig:
     teacher_stride: int | None = None
     """Side of the picture's blocks that are one pixel of the teacher. The default makes its stages half as large as the
     bracket: 2 for sRGB, 4 for RAW; 1 is the paper's, at many times the work."""
+    priors_of: Literal["tonemapped", "target"] = "tonemapped"
+    """Picture that the bank describes: the network's own, as in the paper, or the ground truth."""
     teacher_domain: Literal["network", "rgb"] = "network"
     """Domain in which L_spg compares RAW: the sensor's values, as L_org does, or the demosaiced picture."""
     steps: int = 300
@@ -224,6 +231,9 @@ class TrainConfig:
             raise ValueError("warmup_lr is where a warm-up begins: give `warmup_steps`")
         if self.bare and self.compare:
             raise ValueError("bare trains no framework to `compare` with: give one of them")
+        if self.freeze_orm and (self.bare or self.compare):
+            name = "bare" if self.bare else "compare"
+            raise ValueError(f"freeze_orm trains the teacher alone: there is no bare network to train with `{name}`")
         if self.resume is not None and self.out is not None:
             raise ValueError(f"resume continues in its own folder: it cannot be given with out={self.out}")
         self._check_data()

@@ -191,9 +191,14 @@ class Run:
                 first = positions.first(batch)
                 yield sample, sample_generators(config.seed, first, config.batch_size, engine.device)
 
-        self.module.train()
+        self._set_train_mode()
         with closing(samples), deferred_interrupt() as self._interrupted:  # closing ends the loader processes
             yield seeded()
+
+    def _set_train_mode(self) -> None:
+        self.module.train()
+        if self.config.freeze_orm:
+            self.module.orm.eval()  # running statistics stay, too
 
     def steps(self) -> Iterator[int]:
         """Yield the steps that are left, with a progress bar if the main process has a terminal."""
@@ -358,7 +363,7 @@ class Run:
         if self.engine.is_main and steps < self.config.steps:  # the last pictures are drawn beside the bare network's
             output = partial(self.module.forward_orm, self.network)
             self.validator.draw(self.folder / "samples" / f"{self.label}-{steps:08d}.png", {"output": output})
-        self.module.train()
+        self._set_train_mode()
         return found
 
 

@@ -31,6 +31,7 @@ FIXED = (
     *("perceptual", "joint", "detach_features", "org_rms_weight", "org_perceptual_weight", "teacher_stride"),
     *("teacher_domain", "optimizer", "crop", "val_crop", "seed", "seeds", "bare", "val_samples", "val_names"),
     *("procedural_share", "vary_colors", "exposure_ratios", "pool", "init", "init_official", "start"),
+    *("freeze_orm", "detach_teacher", "priors_of"),
 )
 """Options that make a run the run that it is: a resumed run must have the same."""
 CHANGEABLE = (

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from skt_components import load_pretrained, save_weights
+from skt_components import SemanticKnowledgeTransfer, load_pretrained, save_weights
+from skt_components.banks import EmptyBank
 from skt_components.data import MixedSamples, SamplePool, write_image
 from skt_components.models import NETWORKS
 from skt_components.simulation import HDRFolder, SyntheticScenes
@@ -16,6 +17,8 @@ from skt_components.training import (
     TrainConfig,
     build_data,
     build_network,
+    build_optimizer,
+    framework_options,
     learning_rate,
     parse_options,
     start_network,
@@ -99,6 +102,34 @@ def test_init_for_another_network_is_rejected() -> None:
         weights_of(TrainConfig(orm="sctnet-small", init="ahdrnet-small"))
     with pytest.raises(ValueError, match="init_official needs the authors' file: give `init`"):
         TrainConfig(init_official=True)
+
+
+def test_a_frozen_network_stays_as_it_is_while_the_teacher_learns() -> None:
+    config = TrainConfig(freeze_orm=True, init="ahdrnet-small", content_weight=0, color_weight=0, alignment_weight=0)
+    network, _ = build_network(config)
+    start_network(config, network, [])  # type: ignore[arg-type]
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    framework = SemanticKnowledgeTransfer(network, EmptyBank(), **framework_options(config))
+    optimizer = build_optimizer(config, framework)
+    for _ in range(2):
+        framework(torch.rand(1, 3, 6, 16, 16), torch.rand(1, 3, 16, 16)).total.backward()
+        optimizer.step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert any(parameter.grad.count_nonzero() for parameter in framework.spgrm.parameters())  # type: ignore[union-attr]
+    for name in ("bare", "compare"):
+        with pytest.raises(ValueError, match=f"no bare network to train with `{name}`"):
+            TrainConfig(freeze_orm=True, **{name: True})  # type: ignore[arg-type]
+
+
+def test_the_routing_of_the_losses_is_an_option() -> None:
+    def routing(**options: bool) -> tuple[bool, bool]:
+        found = framework_options(TrainConfig(**options))  # type: ignore[arg-type]
+        return found["joint"], found["detach_teacher"]
+
+    assert routing() == (True, False)
+    assert routing(joint=False) == (False, True)
+    assert routing(detach_teacher=True) == (True, True)
+    assert framework_options(TrainConfig(priors_of="target"))["priors_of"] == "target"
 
 
 # data

@@ -46,7 +46,9 @@ OTHER = TrainConfig(
     vary_colors=True,
     pool=100,
     joint=False,
+    detach_teacher=True,
     detach_features=False,
+    priors_of="target",
     org_perceptual_weight=0.25,
     transfer_start=11,
     transfer_ramp=12,
@@ -243,7 +245,15 @@ def test_the_run_folders_file_gives_the_configuration_back(tmp_path, config):
 
 
 def test_the_other_configuration_differs_in_every_option():
-    skipped = {"config", "resume", "out", "dry_run", "bare", "exposure_ratios"}  # not with compare, not for RAW
+    skipped = {
+        "config",
+        "resume",
+        "out",
+        "dry_run",
+        "bare",
+        "freeze_orm",
+        "exposure_ratios",
+    }  # not with compare, not for RAW
     for field in dataclasses.fields(TrainConfig):
         if field.name not in skipped:
             assert getattr(OTHER, field.name) != field.default, field.name
@@ -332,7 +342,7 @@ def test_every_option_is_kept_or_applied_on_resume():
 def test_another_run_is_not_resumed_and_other_options_may_change(monkeypatch, refused, tmp_path, key):
     monkeypatch.setattr(TrainConfig, "__post_init__", lambda self: None)  # one option is changed alone
     run = make_run_folder(TrainConfig(out=tmp_path / "run"))
-    value = {"bare": True, "exposure_ratios": (2.0, 4.0)}.get(key, getattr(OTHER, key))
+    value = {"bare": True, "freeze_orm": True, "exposure_ratios": (2.0, 4.0)}.get(key, getattr(OTHER, key))
     with refused(rf"--resume: {key} was .* now, which is another run: start one") if key in FIXED else nullcontext():
         make_run_folder(TrainConfig(resume=run, **{key: value}))
 
