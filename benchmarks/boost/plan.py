@@ -27,7 +27,7 @@ GIVEN = {  # by the study itself or its command line
     **{"device": "--device", "bare": "an arm", "resume": "the same command again", "config": "[base]"},
     **{"compare": "the arms", "dry_run": "the training script itself", "val_names": "folds"},
 }
-TOP = ("title", "seeds", "baseline", "processes", "base", "arms", "equal_compute", "picture", "folds")
+TOP = ("title", "seeds", "baseline", "processes", "base", "arms", "equal_compute", "picture", "folds", "scored")
 Options = dict[str, Any]
 
 
@@ -47,6 +47,8 @@ class Study:
     processes: int = 1
     folds: int = 1
     """How many groups of photographs validate in turn; each pair of a seed is trained that often."""
+    scored: str = "ORM"
+    """Whose scores the gains are of: "ORM", the network, or "SPGRM", the teacher."""
     device: str = "cpu"
     data: Any = None
     """Names and sizes of the photographs."""
@@ -124,6 +126,10 @@ def _check_study(path: Path, study: Study) -> None:
         arm = getattr(study, name)
         if arm is not None and arm not in study.arms:
             raise ValueError(f"{path}: {name} must be one of the arms {', '.join(study.arms)}, got {arm!r}")
+    if study.scored not in ("ORM", "SPGRM"):
+        raise ValueError(f"{path}: scored must be ORM or SPGRM, got {study.scored!r}")
+    if study.scored == "SPGRM" and any(study.is_bare(arm) for arm in study.arms):
+        raise ValueError(f"{path}: scored is SPGRM, the teacher, and a bare arm has none")
     if study.equal_compute == study.baseline:
         raise ValueError(f"{path}: equal_compute must be another arm than the baseline {study.baseline!r}")
     if "steps" not in study.base:

@@ -16,6 +16,7 @@ from units import Unit
 import skt_components as skt
 from skt_components.evaluation import PairedSummary
 
+_SHOWN = {"ORM": "this arm", "SPGRM": "network"}  # the column of the network's scores
 METRICS = {"PSNR-mu": "dB PSNR-mu", "PSNR-L": "dB PSNR-L", "SSIM-mu": "SSIM-mu"}
 SAME = 1e-3  # dB, between first validations of the same network: what another order of sums can do
 Row = dict[str, Any]
@@ -142,14 +143,14 @@ def find_mixed(rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def scores_by_run(rows: Sequence[Row], metric: str) -> dict[tuple[str, int, int], list[float]]:
+def scores_by_run(rows: Sequence[Row], metric: str, scored: str = "ORM") -> dict[tuple[str, int, int], list[float]]:
     """The network's values, one for each picture, by arm, seed and fold."""
-    return {(row["arm"], row["seed"], row["fold"]): row["scores"]["ORM"][metric] for row in rows}
+    return {(row["arm"], row["seed"], row["fold"]): row["scores"][scored][metric] for row in rows}
 
 
 def compare(rows: Sequence[Row], study: Study, ours: str, theirs: str, metric: str) -> PairedSummary | None:
     """Paired gain of one arm over another, over the seeds that both have, with all of the study's folds."""
-    values = scores_by_run(rows, metric)
+    values = scores_by_run(rows, metric, study.scored)
     seeds, folds = sorted({seed for _, seed, _ in values}), range(study.folds)
     seeds = [s for s in seeds if all((arm, s, fold) in values for arm in (ours, theirs) for fold in folds)]
     if not seeds:
@@ -174,7 +175,7 @@ def gains_by_photograph(rows: Sequence[Row], study: Study, arm: str) -> dict[str
     """PSNR-mu gained over the baseline, photograph by photograph; nothing of data without them."""
     if not isinstance(study.data, dict) or "val" not in study.data:
         return {}
-    values = scores_by_run(rows, "PSNR-mu")
+    values = scores_by_run(rows, "PSNR-mu", study.scored)
     found: dict[str, list[float]] = {}
     for (of, seed, fold), ours in values.items():
         theirs = values.get((study.baseline, seed, fold))
@@ -202,7 +203,7 @@ def summarise(rows: Sequence[Row], study: Study, ratios: Mapping[str, float]) ->
         # The baseline's mean over the runs that this arm has.
         pairs = {(row["seed"], row["fold"]) for row in mine}
         theirs = [row for row in rows if row["arm"] == study.baseline and (row["seed"], row["fold"]) in pairs]
-        found[arm]["baseline"] = {m: _mean(theirs, "ORM", m) for m in METRICS} if theirs else {}
+        found[arm]["baseline"] = {m: _mean(theirs, study.scored, m) for m in METRICS} if theirs else {}
         found[arm]["gain"] = _gains(rows, study, arm, study.baseline)
         found[arm]["gain by photograph"] = gains_by_photograph(rows, study, arm)
         if arm == study.equal_compute:  # whose time the longer baseline has
@@ -234,7 +235,7 @@ def make_table(summary: Mapping[str, Row], study: Study, baselines: Mapping[str,
     lines = [_describe_arm(arm, row, study) for arm, row in summary.items()]
     empty = dict.fromkeys(lines[0] if lines else (), "-")
     free = [
-        {**empty, "arm": title, "this arm": _shown(scores["PSNR-mu"], ".2f")}
+        {**empty, "arm": title, _SHOWN[study.scored]: _shown(scores["PSNR-mu"], ".2f")}
         for title, scores in (baselines or {}).items()
     ]
     lines = free * bool(lines) + lines
@@ -251,7 +252,7 @@ def _describe_arm(arm: str, row: Row, study: Study) -> dict[str, str]:
         "steps": str(row["steps"]),
         "seeds": str(len(row["seeds"])),
         f"{study.baseline} PSNR-mu": _shown(row.get("baseline", {}).get("PSNR-mu"), ".2f"),
-        "this arm": _shown(row["means"]["ORM"]["PSNR-mu"], ".2f"),
+        _SHOWN[study.scored]: _shown(row["means"]["ORM"]["PSNR-mu"], ".2f"),
         "teacher": _shown(row["means"].get("SPGRM", {}).get("PSNR-mu"), ".2f"),
         "gain [dB]": _interval(one, "+.3f"),
         "seeds' gains": " ".join(f"{g:+.2f}" for g in one["seed_gains"]) if one else "-",

@@ -99,6 +99,8 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         ("arms.ours", 'arms."O/o"', "small letters"),
         ("steps = 6", "", "must say how many steps"),
+        ("baseline", 'scored = "teacher"\nbaseline', "scored must be ORM or SPGRM, got 'teacher'"),
+        ("baseline", 'scored = "SPGRM"\nbaseline', "a bare arm has none"),
         ("steps = 6", 'steps = "six"', "steps.*six"),
         ("steps = 6", "steps = 0", "steps must be >= 1"),
         ("content_weight", "contents_weight", r"\[arms.ours\]: no option 'contents_weight', is content_weight meant"),
@@ -119,7 +121,7 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, old: str, new: str, com
 @pytest.mark.parametrize("path", sorted((BOOST / "studies").glob("*.toml")), ids=lambda path: path.stem)
 def test_the_studies_that_are_there_are_valid(path: Path) -> None:
     study = read(path, None if plan.read_study(path).base.get("data", "synthetic") == "synthetic" else Path("DATA"))
-    assert study.is_bare(study.baseline)
+    assert study.is_bare(study.baseline) == (study.scored == "ORM")
     assert study.base["trackers"] == []
     assert len(study.seeds) >= (2 if path.stem == "trial" else 3)
 

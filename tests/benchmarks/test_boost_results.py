@@ -45,6 +45,19 @@ def fabricate(out: Path, study: plan.Study, values: dict[tuple, list[float]], **
         (unit.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def test_a_study_of_teachers_compares_their_pictures(tmp_path: Path) -> None:
+    text = SMALL.replace("baseline", 'scored = "SPGRM"\nbaseline', 1).replace("bare = true", "color_weight = 0.0")
+    study = read(write(tmp_path / "s.toml", text))
+    fabricate(tmp_path, study, {("bare", 3): [20.0, 20.0], ("ours", 3): [21.5, 21.5]})
+    rows = results.collect(units.list_units(study, tmp_path), study)
+    summary = results.summarise(rows, study, {})
+    assert summary["ours"]["gain"]["PSNR-mu"]["gain"] == pytest.approx(1.5)
+    assert summary["ours"]["baseline"]["PSNR-mu"] == 22.0, "the teacher's, 2 dB above its network"
+    header, _, *lines = results.make_table(summary, study, {"merge": {"PSNR-mu": 30.0}}).splitlines()
+    assert "| network | teacher |" in header
+    assert "| 21.50 | 23.50 |" in lines[-1]
+
+
 def test_the_table_has_the_numbers_that_a_hand_computes(tmp_path: Path) -> None:
     study = read(write(tmp_path / "s.toml", EQUAL)).with_equal_compute({"bare": 1.0, "ours": 2.0})
     values = {("bare", 3): [20.0, 30.0], ("bare", 1): [22.0, 32.0], ("bare, equal compute", 3): [21.0, 30.0]}
