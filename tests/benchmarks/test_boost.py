@@ -145,6 +145,18 @@ def test_a_run_is_started_once_and_then_continued(tmp_path: Path) -> None:
     assert units.make_command(runs[1], photos, Path("P"))[4:6] == ["--root", "P"]
 
 
+def test_a_study_knows_its_photographs_with_procedural_scenes_and_a_pool_beside_them(tmp_path: Path) -> None:
+    for name in "abcde":
+        skt.write_image(tmp_path / f"{name}.hdr", torch.rand(3, 64, 96))
+    study = read(write(tmp_path / "s.toml"))
+    base = {**study.base, "data": "hdr-folder", "procedural_share": 0.5, "pool": 3, "crop": 16, "val_crop": 16}
+    found = harness.list_data(replace(study, base=base), tmp_path)
+    assert {split: list(names) for split, names in found.items()} == {
+        "train": ["a.hdr", "b.hdr", "c.hdr", "d.hdr"],
+        "val": ["e.hdr"],
+    }
+
+
 def test_a_study_of_simulated_scenes_goes_on_with_the_same_scenes_only(tmp_path: Path) -> None:
     study = read(write(tmp_path / "s.toml"))
     raw = replace(study, base={**study.base, "data": "bracketire", "crop": 16, "val_crop": 16})
