@@ -15,6 +15,7 @@ import figures
 import plan
 import pytest
 import study as harness
+import torch
 import units
 from boost_study import EQUAL, SMALL, read, write
 
