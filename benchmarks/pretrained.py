@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from skt_components import Camera, HDRFolder, RawCamera, SyntheticScenes, evaluation, load_pretrained
+from skt_components.data import HDRSample
 from skt_components.files.atomic import write_text
 from skt_components.models import pretrained_names
-from skt_components.training import METRICS
+from skt_components.training import mean_scores, score_pictures
 
 
 def scenes(options: argparse.Namespace, raw: bool) -> Iterator[tuple[str, Any]]:
@@ -44,7 +45,12 @@ def scenes(options: argparse.Namespace, raw: bool) -> Iterator[tuple[str, Any]]:
     yield "procedural scenes", SyntheticScenes(24, size, split="val", camera=camera)
 
 
-@torch.no_grad()
+def draw_pictures(sample: HDRSample, networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Pictures without training, and those of the networks."""
+    free = evaluation.baseline_pictures(sample.bracket, sample.exposure_times[0])
+    return free | {name: network(sample.bracket) for name, network in networks.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=Path, help="folder whose first photographs trained the networks")
@@ -60,18 +66,12 @@ def main() -> None:
         if not mine:
             continue
         for title, data in scenes(options, raw):
-            scores: dict[str, dict[str, list[float]]] = {}
-            for sample in DataLoader(data, 4):
-                pictures = evaluation.baseline_pictures(sample.bracket, sample.exposure_times[0])
-                pictures |= {name: network(sample.bracket) for name, network in mine.items()}
-                for name, picture in pictures.items():
-                    for metric, function in METRICS.items():
-                        values = function(picture, sample.target, peak=16.0 if raw else 1.0).tolist()
-                        scores.setdefault(name, {}).setdefault(metric, []).extend(values)
+            draw = partial(draw_pictures, networks=mine)
+            scores = score_pictures(DataLoader(data, 4), draw, peak=16.0 if raw else 1.0)
             kind = f"{title}, {'RAW' if raw else 'sRGB'}"
-            for name, found in scores.items():
-                means = {metric: statistics.fmean(values) for metric, values in found.items()}
-                rows.append({"scenes": kind, "network": name, "means": means, "PSNR-mu": found["PSNR-mu"]})
+            for name, means in mean_scores(scores).items():
+                values = scores[name]["PSNR-mu"].tolist()
+                rows.append({"scenes": kind, "network": name, "means": means, "PSNR-mu": values})
                 shown = " | ".join(f"{value:.{4 if 'SSIM' in metric else 2}f}" for metric, value in means.items())
                 print(f"| {kind} | {name} | {shown} |", flush=True)
     write_text(options.out, json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")

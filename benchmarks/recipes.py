@@ -29,7 +29,6 @@ from skt_components import evaluation, training
 from skt_components.data import HDRSample
 from skt_components.files.atomic import write_text
 from skt_components.framework import BareNetwork
-from skt_components.metrics import psnr_mu
 
 SPACE: dict[str, Sequence[Any]] = {
     "lr": (2e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
@@ -120,18 +119,21 @@ def train(
     return score(trained.eval(), validation, config), statistics.median(times)
 
 
-@torch.no_grad()
 def score(network: torch.nn.Module, validation: Sequence[HDRSample], config: training.TrainConfig) -> float:
-    values = [psnr_mu(network(s.bracket[None]).float(), s.target[None], peak=config.peak).item() for s in validation]
-    return statistics.fmean(values)
+    """Mean PSNR-mu."""
+    batches = (default_collate([sample]) for sample in validation)
+    found = training.score_pictures(batches, lambda sample: {"network": network(sample.bracket)}, peak=config.peak)
+    return float(found["network"]["PSNR-mu"].mean())
 
 
 def score_baselines(validation: Sequence[HDRSample], peak: float) -> dict[str, float]:
-    pictures = [(s, evaluation.baseline_pictures(s.bracket[None], s.exposure_times)) for s in validation]
-    return {
-        title: statistics.fmean(psnr_mu(found[title], s.target[None], peak=peak).item() for s, found in pictures)
-        for title in evaluation.BASELINES
-    }
+    """Mean PSNR-mu of the pictures without training."""
+
+    def free(sample: HDRSample) -> dict[str, torch.Tensor]:
+        return evaluation.baseline_pictures(sample.bracket, sample.exposure_times)
+
+    found = training.score_pictures((default_collate([sample]) for sample in validation), free, peak=peak)
+    return {title: means["PSNR-mu"] for title, means in training.mean_scores(found).items()}
 
 
 def crop(sample: HDRSample, side: int, generator: torch.Generator) -> HDRSample:

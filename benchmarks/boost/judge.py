@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -80,29 +79,23 @@ def judge(units: Sequence[Unit], study: Study, root: Path | None, photographs: P
         if batches is None:  # the same for all
             samples = DataLoader(make_unseen(config, photographs), 4)
             batches = [training.move_sample(sample, device) for sample in samples]
-            baselines = score_baselines(batches, config)
-        network, measures = load_trained(unit, config, device), training.METRICS
-        scores: dict[str, list[float]] = {metric: [] for metric in measures}
-        for sample in batches:
-            hdr = network(sample.bracket)
-            for metric, measure in measures.items():
-                scores[metric] += measure(hdr, sample.target, peak=config.peak).tolist()
+            free = partial(_draw_baselines, scale=config.scale)
+            baselines = training.mean_scores(training.score_pictures(batches, free, peak=config.peak))
+        draw = partial(_draw, load_trained(unit, config, device))
+        scores = training.score_pictures(batches, draw, peak=config.peak)
         steps = unit.options["steps"]
         name = {"arm": unit.arm, "seed": unit.seed, "fold": unit.fold, "steps": steps, "options": {}}
-        rows.append({**name, "scores": {"ORM": scores}, "baselines": baselines})
+        values = {metric: of.tolist() for metric, of in scores["ORM"].items()}
+        rows.append({**name, "scores": {"ORM": values}, "baselines": baselines})
     return rows
 
 
-def score_baselines(batches: Sequence[Any], config: Any) -> dict[str, dict[str, float]]:
-    """Mean scores of the pictures without training: title -> metric -> value."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for sample in batches:
-        pictures = skt.evaluation.baseline_pictures(sample.bracket, sample.exposure_times, scale=config.scale)
-        for title, picture in pictures.items():
-            for metric, measure in training.METRICS.items():
-                values = measure(picture, sample.target, peak=config.peak).tolist()
-                found.setdefault(title, {}).setdefault(metric, []).extend(values)
-    return {title: {m: statistics.fmean(of) for m, of in scores.items()} for title, scores in found.items()}
+def _draw(network: Callable[[Tensor], Tensor], sample: skt.HDRSample) -> dict[str, Tensor]:
+    return {"ORM": network(sample.bracket)}
+
+
+def _draw_baselines(sample: skt.HDRSample, scale: int) -> dict[str, Tensor]:
+    return skt.evaluation.baseline_pictures(sample.bracket, sample.exposure_times, scale=scale)
 
 
 def check_unseen(study: Study, photographs: Path) -> None:

@@ -29,7 +29,7 @@ from skt_components.training.run_folder import RunFolder, explain, make_run_fold
 from skt_components.training.run_log import rewind_log
 from skt_components.training.run_summary import write_run_summary
 from skt_components.training.schedules import learning_rate, transfer_ramp
-from skt_components.training.validation import METRICS, Scores, Validator, mean_scores, results_table
+from skt_components.training.validation import METRICS, Scores, Validator, mean_scores, results_table, score_pictures
 
 __all__ = [
     "METRICS",
@@ -73,6 +73,7 @@ __all__ = [
     "rewind_log",
     "sample_generators",
     "save_checkpoint",
+    "score_pictures",
     "seed_everything",
     "start_network",
     "to_arguments",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +27,26 @@ Scores = dict[str, dict[str, Tensor]]
 METRICS: dict[str, Callable[..., Tensor]] = {"PSNR-mu": psnr_mu, "PSNR-L": psnr_l, "SSIM-mu": ssim_mu}
 _REGIONS = "region distance"
 _BATCH = 4  # validation pictures at a time
+
+
+@torch.no_grad()
+def score_pictures(
+    batches: Iterable[HDRSample], reconstruct: Callable[[HDRSample], Mapping[str, Tensor]], *, peak: float
+) -> Scores:
+    """Return the scores of all pictures: title -> metric of :data:`METRICS` -> one value for each picture.
+
+    Args:
+        batches: samples with a batch axis.
+        reconstruct: from such a batch to linear pictures (B, C, H, W) by title.
+        peak: linear value of white.
+    """
+    found: dict[str, dict[str, list[Tensor]]] = {}
+    for sample in batches:
+        for title, picture in reconstruct(sample).items():
+            for metric, measure in METRICS.items():
+                values = measure(picture, sample.target, peak=peak).double().cpu()
+                found.setdefault(title, {}).setdefault(metric, []).append(values)
+    return {title: {metric: torch.cat(values) for metric, values in row.items()} for title, row in found.items()}
 
 
 class Validator:
@@ -108,10 +128,9 @@ class Validator:
         evaluation.save_samples(path, rows)
 
     def _score_batch(self, picture: Tensor, sample: HDRSample) -> dict[str, list[float]]:
-        found = {
-            name: metric(picture, sample.target, peak=self.config.peak).tolist() for name, metric in METRICS.items()
-        }
+        scores = score_pictures([sample], lambda _: {"": picture}, peak=self.config.peak)[""]
         metadata = self.config.rendering_metadata(sample)
+        found = {metric: values.tolist() for metric, values in scores.items()}
         return {**found, _REGIONS: self.framework.region_distance(picture, sample.target, metadata).tolist()}
 
 
