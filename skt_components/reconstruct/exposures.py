@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -158,6 +159,7 @@ def read_light(path: str | os.PathLike[str]) -> float | None:
         ImportError: exifread is not installed.
     """
     exifread = import_package("exifread", "reading exposure times needs ExifRead", "photo")
+    logging.getLogger("exifread").setLevel(logging.ERROR)  # a file without EXIF data is no fault
     with open(path, "rb") as file:
         tags = exifread.process_file(file, details=False)
 
