@@ -89,7 +89,7 @@ axis.legend(title="bandwidth")
 #
 # A free picture can reach any histogram, also with wrong details: the loss says nothing about where a value is. So what
 # is trained must keep the details. A network does. Here it is a color matrix and an offset for the whole picture:
-# twelve numbers. Gradient descent finds those that undo the wrong colors, from the histograms of the four regions alone.
+# twelve numbers. Gradient descent finds those that undo the wrong colors, from the histograms of the regions alone.
 
 matrix, offset = torch.eye(3).requires_grad_(), torch.zeros(3, 1, 1, requires_grad=True)
 optimizer = torch.optim.Adam([matrix, offset], lr=0.02)
