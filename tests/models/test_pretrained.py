@@ -14,7 +14,7 @@ from skt_components.models import NETWORKS, bracket_options, load_initial_weight
 from skt_components.simulation import RawCamera, SyntheticScenes
 
 FOLDER = Path(skt_components.__file__).parent / "pretrained"
-DOMAINS = {"ahdrnet-small": "srgb", "hdr-transformer-small": "srgb"}
+DOMAINS = {"ahdrnet-small": "srgb", "hdr-transformer-small": "srgb", "tmrnet-small": "raw"}
 
 
 def network_of(name: str) -> torch.nn.Module:
