@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -70,14 +71,13 @@ def _call(name: str, command: Callable[..., int | None], options: list[str]) -> 
         train(options)
         return 0
     tyro = import_package("tyro", "commands need tyro", "train")
-    return tyro.cli(
-        command, prog=f"skt {name}", args=options, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    )
+    short = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+    return tyro.cli(command, prog=f"skt {name}", args=options, config=short)
 
 
 def _explain(given: list[str], names: list[str]) -> int:
     """Print the help, of all commands or of those that begin with a word; return 2 if that was not asked for."""
-    words = [word for word in given if not word.startswith("-")]
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), given))
     if given[:1] == ["--version"]:
         print(f"skt {version('skt-components')}")
         return 0

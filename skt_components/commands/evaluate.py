@@ -96,7 +96,7 @@ class Options(Networks, Pictures, Scores, Results):
 
 
 def evaluate(
-    written: Results, *, networks: Networks = Networks(), pictures: Pictures = Pictures(), scores: Scores = Scores()
+    results: Results, *, networks: Networks = Networks(), pictures: Pictures = Pictures(), scores: Scores = Scores()
 ) -> int:
     """Score networks on a data set, and write tables, pictures and a report.
 
@@ -104,12 +104,12 @@ def evaluate(
     continues where the last one stopped. Exit status 1: at least one picture could not be evaluated.
 
     Args:
-        written: what is written.
+        results: what is written.
         networks: the network, and one to compare it with.
         pictures: the pictures to evaluate on.
         scores: how the scores are computed.
     """
-    options = Options(**vars(written), **vars(networks), **vars(pictures), **vars(scores))
+    options = Options(**vars(results), **vars(networks), **vars(pictures), **vars(scores))
     protocol = choose_protocol(options)
     described = replace(protocol, metrics=(*protocol.metrics, "HDR-VDP-2")) if options.vdp else protocol
     data, all_names, source = build_data(options)
@@ -126,20 +126,20 @@ def evaluate(
     options.out.mkdir(parents=True, exist_ok=True)
     with FolderLock(options.out):  # a second process would replace the scores of this one
         remove_leftovers(options.out)
-        results = EvaluationResults(options.out, description, source=source, names=names)
+        found = EvaluationResults(options.out, description, source=source, names=names)
         sections = SceneSections(options.out / "sections", options.scenes)
         for index, name in enumerate(progress_bar(names, "pictures", "picture")):
-            if name in results.pictures:
+            if name in found.pictures:
                 continue
             try:
                 scene = evaluate_picture(data[index], name, stems[name], models, protocol, options)
             except Exception as error:  # the other pictures do not depend on this one
-                results.fail(name, error)
+                found.fail(name, error)
                 continue
-            sections.write(scene, results)
-            results.add(name, scene.scores, scene.warnings)
-        write_reports(results, sections, options)
-    return 1 if results.errors else 0
+            sections.write(scene, found)
+            found.add(name, scene.scores, scene.warnings)
+        write_reports(found, sections, options)
+    return 1 if found.errors else 0
 
 
 def choose_protocol(options: Options) -> Protocol:
