@@ -32,6 +32,7 @@ LEVELS = {
     "evaluation": 5,
     "training": 6,
     "reconstruct": 6,
+    "commands": 7,
 }
 # Optional or slow to import: only inside the functions that need them.
 HEAVY = {
@@ -98,8 +99,8 @@ def offence(found: Import, file: str) -> str | None:
     engine = f"{'/'.join(rest[:2])}.py"
     if engine in ENGINES.values() and found.at_import:
         return f"{engine} must be imported inside a function, because it imports a heavy package"
-    if "/" not in file or file.endswith("/__main__.py"):
-        return None  # the root __init__ gathers everything, and a command stands above all packages
+    if "/" not in file:
+        return None  # the root gathers everything
     target, package = (rest or [""])[0], file.split("/")[0]
     if target not in LEVELS or package not in LEVELS:
         return f"{package} may import only from {sorted(LEVELS)} inside the package, not {found.name}"
@@ -255,8 +256,8 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+|\b(train_full|evaluate)\.py\b")
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_library_names_arguments_and_no_options_of_a_script(path):
-    if path.name == "__main__.py":
-        return  # a command, which has options of its own
+    if path.parent.name == "commands":
+        return  # they have options of their own
     lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
     known = ("--logdir", "--nproc-per-node", "--porcelain", "--quiet", "--untracked-files", "--verify", "--is-inside")
     found = [f"{number}: {line.strip()}" for number, line in lines if OPTION.search(line)]

@@ -39,7 +39,7 @@ for file, exposure in zip(files, sample.bracket, strict=True):
 #
 # .. code-block:: bash
 #
-#    python -m skt_components.reconstruct dark.png middle.png bright.png \\
+#    skt reconstruct dark.png middle.png bright.png \\
 #        --times 1 4 16 --transfer gamma2.2 --out scene.hdr
 
 exposures = [read_exposure(file, transfer="gamma2.2") for file in files]

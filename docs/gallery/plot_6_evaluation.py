@@ -61,5 +61,5 @@ print(f"{first} over the exposure merge:")
 print(paired_summary([torch.tensor(scores[first])], [torch.tensor(scores["exposure merge"])]))
 
 # %%
-# ``python examples/evaluate.py`` does the same for a whole data set and writes an HTML report with all pictures, their
+# ``skt evaluate`` does the same for a whole data set and writes an HTML report with all pictures, their
 # errors, zooms and a table that can be sorted: see the page "Evaluation".

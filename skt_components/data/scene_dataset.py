@@ -126,7 +126,7 @@ class SceneDataset(SampleDataset):
             self._order_checked.add(number)
             for fault in self.layout.order_faults(scene):
                 self._order_warned = True
-                warn_caller(f"{fault}. python -m skt_components.data verify lists all such scenes")
+                warn_caller(f"{fault}. skt data verify lists all such scenes")
                 break
         return scene
 

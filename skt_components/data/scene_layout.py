@@ -187,5 +187,5 @@ class SceneLayout(abc.ABC):
         folder = self.split_folder(root, split)
         missing = [message for scene in scenes for message in self.missing_files(folder / scene)]
         if missing:
-            more = f" (and {len(missing) - 1} more: python -m skt_components.data verify)" if len(missing) > 1 else ""
+            more = f" (and {len(missing) - 1} more: skt data verify)" if len(missing) > 1 else ""
             raise FileNotFoundError(f"{missing[0]}{more}")

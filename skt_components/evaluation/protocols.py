@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from skt_components.evaluation.tiling import Network, official_tiles, tiled_inference
-from skt_components.metrics.hdrvdp2 import HDRVDP2Output, hdr_vdp2
+from skt_components.metrics.hdrvdp2 import HDRVDP2Output, hdr_vdp2, hdr_vdp_pix_per_deg
 from skt_components.metrics.lpips import lpips
 from skt_components.metrics.psnr import crop_sides, psnr, quantize
 from skt_components.metrics.pu21 import display_luminance, psnr_pu21, ssim_pu21
@@ -55,9 +55,13 @@ class Protocol:
         crop: RGB pixels on each side that are not compared.
         tile: side of the tiles, padded with ones, on which the network runs; None: the whole picture.
         demosaicing: method for RAW, "bilinear" or "malvar".
-        vdp_pixels_per_degree: for HDR-VDP-2; 23.787 is a 30-inch display of 1500x1000 pixels at 0.55 m.
+        vdp_pixels_per_degree: for HDR-VDP-2; 23.787 is a 30-inch display of 1500x1000 pixels at 0.55 m. None: it
+            follows from ``vdp_diagonal`` and the size of the picture.
+        vdp_diagonal: for HDR-VDP-2 without ``vdp_pixels_per_degree``: diagonal in inches of a display at 0.55 m that
+            the picture fills.
         vdp_encoding: for HDR-VDP-2. "sRGB-display" is physically wrong for linear values, but the published tables
             use it.
+        vdp_source: the script with these settings of HDR-VDP-2, and how it differs, for readers of a table.
         pu21_display: peak luminance (cd/m2), contrast and ambient light (lux) of the display that shows the
             tone-mapped picture, rounded to 8 bits, for PU21.
         remark: a note for readers of a table.
@@ -86,8 +90,10 @@ class Protocol:
     crop: int = 0
     tile: int | None = None
     demosaicing: str = "malvar"
-    vdp_pixels_per_degree: float = 23.78735754772587
+    vdp_pixels_per_degree: float | None = 23.78735754772587
+    vdp_diagonal: float | None = None
     vdp_encoding: str = "sRGB-display"
+    vdp_source: str = ""
     pu21_display: tuple[float, float, float] = (55.0, 1000.0, 10.0)
     remark: str = ""
 
@@ -98,22 +104,40 @@ class Protocol:
             check_choice("metrics", metric, METRICS)
         check_positive("peak", self.peak)
         check_positive("mu", self.mu)
+        if (self.vdp_pixels_per_degree is None) == (self.vdp_diagonal is None):
+            geometry = f"{self.vdp_pixels_per_degree} and {self.vdp_diagonal}"
+            raise ValueError(f"give either vdp_pixels_per_degree or vdp_diagonal, the other None, got {geometry}")
+        for name in ("vdp_pixels_per_degree", "vdp_diagonal"):
+            if (value := getattr(self, name)) is not None:
+                check_positive(name, value)
 
     @classmethod
     def kalantari(cls) -> Protocol:
         """Return HDR-Transformer's and SCTNet's protocol on Kalantari17: float pictures, SSIM clipped, tiles of 256."""
-        return cls("Kalantari17 (HDR-Transformer, SCTNet)", ssim_clip=True, tile=256)
+        source = f"{_SCTNET_VDP}, as HDR-Transformer published no settings"
+        return cls("Kalantari17 (HDR-Transformer, SCTNet)", ssim_clip=True, tile=256, vdp_source=source)
 
     @classmethod
     def tel(cls) -> Protocol:
         """Return the protocol of SCTNet on Tel23, which is the one on Kalantari17."""
-        return cls("Tel23 (SCTNet)", ssim_clip=True, tile=256)
+        return cls("Tel23 (SCTNet)", ssim_clip=True, tile=256, vdp_source=_SCTNET_VDP)
 
     @classmethod
     def matlab(cls) -> Protocol:
-        """Return the protocol of SAFNet's MATLAB scripts: Radiance files, SSIM of RGB as a volume, whole pictures."""
-        remark = "SSIM after MATLAB's documentation, never compared with MATLAB"
-        return cls("MATLAB (SAFNet)", rounding="rgbe", ssim_border="volume", remark=remark)
+        """Return the protocol of SAFNet's MATLAB scripts: Radiance files, SSIM of RGB as a volume, whole pictures.
+
+        HDR-VDP-2 has the geometry of ``eval_siggraph17.m``: every picture fills a display of 28 inches at 0.55 m, so
+        that its pixels per degree depend on its size.
+        """
+        return cls(
+            "MATLAB (SAFNet)",
+            rounding="rgbe",
+            ssim_border="volume",
+            vdp_pixels_per_degree=None,
+            vdp_diagonal=28.0,
+            vdp_source="SAFNet's eval_siggraph17.m, which runs version 2.2.2 of HDR-VDP-2",
+            remark="SSIM after MATLAB's documentation, never compared with MATLAB",
+        )
 
     @classmethod
     def bracketire(cls) -> Protocol:
@@ -143,7 +167,8 @@ class Protocol:
         parts += [f"demosaicing {self.demosaicing}"] * (self.domain == "raw")
         parts += ["LPIPS 0.1, AlexNet"] * ("LPIPS" in self.metrics)
         if "HDR-VDP-2" in self.metrics:
-            parts += [f"HDR-VDP-2: {self.vdp_encoding}, {self.vdp_pixels_per_degree:.3f} pixels per degree"]
+            parts += [f"HDR-VDP-2 (version 2.21): {self.vdp_encoding}, {self._vdp_geometry()}"]
+            parts[-1] += f", settings of {self.vdp_source}" if self.vdp_source else ""
         if any(name.startswith("PU21") for name in self.metrics):
             parts += ["PU21: 8 bits, display of {:g} cd/m2, contrast {:g}, {:g} lux".format(*self.pu21_display)]
         return f"{self.name}: {'; '.join(parts + [self.remark] * bool(self.remark))}"
@@ -232,8 +257,22 @@ class Protocol:
 
     def hdr_vdp2(self, prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> HDRVDP2Output:
         """Compute HDR-VDP-2, with its visibility maps, of the two pictures from :meth:`compared`."""
-        encoding, degree = self.vdp_encoding, self.vdp_pixels_per_degree
-        return hdr_vdp2(prediction, target, color_encoding=encoding, pixels_per_degree=degree)
+        height, width = target.shape[-2:]
+        degree = self._pixels_per_degree(width, height)
+        return hdr_vdp2(prediction, target, color_encoding=self.vdp_encoding, pixels_per_degree=degree)
+
+    def _pixels_per_degree(self, width: int, height: int) -> float:
+        if self.vdp_diagonal is not None:
+            return hdr_vdp_pix_per_deg(self.vdp_diagonal, (width, height), _VDP_DISTANCE)
+        assert self.vdp_pixels_per_degree is not None
+        return self.vdp_pixels_per_degree
+
+    def _vdp_geometry(self) -> str:
+        degree = f"{self._pixels_per_degree(1500, 1000):.3f} pixels per degree"
+        if self.vdp_diagonal is None:
+            return degree
+        display = f"a display of {self.vdp_diagonal:g} inches at {_VDP_DISTANCE} m that the picture fills"
+        return f"{display} ({degree} at 1500x1000)"
 
     def _render_raw(self, packed: Tensor, metadata: Metadata) -> Float[Tensor, "b 3 _h _w"]:
         """Render RAW as BracketIRE's scripts do: clipped at every step, demosaiced after a gamma curve."""
@@ -248,12 +287,15 @@ class Protocol:
         return rgb.flip(1) if self.channel_order == "bgr" else rgb
 
 
+_VDP_DISTANCE = 0.55  # meters
+_SCTNET_VDP = "SCTNet's utils/hdrvdp2_pu21/run/test.m"
 _BRACKETIRE: dict[str, Any] = {
     "domain": "raw",
     "metrics": ("PSNR-mu", "SSIM-mu"),
     "peak": 16.0,
     "rounding": "uint16",
     "ssim_sample_covariance": True,
+    "vdp_source": f"{_SCTNET_VDP}, as BracketIRE's scripts have no HDR-VDP-2",
     "remark": "not the learned demosaicing of the published tables, whose numbers these do not repeat",
 }
 
@@ -298,7 +340,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "bracketire": Protocol.bracketire(),
     "bracketire-plus": Protocol.bracketire_plus(),
     "ntire2024": Protocol.ntire2024(),
-    "simulated": Protocol("Simulated brackets", ssim_clip=True),
+    "simulated": Protocol("Simulated brackets", ssim_clip=True, vdp_source=_SCTNET_VDP),
 }
 """Protocols by name; a published data set has its name, "simulated" is for simulated brackets."""
 

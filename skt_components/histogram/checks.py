@@ -48,7 +48,8 @@ def check_bandwidth(bandwidth: float, num_bins: int, value_range: tuple[float, f
     if bandwidth > 3 * width:
         warn_caller(
             f"bandwidth={bandwidth:g} is {bandwidth / width:.3g} times the value range {value_range}: the histogram "
-            f"is flat and its gradient practically zero. The paper's literal 400 is meant as 1/400 on [0, 1]."
+            f"is flat and its gradient practically zero. Read the paper's 400 as 1/400 on [0, 1], or as the slope of "
+            "sigmoids: skt_components.histogram.sigmoid_bandwidth(400)."
         )
     elif bandwidth * num_bins < 0.25 * width:
         warn_caller(

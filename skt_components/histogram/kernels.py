@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from skt_components.ops.checks import check_positive
+
 TOLERANCE = 1e-7  # of a kernel and, relative to the steepest, of its slope
 _REACH = 4.3  # bandwidths; the slope beyond is below 1e-7 of the steepest
 _WIDEST_WINDOW = 1.0  # in bins; above it moments need fewer additions per value
@@ -48,6 +50,32 @@ class Bins(NamedTuple):
     def line(self, cell: float = 1.0, before: float = 0.0) -> tuple[float, float]:
         """Return factor and shift from values to cells of ``cell`` bins, 0 lying ``before`` bins before a center."""
         return 1 / (self.width * cell), (-self.low / self.width - 0.5 + before) / cell
+
+
+def sigmoid_bandwidth(slope: float = 400.0, *, bin_width: float = 1 / 256) -> float:
+    """Return the bandwidth of the Gaussian kernel that is as wide as a difference of two sigmoids.
+
+    The histogram loss of SKF counts with ``sigmoid(slope (d + w/2)) - sigmoid(slope (d - w/2))``, where d is the
+    distance to the center of a bin of width w. Its variance is ``pi^2 / (3 slope^2) + w^2 / 12``, that of
+    ``exp(-(d / bandwidth)^2)`` is ``bandwidth^2 / 2``.
+
+    Args:
+        slope: of the sigmoids, in the inverse unit of the values; 400 in SKF's code.
+        bin_width: range of the values over the number of bins.
+
+    Raises:
+        ValueError: an argument is not above zero.
+
+    Example:
+        >>> round(1 / sigmoid_bandwidth(400.0), 1)
+        151.3
+
+    Reference:
+        Wu et al., Learning Semantic-Aware Knowledge Guidance for Low-Light Image Enhancement, CVPR 2023.
+    """
+    check_positive("slope", slope)
+    check_positive("bin_width", bin_width)
+    return math.sqrt(2 * math.pi**2 / (3 * slope**2) + bin_width**2 / 6)
 
 
 class Scratch:

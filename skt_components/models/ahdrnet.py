@@ -40,6 +40,7 @@ class AHDRNet(ReconstructionNetwork):
 
     fusion_taps = ("RDB1", "RDB2", "RDB3")
     last_layer = "conv3"
+    exact_tiles = True
     official_options: ClassVar = {"unused_layers": True}
     _input_layers, _input_order = ("conv1",), (3, 4, 5, 0, 1, 2)  # LDR first
 

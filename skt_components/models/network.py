@@ -54,6 +54,13 @@ class ReconstructionNetwork(nn.Module):
     size_multiple: int = 1
     """The sides of an exported network's bracket must be multiples of it; the network itself takes any size."""
 
+    half_precision: ClassVar[tuple[str, ...]] = ("bfloat16", "float16")
+    """Types of ``torch.autocast`` under which the output stays within one hundredth of float32's."""
+
+    exact_tiles: ClassVar[bool] = False
+    """Whether tiled inference gives the picture of the whole bracket, up to rounding: a network of convolutions of
+    limited reach, without windows, optical flow or statistics of the picture."""
+
     # The channels of the first and last layers in the order of the authors' network.
     _input_layers: ClassVar[tuple[str, ...]] = ()
     _output_layers: ClassVar[tuple[str, ...]] = ()

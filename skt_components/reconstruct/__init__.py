@@ -1,6 +1,6 @@
 """From pictures that a person has to an HDR picture: reading exposures, aligning them, and running a network.
 
-``python -m skt_components.reconstruct`` does all of it.
+The command ``skt reconstruct`` does all of it.
 """
 
 from skt_components.reconstruct.alignment import align_exposures

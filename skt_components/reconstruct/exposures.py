@@ -60,7 +60,7 @@ class RawExposure(NamedTuple):
     color_matrix: Tensor
 
 
-def read_exposure(path: str | os.PathLike[str], *, transfer: str | None = None) -> Exposure:
+def read_exposure(path: str | os.PathLike[str], *, transfer: str | None = None, light: float | None = None) -> Exposure:
     """Read a JPEG, PNG, TIFF or camera RAW file as linear RGB, with the amount of light from its EXIF data.
 
     Pictures are turned as their EXIF orientation says. Color profiles are not read: the colors of the pictures should
@@ -70,6 +70,7 @@ def read_exposure(path: str | os.PathLike[str], *, transfer: str | None = None) 
     Args:
         path: ``.jpg``, ``.png`` (8 or 16 bits), ``.tif`` (8 or 16 bits), or camera RAW (needs rawpy).
         transfer: of the values in the file: "srgb", "gamma2.2" or "linear"; None: sRGB, and linear for camera RAW.
+        light: amount of light, such as the exposure time; None: from the EXIF data.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -90,7 +91,7 @@ def read_exposure(path: str | os.PathLike[str], *, transfer: str | None = None) 
         values = _decode(path)
     else:
         raise ValueError(f"{path}: suffix must be one of {', '.join(PICTURE_SUFFIXES + RAW_SUFFIXES)}, got {suffix!r}")
-    return Exposure(linearize(values, transfer or "srgb"), read_light(path), path.name)
+    return Exposure(linearize(values, transfer or "srgb"), read_light(path) if light is None else light, path.name)
 
 
 def linearize(values: Float[Tensor, "*shape"], transfer: str) -> Float[Tensor, "*shape"]:
@@ -109,11 +110,12 @@ def linearize(values: Float[Tensor, "*shape"], transfer: str) -> Float[Tensor, "
     return values**GAMMA if transfer == "gamma2.2" else values
 
 
-def read_raw_exposure(path: str | os.PathLike[str]) -> RawExposure:
+def read_raw_exposure(path: str | os.PathLike[str], *, light: float | None = None) -> RawExposure:
     """Read the sensor's values of a camera RAW file, for a network on packed RAW such as TMRNet.
 
     Args:
         path: a file with a Bayer mosaic of any phase; rows and columns before the first red pixel are left out.
+        light: as for :func:`read_exposure`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -141,7 +143,8 @@ def read_raw_exposure(path: str | os.PathLike[str]) -> RawExposure:
         matrix = raw.color_matrix
     planes_tensor = torch.from_numpy(np.stack(planes)).clamp(0, 1)
     gains = gains / gains[1] if gains[1] > 0 else np.ones(3, np.float32)
-    return RawExposure(planes_tensor, read_light(path), path.name, torch.from_numpy(gains), _to_srgb(matrix))
+    light = read_light(path) if light is None else light
+    return RawExposure(planes_tensor, light, path.name, torch.from_numpy(gains), _to_srgb(matrix))
 
 
 def _to_srgb(color_matrix: np.ndarray) -> Tensor:
@@ -197,7 +200,9 @@ def check_exposures(names: Sequence[str], sizes: Sequence[Sequence[int]], light:
     known: list[float] = []
     for name, value in zip(names, light, strict=True):
         if value is None:
-            raise ValueError(f"{name} has no exposure time in its EXIF data: give exposure_times, one for each picture")
+            raise ValueError(
+                f"{name} has no exposure time in its EXIF data: give `exposure_times`, one for each picture"
+            )
         if not 0 < value < math.inf:
             raise ValueError(f"exposure_times must be finite numbers > 0, got {value} for {name}")
         known.append(float(value))
@@ -206,7 +211,7 @@ def check_exposures(names: Sequence[str], sizes: Sequence[Sequence[int]], light:
             if abs(value / known[j] - 1) < 0.05:
                 raise ValueError(
                     f"pictures must have different exposures: {names[j]} and {names[i]} both have {value:g}; "
-                    "if the EXIF data are wrong, give exposure_times"
+                    "if the EXIF data are wrong, give `exposure_times`"
                 )
     return known
 

@@ -401,7 +401,7 @@ def name_options(message: str, names: Iterable[str] = ()) -> str:
         lambda match: _flag(match[1] or match[2]),
         message,
     )
-    return re.sub(rf"(?<![\w-])({names})=", lambda match: f"{_flag(match[1])} ", message)
+    return re.sub(rf"(?<![\w-])({names})=(True\b)?", lambda match: _flag(match[1]) + ("" if match[2] else " "), message)
 
 
 def to_arguments(options: Mapping[str, Any]) -> list[str]:

@@ -1,17 +1,20 @@
-"""python -m skt_components.data: what it does, what it says, what it returns."""
+"""skt data: its results, its messages and its exit status."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from skt_components import commands
 from skt_components.data import BracketIRE, Kalantari17, write_image
-from skt_components.data.__main__ import main
+
+
+def main(arguments: Sequence[str]) -> int:
+    return commands.main(["data", *arguments])
 
 
 def test_verify_says_what_is_wrong_and_returns_1(fake_kalantari, capsys):
@@ -77,10 +80,13 @@ def test_simulated_data_sets_are_read_back(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["verify", "kalantari", "nowhere"], "error: root must be the folder of a data set"),
-        (["prepare", "tel", "nowhere", "out"], "error: root must have a folder Training"),
-        (["preview", "bracketire", "nowhere", "a.png"], "error: root must have a folder Train"),
-        (["simulate", "kalantari", "out", "--photos", "nowhere"], "error: root must be a folder of HDR pictures"),
+        (["verify", "kalantari", "nowhere"], "skt data verify: root must be the folder of a data set"),
+        (["prepare", "tel", "nowhere", "out"], "skt data prepare: root must have a folder Training"),
+        (["preview", "bracketire", "nowhere", "a.png"], "skt data preview: root must have a folder Train"),
+        (
+            ["simulate", "kalantari", "out", "--photos", "nowhere"],
+            "skt data simulate: root must be a folder of HDR pictures",
+        ),
     ],
 )
 def test_errors_are_one_line_and_return_1(arguments, message, tmp_path, monkeypatch, capsys):
@@ -97,10 +103,4 @@ def test_hdr_folders_are_verified(tmp_path, capsys):
     assert main(["verify", "hdr-folder", str(tmp_path), "--crop", "24"]) == 1
     assert "a.hdr: crop must fit the picture of (20, 30)" in capsys.readouterr().out
     assert main(["verify", "kalantari", str(tmp_path), "--crop", "24"]) == 1
-    assert "error: --crop is for hdr-folder" in capsys.readouterr().err
-
-
-def test_help_runs_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "skt_components.data", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert all(name in done.stdout for name in ("verify", "prepare", "preview", "simulate"))
+    assert "skt data verify: --crop is for hdr-folder" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import types
 
 import cv2
@@ -227,6 +228,27 @@ def test_hdr_vdp2_gets_the_published_settings(monkeypatch):
     assert not any("HDR-VDP-2" in protocol.metrics for protocol in NAMED.values())
 
 
+@pytest.mark.parametrize("size", [(31, 40), (40, 31)])
+def test_hdr_vdp2_of_safnets_script_depends_on_the_size_of_the_picture(monkeypatch, size):
+    found = []
+    monkeypatch.setattr(protocols, "hdr_vdp2", lambda *pictures, **options: found.append(options["pixels_per_degree"]))
+    height, width = size
+    diagonal = 28 * 25.4  # millimeters
+    side = diagonal * height / np.hypot(height, width)
+    Protocol.matlab().hdr_vdp2(*rgb_pictures(size))
+    assert found == [pytest.approx(height / np.degrees(2 * np.arctan(side / 2 / 550)), rel=1e-12)]
+    described = dataclasses.replace(Protocol.matlab(), metrics=("HDR-VDP-2",)).describe()
+    assert "28 inches at 0.55 m that the picture fills (25.342 pixels per degree at 1500x1000)" in described
+    assert "SAFNet's eval_siggraph17.m, which runs version 2.2.2" in described
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_protocol_names_the_script_of_its_hdr_vdp2(name):
+    described = dataclasses.replace(NAMED[name], metrics=("HDR-VDP-2",)).describe()
+    assert re.search(r"HDR-VDP-2 \(version 2.21\): sRGB-display, .*, settings of \w+'s [\w/]+\.m\b", described)
+    assert ("BracketIRE's scripts have no HDR-VDP-2" in described) == (NAMED[name].domain == "raw")
+
+
 def test_lpips_is_of_the_tone_mapped_pictures():
     pytest.importorskip("lpips")
     prediction, target = rgb_pictures((40, 41))
@@ -266,7 +288,7 @@ def test_descriptions_say_what_differs():
     assert "SSIM" not in Protocol.ntire2024().describe()
     assert len({protocol.describe() for protocol in NAMED.values()}) == len(NAMED)
     everything = dataclasses.replace(Protocol.tel(), metrics=tuple(METRICS)).describe()
-    assert "23.787 pixels per degree" in everything
+    assert "23.787 pixels per degree, settings of SCTNet's utils/hdrvdp2_pu21/run/test.m" in everything
     assert "display of 55 cd/m2" in everything
 
 
@@ -288,6 +310,9 @@ def test_render_of_raw_without_clipping_is_the_plain_chain():
         ({"rounding": "uint8"}, "rounding must be one of .*uint16.*'uint8'"),
         ({"domain": "xyz"}, "domain must be one of .*raw.*'xyz'"),
         ({"peak": 0.0}, "peak must be a finite number > 0"),
+        ({"vdp_pixels_per_degree": None}, "either vdp_pixels_per_degree or vdp_diagonal, .* got None and None"),
+        ({"vdp_diagonal": 28.0}, "either vdp_pixels_per_degree or vdp_diagonal, .* got 23.787.* and 28.0"),
+        ({"vdp_pixels_per_degree": 0.0}, "vdp_pixels_per_degree must be a finite number > 0"),
     ],
 )
 def test_rejects_bad_options(options, message):

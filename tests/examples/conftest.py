@@ -49,17 +49,3 @@ def call_script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Sequence[obje
 def train(call_script: Callable[[str, Sequence[object]], None]) -> Callable[[Sequence[object]], None]:
     """Run ``examples/train_full.py`` in this process: ``train(arguments)``."""
     return lambda arguments: call_script("train_full.py", arguments)
-
-
-@pytest.fixture
-def evaluate(call_script: Callable[[str, Sequence[object]], None]) -> Callable[[Sequence[object]], int]:
-    """Run ``examples/evaluate.py`` in this process and return its exit status; an error ends with SystemExit."""
-
-    def run(arguments: Sequence[object]) -> int:
-        with pytest.raises(SystemExit) as end:
-            call_script("evaluate.py", arguments)
-        if isinstance(end.value.code, str):
-            raise end.value
-        return int(end.value.code or 0)
-
-    return run

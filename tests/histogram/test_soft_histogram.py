@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skt_components.histogram import checks, engines, soft_histogram, torch_engine
+from skt_components.histogram import checks, engines, sigmoid_bandwidth, soft_histogram, torch_engine
 from skt_components.histogram.kernels import Bins, Moments, Window, choose_basis
 from skt_components.histogram.soft_histogram import histogram_difference
 from skt_components.ops import reference
@@ -248,6 +248,18 @@ def test_all_equal_pictures_and_regions_of_one_pixel_match(bandwidth):
     values, labels = picture(1, 3, 9, 13), torch.full((1, 9, 13), -1)
     labels[0, 4, 5], labels[0, 8, 12] = 0, 1
     compare(values, one_hot(labels, 2), TOLERANCES[torch.float32], bandwidth=bandwidth, labels=labels, num_regions=2)
+
+
+@pytest.mark.parametrize(("slope", "num_bins"), [(400.0, 256), (100.0, 256), (1000.0, 64)])
+def test_the_bandwidth_of_sigmoids_has_the_variance_of_their_difference(slope, num_bins):
+    distance = torch.linspace(-0.5, 0.5, 200_001, dtype=torch.float64)
+    half = 0.5 / num_bins
+    sigmoids = torch.sigmoid(slope * (distance + half)) - torch.sigmoid(slope * (distance - half))
+    gaussian = torch.exp(-((distance / sigmoid_bandwidth(slope, bin_width=1 / num_bins)) ** 2))
+    variances = [(kernel * distance**2).sum() / kernel.sum() for kernel in (sigmoids, gaussian)]
+    torch.testing.assert_close(*variances, rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="slope must be a finite number > 0, got 0"):
+        sigmoid_bandwidth(0)
 
 
 # empty regions, special values

@@ -104,19 +104,33 @@ def test_channels_last_and_strided_brackets_give_the_same(name):
 
 
 @every_network
-def test_bfloat16_stays_within_one_hundredth_and_trains(name):
+def test_half_precision_stays_within_one_hundredth_and_bfloat16_trains(name):
     torch.manual_seed(0)
     network = NETWORKS[name]().eval()
     bracket, _ = scenes(network)
     wanted = network(bracket)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = network(bracket)
-    assert (found.float() - wanted).norm() <= 1e-2 * wanted.norm()
+    assert network.half_precision[0] == "bfloat16"
+    for kind in reversed(network.half_precision):
+        with torch.autocast("cpu", getattr(torch, kind)), torch.set_grad_enabled(kind == "bfloat16"):
+            found = network(bracket)
+        assert (found.float() - wanted).norm() <= 1e-2 * wanted.norm(), kind
     found.float().square().mean().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
 
 
 # what takes part
+
+
+@pytest.mark.parametrize("kind", [AHDRNet, HDRTransformer, SCTNet, TMRNet, TMRNetPlus])
+def test_tiles_are_exact_where_the_network_says_so(small, kind):
+    network = small(kind).eval()
+    bracket = torch.rand(1, network.num_frames, network.in_channels, 64, 128) * network.peak
+    with torch.no_grad():
+        whole = network(bracket)
+    multiple = network.size_multiple
+    tiled = skt.tiled_inference(network, bracket, tile=(64, 96), overlap=64, size_multiple=multiple, progress=False)
+    difference = (tiled - whole).abs().max() / whole.abs().max()
+    assert (difference < 1e-5) == network.exact_tiles, difference
 
 
 @pytest.mark.parametrize("kind", [AHDRNet, HDRTransformer, SCTNet, TMRNet])

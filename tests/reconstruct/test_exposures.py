@@ -171,7 +171,7 @@ def test_a_raw_bracket_is_on_one_scale_with_its_peak_at_16() -> None:
 def test_brackets_that_cannot_be_are_explained() -> None:
     with pytest.raises(ValueError, match="at least two exposures, got 1"):
         bracket_from_exposures(exposures(1.0))
-    with pytest.raises(ValueError, match=r"1\.jpg has no exposure time in its EXIF data: give exposure_times"):
+    with pytest.raises(ValueError, match=r"1\.jpg has no exposure time in its EXIF data: give `exposure_times`"):
         bracket_from_exposures(exposures(0.01, None))
     with pytest.raises(ValueError, match=r"different exposures: 0\.jpg and 2\.jpg both have 0\.01"):
         bracket_from_exposures(exposures(0.01, 0.04, 0.01))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,11 +12,10 @@ import torch
 from camera_files import textured, write_dng, write_jpeg, write_png16
 from torch import Tensor, nn
 
-from skt_components import AHDRNet, TMRNet, read_image, save_weights
+from skt_components import AHDRNet, TMRNet, commands, read_image, save_weights
 from skt_components.metrics import psnr_mu
 from skt_components.ops import srgb_encode
 from skt_components.reconstruct import Exposure, align_exposures, reconstruct
-from skt_components.reconstruct.__main__ import main
 
 pytest.importorskip("exifread")
 TIMES = [1 / 64, 1 / 16, 1 / 4]
@@ -156,6 +156,10 @@ def test_pictures_without_common_features_are_an_error() -> None:
 
 
 # the command
+
+
+def main(arguments: Sequence[str]) -> int:
+    return commands.main(["reconstruct", *arguments])
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +16,7 @@ import torch
 from torch import nn
 
 import skt_components as skt
+from skt_components import commands
 from skt_components.evaluation.protocols import PROTOCOLS, Protocol
 
 SIZE = {"features": 8, "num_layers": 2, "growth": 4}
@@ -64,6 +67,26 @@ def weights(tmp_path: Path) -> list[Path]:
     for file in files:
         skt.save_weights(file, skt.AHDRNet(**SIZE))
     return files
+
+
+@pytest.fixture
+def evaluate() -> Callable[[Sequence[object]], int]:
+    """Run ``skt evaluate`` in this process and return its exit status."""
+    return lambda arguments: commands.main(["evaluate", *map(str, arguments)])
+
+
+@pytest.fixture
+def refused(evaluate: Callable, capsys: pytest.CaptureFixture[str]) -> Callable[[Sequence[object], str], None]:
+    """Check that ``skt evaluate`` fails with one line that matches a pattern."""
+
+    def check(arguments: Sequence[object], message: str) -> None:
+        capsys.readouterr()
+        assert evaluate(arguments) == 1
+        shown = capsys.readouterr().err
+        assert re.search(message, shown), shown
+        assert shown.count("\n") == 1
+
+    return check
 
 
 def read(folder: Path) -> dict:
@@ -220,7 +243,6 @@ def test_the_report_shows_the_worst_pictures_only(evaluate, tmp_path):
         (["--orm", "sctnet"], "checkpoint must be a file of weights for the network 'sctnet', got None"),
         ([], "checkpoint must be a file of weights for the network 'saved', got None"),
         (["--orm", "strangers:Shortest", "--data", "tel"], "--data tel needs --root"),
-        (["--orm", "strangers:Shortest", "--protocol", "mine"], "protocol must be one of .*'kalantari'"),
         (["--orm", "strangers:Shortest", "--protocol", "bracketire"], "for raw pictures, those of synthetic are srgb"),
         (
             ["--orm", "strangers:Shortest", "--checkpoint", "FILE", "--official"],
@@ -235,33 +257,33 @@ def test_the_report_shows_the_worst_pictures_only(evaluate, tmp_path):
         (["--root", "photos"], "--root is a folder of data, which --data synthetic does not read: choose --data hdr-"),
     ],
 )
-def test_bad_options_are_named(evaluate, weights, tmp_path, arguments, message):
+def test_bad_options_are_named(refused, weights, tmp_path, arguments, message):
     given = [str(weights[0]) if argument == "FILE" else argument for argument in arguments]
-    with pytest.raises(SystemExit, match=message):
-        evaluate([*given, "--out", str(tmp_path / "out")])
+    refused([*given, "--out", str(tmp_path / "out")], message)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_network_for_other_brackets_is_rejected_before_the_first_picture(evaluate, weights, tmp_path):
+def test_a_network_for_other_brackets_is_rejected_before_the_first_picture(refused, weights, tmp_path):
     raw = tmp_path / "raw.safetensors"
     skt.save_weights(raw, skt.TMRNet(features=8, num_blocks=(1, 1, 1, 1)))
     message = "raw is for 5 exposures of 4 channels, scale 1; the data are 3 exposures of 6 channels"
-    with pytest.raises(SystemExit, match=message):
-        evaluate(["--checkpoint", str(raw), *SMALL, "--out", str(tmp_path / "out")])
+    refused(["--checkpoint", str(raw), *SMALL, "--out", str(tmp_path / "out")], message)
     data = skt.SyntheticScenes(1, (24, 32), split="val", camera=skt.RawCamera())
     skt.simulation.simulate_dataset("bracketire", tmp_path / "data", None, data, progress=False)
     arguments = ["--data", "bracketire", "--root", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match="ours is for 3 exposures of 6 channels, scale 1; the data are"):
-        evaluate(["--checkpoint", str(weights[0]), *arguments])
+    refused(
+        ["--checkpoint", str(weights[0]), *arguments], "ours is for 3 exposures of 6 channels, scale 1; the data are"
+    )
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("tile", ["8", "20"])
-def test_tiles_that_the_network_cannot_take_are_rejected_before_the_first_picture(evaluate, strangers, tmp_path, tile):
+def test_tiles_that_the_network_cannot_take_are_rejected_before_the_first_picture(
+    evaluate, refused, strangers, tmp_path, tile
+):
     strangers.Shortest.size_multiple = 8
     arguments = ["--orm", "strangers:Shortest", "--crop", "32", "--limit", "1", "--out", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match=f"tile must be a multiple of 8 >= 16 for Shortest, got {tile}"):
-        evaluate([*arguments, "--tile", tile])
+    refused([*arguments, "--tile", tile], f"tile must be a multiple of 8 >= 16 for Shortest, got {tile}")
     assert evaluate([*arguments, "--tile", "16"]) == 0
 
 
@@ -349,44 +371,41 @@ def test_finished_pictures_are_not_evaluated_again(evaluate, strangers, tmp_path
         (["--tile", "32"], "tile None, 32"),
     ],
 )
-def test_results_of_another_evaluation_are_refused(evaluate, weights, tmp_path, change, message):
+def test_results_of_another_evaluation_are_refused(evaluate, refused, weights, tmp_path, change, message):
     out = str(tmp_path / "out")
     evaluate(["--checkpoint", str(weights[0]), *SMALL, "--limit", "1", "--scenes", "0", "--out", out])
     (tmp_path / "new").mkdir()
     other = tmp_path / "new" / "ours.safetensors"
     other.write_bytes(weights[1].read_bytes())
     change = [str(other) if part == "OTHER" else part for part in change]
-    with pytest.raises(SystemExit, match=message):
-        evaluate(["--checkpoint", str(weights[0]), *SMALL, "--limit", "1", "--scenes", "0", *change, "--out", out])
+    refused(["--checkpoint", str(weights[0]), *SMALL, "--limit", "1", "--scenes", "0", *change, "--out", out], message)
 
 
-def test_weights_identify_a_network_from_other_code(evaluate, strangers, tmp_path):
+def test_weights_identify_a_network_from_other_code(evaluate, refused, strangers, tmp_path):
     arguments = ["--orm", "strangers:Weighted", *SMALL, "--out", str(tmp_path / "out")]
     assert evaluate(arguments) == 0
     assert read(tmp_path / "out")["description"]["models"]["Weighted"]["network"] == "Weighted"
     assert evaluate(arguments) == 0
     strangers.gain = 2.0
-    with pytest.raises(SystemExit, match=r"models.Weighted.sha256"):
-        evaluate(arguments)
+    refused(arguments, r"models.Weighted.sha256")
 
 
 @pytest.mark.parametrize("name", ["a.hdr", "b.hdr"])
 @pytest.mark.parametrize("crop", [[], ["--crop", "24"]])
-def test_two_folders_of_one_name_are_not_mixed(evaluate, tmp_path, name, crop):
+def test_two_folders_of_one_name_are_not_mixed(evaluate, refused, tmp_path, name, crop):
     roots = [tmp_path / parent / "photos" for parent in ("one", "two")]
     for root, picture in zip(roots, ("a.hdr", name), strict=True):
         root.mkdir(parents=True)
         skt.write_image(root / picture, 0.1 + torch.rand(3, 40, 50))
     arguments = ["--orm", "strangers:Shortest", "--data", "hdr-folder", *crop, "--out", str(tmp_path / "out")]
     assert evaluate([*arguments, "--limit", "1", "--root", str(roots[0])]) == 0
-    with pytest.raises(SystemExit, match=r"results of another evaluation.* a.hdr(-0)? \d+ bytes"):
-        evaluate([*arguments, "--root", str(roots[1])])
+    refused([*arguments, "--root", str(roots[1])], r"results of another evaluation.* a.hdr(-0)? \d+ bytes")
     skt.write_image(roots[0] / "c.hdr", 0.1 + torch.rand(3, 40, 50))  # more of the same is none of another
     assert evaluate([*arguments, "--limit", "2", "--root", str(roots[0])]) == 0
 
 
 @pytest.mark.parametrize("prepared", [False, True])
-def test_raw_files_of_one_size_are_distinguished(evaluate, strangers, tmp_path, prepared):
+def test_raw_files_of_one_size_are_distinguished(evaluate, refused, strangers, tmp_path, prepared):
     roots = []
     for seed in (0, 1):
         data = skt.SyntheticScenes(1, (24, 32), seed=seed, split="val", camera=skt.RawCamera())
@@ -398,8 +417,7 @@ def test_raw_files_of_one_size_are_distinguished(evaluate, strangers, tmp_path, 
     strangers.Shortest.forward = lambda self, bracket: bracket[:, 0]
     arguments = ["--orm", "strangers:Shortest", "--data", "bracketire", "--out", str(tmp_path / "out"), "--root"]
     assert [evaluate([*arguments, str(roots[0])]) for _ in range(2)] == [0, 0]
-    with pytest.raises(SystemExit, match="results of another evaluation"):
-        evaluate([*arguments, str(roots[1])])
+    refused([*arguments, str(roots[1])], "results of another evaluation")
 
 
 def test_swapped_channels_are_reported(evaluate, tmp_path, capsys):
@@ -415,10 +433,3 @@ def test_the_right_order_is_not_reported(evaluate, tmp_path):
     out = tmp_path / "out"
     evaluate(["--orm", "strangers:Shortest", "--crop", "64", "--limit", "4", "--out", str(out)])
     assert not any("channel order" in line for lines in read(out)["warnings"].values() for line in lines)
-
-
-def test_the_command_line_names_options(run_script, tmp_path):
-    failed = run_script("evaluate.py", "--out", tmp_path / "out", "--crop", "32", "--orm", "ahdrnet")
-    assert failed.returncode == 1
-    message = "evaluate.py: --checkpoint must be a file of weights for the network 'ahdrnet', got None"
-    assert failed.stderr.strip() == message

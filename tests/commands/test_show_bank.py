@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import skt_components as skt
+from skt_components import commands
 
 
-@pytest.fixture
-def show(call_script: Callable) -> Callable:
-    """Run the script with some arguments; an error ends with SystemExit."""
-    return lambda *arguments: call_script("show_bank.py", arguments)
+def show(*arguments: object) -> int:
+    return commands.main(["banks", "show", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +24,17 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_draws_display_and_hdr_pictures(show: Callable, photo: Path, tmp_path: Path) -> None:
+def test_draws_display_and_hdr_pictures(photo: Path, tmp_path: Path) -> None:
     skt.write_image(tmp_path / "room.hdr", torch.rand(3, 60, 90) * 40)
-    show(photo, tmp_path / "room.hdr", "--out", tmp_path / "priors.png", "--longest-side", 96)
+    assert show(photo, tmp_path / "room.hdr", "--out", tmp_path / "priors.png", "--longest-side", 96) == 0
     from matplotlib.image import imread
 
     assert imread(tmp_path / "priors.png").shape[1] > 1000
 
 
-def test_fastsam(show: Callable, photo: Path, tmp_path: Path, fastsam_like: Path) -> None:
+def test_fastsam(photo: Path, tmp_path: Path, fastsam_like: Path) -> None:
     options = ("--bank", "fastsam", "--weights", fastsam_like, "--layers", "fast", "--longest-side", 96)
-    show(photo, *options, "--out", tmp_path / "priors.png")
+    assert show(photo, *options, "--out", tmp_path / "priors.png") == 0
     assert (tmp_path / "priors.png").stat().st_size > 10_000
 
 
@@ -49,7 +47,7 @@ def fastsam_like(tmp_path: Path) -> Path:
     return path
 
 
-def test_errors_are_one_line(show: Callable, photo: Path, tmp_path: Path) -> None:
+def test_errors_are_one_line(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "there.png").touch()
     deep = tmp_path / "deep.png"
     image = pytest.importorskip("PIL.Image")
@@ -63,11 +61,10 @@ def test_errors_are_one_line(show: Callable, photo: Path, tmp_path: Path) -> Non
         ((photo, "--bank", "no_such_net", "--out", tmp_path / "a.png"), "name must be a timm model"),
         ((photo, "--bank", "fastsam", "--weights", tmp_path / "no.pt", "--out", tmp_path / "a.png"), "no.pt"),
     ]:
-        with pytest.raises(SystemExit) as end:
-            show(*arguments)
-        shown = str(end.value.code)
+        assert show(*arguments) == 1
+        shown = capsys.readouterr().err
         assert message in shown
-        assert shown.startswith("show_bank.py: ")
-        assert "\n" not in shown
+        assert shown.startswith("skt banks show: ")
+        assert shown.count("\n") == 1
     assert (tmp_path / "there.png").stat().st_size == 0
     assert not (tmp_path / "a.png").exists()

@@ -1,13 +1,4 @@
-"""Evaluate HDR networks on a data set: the whole evaluation, readable from top to bottom.
-
-python examples/evaluate.py --checkpoint runs/X/orm.safetensors --data hdr-folder --root PHOTOS --out results
-python examples/evaluate.py --checkpoint SCTNet.pth --orm sctnet --official --data tel --root SCT --out results
-python examples/evaluate.py --checkpoint ours.safetensors --against ahdrnet-small --vdp --out results
-python examples/evaluate.py --orm my_package.nets:MyNet --data kalantari --root SIG17 --tile 512 --out results
-
-In --out: metrics.json, metrics.csv, report.html and a folder of pictures for each model. The same command again
-continues where the last one stopped. Exit status 1: at least one picture could not be evaluated.
-"""
+"""Evaluate networks on a data set: ``skt evaluate``, readable from top to bottom."""
 
 from __future__ import annotations
 
@@ -16,32 +7,34 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
-import skt_components as skt
 from skt_components import evaluation
-from skt_components.data import PUBLISHED, PublishedDataset
+from skt_components.data import PUBLISHED, HDRSample, PublishedDataset, show_exposures, write_image
 from skt_components.data.progress import progress_bar
 from skt_components.evaluation import EvaluatedNetwork, EvaluationResults, Protocol, ReportScene, SceneSections
 from skt_components.files import FolderLock, remove_leftovers
 from skt_components.files.names import file_names, printable
-from skt_components.ops.checks import check_choice, check_count
+from skt_components.ops.checks import check_count
+from skt_components.simulation import HDRFolder, SyntheticScenes
+from skt_components.training.engine import pick_device
+
+if TYPE_CHECKING:  # type checkers take no computed choices
+    DataName = str
+    ProtocolName = str
+else:
+    DataName, ProtocolName = Literal[("synthetic", "hdr-folder", *PUBLISHED)], Literal[tuple(evaluation.PROTOCOLS)]
 
 
-@dataclass(frozen=True)
-class Options:
-    """The networks, the data, and the protocol."""
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """The network, and one to compare it with."""
 
-    out: Path
-    """Folder of the results; a folder with other results is rejected."""
     checkpoint: Path | None = None
     """Weights: a file, or a pretrained network such as ahdrnet-small; not needed for a package.module:callable that
     loads its own."""
     orm: str = "saved"
-    """"saved": the network named in the file; ahdrnet, hdr-transformer, sctnet, tmrnet, tmrnet-plus; or
-    package.module:callable."""
+    """"saved": the network named in the file; a name that skt networks lists; or package.module:callable."""
     official: bool = False
     """The weights are a file of the network's authors, whose channels have another order."""
     against: Path | None = None
@@ -50,29 +43,103 @@ class Options:
     """Network of the second model; the default is --orm."""
     against_official: bool = False
     """As --official, for the second model."""
-    data: Literal["kalantari", "tel", "bracketire", "bracketire-plus", "hdr-folder", "synthetic"] = "synthetic"
+    device: str = "auto"
+    """auto, cpu, cuda, ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """The pictures to evaluate on."""
+
+    data: DataName = "synthetic"
+    """Procedural scenes, a folder of HDR photographs, or a published data set."""
     root: Path | None = None
     """Folder of the data; synthetic needs none."""
-    protocol: str | None = None
-    """kalantari, tel, matlab, bracketire, bracketire-plus, ntire2024 or simulated; the default depends on --data."""
     crop: int | None = None
     """Side of the pictures from hdr-folder (default: whole pictures) and synthetic (default: 256)."""
     limit: int | None = None
     """Use only the first pictures; the default for synthetic is 8. Other finished pictures are not counted."""
-    tile: int | None = None
-    """Side of overlapping, blended tiles, which replace the protocol's inference; for very large pictures."""
-    vdp: bool = False
-    """Compute HDR-VDP-2 too, with its visibility maps."""
-    save: Literal["hdr", "exr", "none"] = "hdr"
-    """Format of the results, linear RGB with white at 1."""
-    scenes: int = 12
-    """Number of pictures in the report, two to three megabytes each: those with the lowest first score."""
-    device: str = "auto"
 
     @property
     def published(self) -> PublishedDataset:
         """The published data set; simulated brackets have the form of Kalantari17's."""
         return PUBLISHED.get(self.data, PUBLISHED["kalantari"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """How the scores are computed."""
+
+    protocol: ProtocolName | None = None
+    """Everything between a network and its scores; the default depends on --data."""
+    tile: int | None = None
+    """Side of overlapping, blended tiles, which replace the protocol's inference; for very large pictures."""
+    vdp: bool = False
+    """Compute HDR-VDP-2 too, with its visibility maps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What is written."""
+
+    out: Path
+    """Folder of the results; a folder with other results is rejected."""
+    save: Literal["hdr", "exr", "none"] = "hdr"
+    """Format of the results, linear RGB with white at 1."""
+    scenes: int = 12
+    """Number of pictures in the report, two to three megabytes each: those with the lowest first score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Networks, Pictures, Scores, Results):
+    """All options; on the command line they are in four groups."""
+
+
+def evaluate(
+    results: Results, *, networks: Networks = Networks(), pictures: Pictures = Pictures(), scores: Scores = Scores()
+) -> int:
+    """Score networks on a data set, and write tables, pictures and a report.
+
+    In --out: metrics.json, metrics.csv, report.html and a folder of pictures for each model. The same command again
+    continues where the last one stopped. Exit status 1: at least one picture could not be evaluated.
+
+    Args:
+        results: what is written.
+        networks: the network, and one to compare it with.
+        pictures: the pictures to evaluate on.
+        scores: how the scores are computed.
+    """
+    options = Options(**vars(results), **vars(networks), **vars(pictures), **vars(scores))
+    protocol = choose_protocol(options)
+    described = replace(protocol, metrics=(*protocol.metrics, "HDR-VDP-2")) if options.vdp else protocol
+    data, all_names, source = build_data(options)
+    names, stems = all_names[: options.limit], file_names(all_names)
+    models = load_networks(options)
+    overlapping = f"instead of the protocol's inference: blended tiles of {options.tile}, a quarter shared"
+    description = {
+        "models": {model.name: model.identity for model in models} | dict.fromkeys(evaluation.BASELINES),
+        "data": {"name": options.data, "root": options.root and options.root.resolve().name, "crop": options.crop},
+        "protocol": described.as_dict(),
+        "tile": options.tile,
+        "notes": [described.describe(), *([overlapping] if options.tile else [])],
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    with FolderLock(options.out):  # a second process would replace the scores of this one
+        remove_leftovers(options.out)
+        found = EvaluationResults(options.out, description, source=source, names=names)
+        sections = SceneSections(options.out / "sections", options.scenes)
+        for index, name in enumerate(progress_bar(names, "pictures", "picture")):
+            if name in found.pictures:
+                continue
+            try:
+                scene = evaluate_picture(data[index], name, stems[name], models, protocol, options)
+            except Exception as error:  # the other pictures do not depend on this one
+                found.fail(name, error)
+                continue
+            sections.write(scene, found)
+            found.add(name, scene.scores, scene.warnings)
+        write_reports(found, sections, options)
+    return 1 if found.errors else 0
 
 
 def choose_protocol(options: Options) -> Protocol:
@@ -84,7 +151,6 @@ def choose_protocol(options: Options) -> Protocol:
         choices = f"hdr-folder or {', '.join(PUBLISHED)}"
         raise ValueError(f"--root is a folder of data, which --data synthetic does not read: choose --data {choices}")
     name = options.protocol or (options.data if options.data in PUBLISHED else "simulated")
-    check_choice("protocol", name, evaluation.PROTOCOLS)
     protocol, domain = evaluation.PROTOCOLS[name], options.published.layout.domain
     if protocol.domain != domain:
         raise ValueError(f"--protocol {name} is for {protocol.domain} pictures, those of {options.data} are {domain}")
@@ -94,13 +160,13 @@ def choose_protocol(options: Options) -> Protocol:
 def build_data(options: Options) -> tuple[Any, list[str], Callable[[str], str | None] | None]:
     """Return the data set, the names of all its pictures, and a function that identifies the files of a picture."""
     if options.data == "synthetic":
-        data: Any = skt.SyntheticScenes(options.limit or 8, options.crop or 256, split="val")
+        data: Any = SyntheticScenes(options.limit or 8, options.crop or 256, split="val")
         return data, [f"synthetic-val-{index}" for index in range(len(data))], None
     if options.root is None:
         raise ValueError(f"--data {options.data} needs --root, the folder where it is")
     if options.data == "hdr-folder":
         count = None if options.crop is None else options.limit
-        data = skt.HDRFolder(options.root, crop=options.crop, split="val", val_fraction=1.0, samples_per_epoch=count)
+        data = HDRFolder(options.root, crop=options.crop, split="val", val_fraction=1.0, samples_per_epoch=count)
         files = {path.relative_to(options.root).as_posix(): [path] for path in data.files}
         views = [divmod(index, len(files)) for index in range(len(data))]
         names = [list(files)[file] + (f"-{view}" if options.crop else "") for view, file in views]
@@ -117,12 +183,12 @@ def load_networks(options: Options) -> list[EvaluatedNetwork]:
     asked = [(options.checkpoint, options.orm, options.official)]
     if options.against is not None:
         asked.append((options.against, options.against_orm or options.orm, options.against_official))
-    device, form = skt.training.pick_device(options.device), options.published.layout
+    device, form = pick_device(options.device), options.published.layout
     return evaluation.load_networks(asked, domain=form.domain, scale=form.scale, tile=options.tile, device=device)
 
 
 def evaluate_picture(
-    sample: skt.HDRSample, name: str, stem: str, networks: list[EvaluatedNetwork], protocol: Protocol, options: Options
+    sample: HDRSample, name: str, stem: str, networks: list[EvaluatedNetwork], protocol: Protocol, options: Options
 ) -> ReportScene:
     """Score every network and the baselines on one bracket; return the scores, and the pictures for the report.
 
@@ -149,9 +215,9 @@ def evaluate_picture(
         if options.save != "none":
             file = options.out / title / f"{stem}.{options.save}"
             file.parent.mkdir(exist_ok=True)
-            skt.write_image(file, linear[0].clamp(min=0).float(), overwrite=True)
+            write_image(file, linear[0].clamp(min=0).float(), overwrite=True)
     times = (f"exposure {i}, t = {time:g}" for i, time in enumerate(sample.exposure_times.tolist(), 1))
-    exposures = dict(zip(times, skt.data.show_exposures(sample), strict=True))
+    exposures = dict(zip(times, show_exposures(sample), strict=True))
     return ReportScene(name, exposures, pictures, target[0], scores, visibility, list(dict.fromkeys(warnings)))
 
 
@@ -165,50 +231,3 @@ def write_reports(results: EvaluationResults, sections: SceneSections, options: 
     print(printable("\n".join([table, *notes, f"{count} picture{'s' * (count != 1)} -> {options.out}"])))
     for problem in results.problems():
         print(problem, file=sys.stderr)
-
-
-def main(arguments: list[str]) -> int:
-    """Evaluate picture by picture, storing each; return the exit status."""
-    options = tyro.cli(Options, args=arguments, description=__doc__)
-    protocol = choose_protocol(options)
-    described = replace(protocol, metrics=(*protocol.metrics, "HDR-VDP-2")) if options.vdp else protocol
-    data, all_names, source = build_data(options)
-    names, stems = all_names[: options.limit], file_names(all_names)
-    networks = load_networks(options)
-    overlapping = f"instead of the protocol's inference: blended tiles of {options.tile}, a quarter shared"
-    description = {
-        "models": {model.name: model.identity for model in networks} | dict.fromkeys(evaluation.BASELINES),
-        "data": {"name": options.data, "root": options.root and options.root.resolve().name, "crop": options.crop},
-        "protocol": described.as_dict(),
-        "tile": options.tile,
-        "notes": [described.describe(), *([overlapping] if options.tile else [])],
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    with FolderLock(options.out):  # a second process would replace the scores of this one
-        remove_leftovers(options.out)
-        results = EvaluationResults(options.out, description, source=source, names=names)
-        sections = SceneSections(options.out / "sections", options.scenes)
-        for index, name in enumerate(progress_bar(names, "pictures", "picture")):
-            if name in results.pictures:
-                continue
-            try:
-                scene = evaluate_picture(data[index], name, stems[name], networks, protocol, options)
-            except Exception as error:  # the other pictures do not depend on this one
-                results.fail(name, error)
-                continue
-            sections.write(scene, results)
-            results.add(name, scene.scores, scene.warnings)
-        write_reports(results, sections, options)
-    return 1 if results.errors else 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (OSError, ValueError, ImportError) as error:
-        argument, space, rest = str(error).partition(" ")  # the library names arguments
-        option = f"--{argument.replace('_', '-')}" if argument in Options.__dataclass_fields__ else argument
-        sys.exit(f"evaluate.py: {option}{space}{rest}")
-    except KeyboardInterrupt:
-        print("evaluate.py: interrupted; the same command continues", file=sys.stderr)
-        sys.exit(130)
