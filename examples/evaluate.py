@@ -22,7 +22,7 @@ import tyro
 
 import skt_components as skt
 from skt_components import evaluation
-from skt_components.data import PUBLISHED, PublishedDataset
+from skt_components.data import PUBLISHED, PublishedDataset, find_dataset
 from skt_components.data.progress import progress_bar
 from skt_components.evaluation import EvaluatedNetwork, EvaluationResults, Protocol, ReportScene, SceneSections
 from skt_components.files import FolderLock, remove_leftovers
@@ -50,7 +50,9 @@ class Options:
     """Network of the second model; the default is --orm."""
     against_official: bool = False
     """As --official, for the second model."""
-    data: Literal["kalantari", "tel", "bracketire", "bracketire-plus", "hdr-folder", "synthetic"] = "synthetic"
+    data: str = "synthetic"
+    """synthetic, hdr-folder, a published data set (kalantari, tel, challenge123, hu, bracketire, bracketire-plus), or a
+    .toml file that describes a layout of folders."""
     root: Path | None = None
     """Folder of the data; synthetic needs none."""
     protocol: str | None = None
@@ -72,7 +74,12 @@ class Options:
     @property
     def published(self) -> PublishedDataset:
         """The published data set; simulated brackets have the form of Kalantari17's."""
-        return PUBLISHED.get(self.data, PUBLISHED["kalantari"])
+        return find_dataset("kalantari" if self.simulated else self.data)
+
+    @property
+    def simulated(self) -> bool:
+        """True if the brackets are simulated."""
+        return self.data in ("synthetic", "hdr-folder")
 
 
 def choose_protocol(options: Options) -> Protocol:
@@ -83,7 +90,8 @@ def choose_protocol(options: Options) -> Protocol:
     if options.data == "synthetic" and options.root is not None:
         choices = f"hdr-folder or {', '.join(PUBLISHED)}"
         raise ValueError(f"--root is a folder of data, which --data synthetic does not read: choose --data {choices}")
-    name = options.protocol or (options.data if options.data in PUBLISHED else "simulated")
+    usual = "simulated" if options.simulated else options.data
+    name = options.protocol or (usual if usual in evaluation.PROTOCOLS else "kalantari")
     check_choice("protocol", name, evaluation.PROTOCOLS)
     protocol, domain = evaluation.PROTOCOLS[name], options.published.layout.domain
     if protocol.domain != domain:
@@ -107,7 +115,7 @@ def build_data(options: Options) -> tuple[Any, list[str], Callable[[str], str | 
     else:
         border = {"border": 0} if options.published.layout.domain == "raw" else {}  # the protocol removes it
         data = options.published(options.root, "test", **border)
-        folders = [sorted(f.glob("*.npy")) if data.is_prepared else data.layout.files(f) for f in data.folders]
+        folders = [sorted(f.glob("*.npy")) if data.is_prepared else data.layout.files(f).paths for f in data.folders]
         names, files = data.scenes, dict(zip(data.scenes, folders, strict=True))
     return data, names, partial(evaluation.picture_source, files)
 
@@ -143,7 +151,7 @@ def evaluate_picture(
         pictures[title] = linear[0]
         if title in evaluation.BASELINES:
             continue
-        usual = {"bounded": options.data in PUBLISHED, "low_light": protocol.domain == "raw"}
+        usual = {"bounded": not options.simulated, "low_light": protocol.domain == "raw"}
         odd = evaluation.find_suspicious(linear[0], target[0], **usual)
         warnings += [f"{title}: {line}" if line.startswith("the prediction") else line for line in odd]
         if options.save != "none":

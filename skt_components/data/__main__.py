@@ -3,6 +3,7 @@
 Examples:
   python -m skt_components.data verify kalantari SIG17
   python -m skt_components.data verify hdr-folder PHOTOS --crop 256
+  python -m skt_components.data verify my-lab.toml PHOTOS
   python -m skt_components.data prepare kalantari SIG17 SIG17-PREPARED
   python -m skt_components.data preview bracketire BRACKETIRE preview.png
   python -m skt_components.data simulate bracketire SIMULATED --photos PHOTOS
@@ -20,12 +21,12 @@ from typing import Any
 from skt_components.data.dataset import SampleDataset
 from skt_components.data.prepare import prepare
 from skt_components.data.preview import save_contact_sheet
-from skt_components.data.registry import PUBLISHED
+from skt_components.data.registry import PUBLISHED, find_dataset
 from skt_components.data.scene_layout import SPLITS
 from skt_components.data.verify import verify
 from skt_components.files.names import printable
 from skt_components.simulation.camera import Camera, RawCamera
-from skt_components.simulation.export import simulate_dataset
+from skt_components.simulation.export import LAYOUTS, simulate_dataset
 from skt_components.simulation.hdr_folder import HDRFolder, verify_hdr_folder
 from skt_components.simulation.synthetic import SyntheticScenes
 
@@ -59,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run, resumes=resumes)
-        added.add_argument("dataset", choices=[*PUBLISHED, *others], help="which data set, by its layout")
+        layouts = f"{', '.join([*PUBLISHED, *others])}, or a .toml file that describes a layout"
+        added.add_argument("dataset", help=layouts if run != _simulate else ", ".join(LAYOUTS))
         return added
 
     reading = "read every file once; list by path what is missing or broken"
@@ -113,7 +115,7 @@ def _prepare(options: argparse.Namespace) -> int:
 def _preview(options: argparse.Namespace) -> int:
     if options.picture.exists() and not options.overwrite:
         raise FileExistsError(f"{options.picture} exists; --overwrite replaces it")
-    data = PUBLISHED[options.dataset](options.root, options.split, options.crop)
+    data = find_dataset(options.dataset)(options.root, options.split, options.crop)
     if options.scenes < 1:
         raise ValueError(f"--scenes must be >= 1, got {options.scenes}")
     count = min(options.scenes, len(data))
