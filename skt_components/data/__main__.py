@@ -28,6 +28,7 @@ from skt_components.files.names import printable
 from skt_components.simulation.camera import Camera, RawCamera
 from skt_components.simulation.export import LAYOUTS, simulate_dataset
 from skt_components.simulation.hdr_folder import HDRFolder, verify_hdr_folder
+from skt_components.simulation.sequences import HDRSequences
 from skt_components.simulation.synthetic import SyntheticScenes
 
 _FOLDER = "hdr-folder"
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     simulating.add_argument("out", type=Path, help="folder to write; an earlier run goes on")
     simulating.add_argument("--photos", type=Path, help=".hdr and .exr pictures; without it procedural scenes")
+    simulating.add_argument("--sequences", type=Path, help="folders of .exr frames, one a sequence, instead of photos")
     simulating.add_argument("--train", type=int, default=16, help="training scenes (default 16)")
     simulating.add_argument("--test", type=int, default=4, help="test scenes (default 4)")
     simulating.add_argument("--height", type=int, default=256, help="of the targets, packed for RAW (default 256)")
@@ -126,12 +128,18 @@ def _preview(options: argparse.Namespace) -> int:
 
 
 def _simulate(options: argparse.Namespace) -> int:
+    if options.sequences is not None and options.photos is not None:
+        raise ValueError("--photos and --sequences exclude each other")
     scale = 4 if options.dataset == "bracketire-plus" else 1
     camera = RawCamera(scale=scale) if options.dataset.startswith("bracketire") else Camera(bits=16)
     size, shared = (options.height, options.width), {"camera": camera, "seed": options.seed}
     train: SampleDataset
     test: SampleDataset
-    if options.photos is None:
+    if options.sequences is not None:
+        sequences = partial(HDRSequences, options.sequences, crop=size, val_fraction=0.2, **shared)
+        train = sequences(samples_per_epoch=options.train)
+        test = sequences(samples_per_epoch=options.test, split="val")
+    elif options.photos is None:
         train = SyntheticScenes(options.train, size, **shared)
         test = SyntheticScenes(options.test, size, split="val", **shared)
     else:

@@ -225,7 +225,7 @@ def test_unknown_names_and_missing_folders_are_errors(lab, tmp_path):
         find_dataset("kodak")
     with pytest.raises(FileNotFoundError, match=r"no description of a data set at .*nowhere.toml"):
         BracketFolder(lab, tmp_path / "nowhere.toml")
-    with pytest.raises(ValueError, match="split must be .*train.*, got 'test'"):
+    with pytest.raises(ValueError, match=r"split must be .*train.*, got 'test'"):
         BracketFolder(lab, tmp_path / "lab.toml", "test")
     with pytest.raises(FileNotFoundError, match="root must have a folder Training"):
         BracketFolder(lab, "hu")
