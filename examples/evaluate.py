@@ -43,7 +43,8 @@ class Options:
     """"saved": the network named in the file; ahdrnet, hdr-transformer, sctnet, tmrnet, tmrnet-plus; or
     package.module:callable."""
     official: bool = False
-    """The weights are a file of the network's authors, whose channels have another order."""
+    """The weights are a file of the network's authors, whose channels have another order; --orm saved recognizes which
+    of the published networks it is for."""
     against: Path | None = None
     """Weights of a second model, a file or a name, to compare on the same pictures."""
     against_orm: str | None = None
