@@ -21,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m skt_components.banks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     convert = commands.add_parser("convert", help="pickled checkpoint to safetensors, without running code in it")
-    convert.add_argument("src", metavar="SRC", help="checkpoint of FastSAM or another YOLOv8 segmentation network")
+    convert.add_argument(
+        "src", metavar="SRC", help="checkpoint of FastSAM or another YOLOv8 or YOLO11 segmentation network"
+    )
     convert.add_argument("dst", metavar="DST", help="the .safetensors file to write")
     convert.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
     options = parser.parse_args(arguments)
