@@ -17,7 +17,16 @@ from skt_components.banks import (
     priors_from_labels,
     priors_from_masks,
 )
-from skt_components.data import BracketIRE, HDRSample, Kalantari17, Tel23, make_bracket, read_image, write_image
+from skt_components.data import (
+    BracketFolder,
+    BracketIRE,
+    HDRSample,
+    Kalantari17,
+    Tel23,
+    make_bracket,
+    read_image,
+    write_image,
+)
 from skt_components.evaluation import Protocol, tiled_inference
 from skt_components.framework import LossWeights, SemanticKnowledgeTransfer, StepOutput
 from skt_components.histogram import HistogramTarget, soft_histogram
@@ -77,6 +86,7 @@ from skt_components.ops import (
 from skt_components.simulation import (
     Camera,
     HDRFolder,
+    HDRSequences,
     Motion,
     RawCamera,
     SyntheticScenes,
@@ -90,6 +100,7 @@ __all__ = [
     "SKAM",
     "SPGRM",
     "AHDRNet",
+    "BracketFolder",
     "BracketIRE",
     "CachedBank",
     "Camera",
@@ -104,6 +115,7 @@ __all__ = [
     "FeatureTaps",
     "HDRFolder",
     "HDRSample",
+    "HDRSequences",
     "HDRTransformer",
     "HistogramLoss",
     "HistogramTarget",

@@ -82,6 +82,12 @@ def fastsam_x(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _run_oracle("x", tmp_path_factory.mktemp("fastsam_x"))
 
 
+@pytest.fixture(scope="session")
+def yolo11n(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with yolo11n-seg.pt, a seeded random YOLO11 of three classes, and reference.pt."""
+    return _run_oracle("11n", tmp_path_factory.mktemp("yolo11n"))
+
+
 def _run_oracle(variant: str, folder: Path) -> Path:
     if importlib.util.find_spec("ultralytics") is None:
         pytest.skip("needs ultralytics, the oracle: pip install ultralytics-opencv-headless")

@@ -1,6 +1,7 @@
 """Write a seeded random FastSAM in the official file format, and what ultralytics itself makes of real photographs.
 
-A script of its own, because importing ultralytics changes a process: python ultralytics_oracle.py s|x FOLDER
+A script of its own, because importing ultralytics changes a process: python ultralytics_oracle.py s|x|11n FOLDER.
+"11n" is a YOLO11 of three classes, as a file and as live objects.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from pathlib import Path
 import skimage.data
 import torch
 from torch import Tensor, nn
-from ultralytics import FastSAM
+from ultralytics import YOLO, FastSAM
 from ultralytics.nn.tasks import SegmentationModel, yaml_model_load
+
+from skt_components.banks.fastsam_weights import live_state
 
 TAPS = (0, 2, 4, 6, 15, 18, 21)
 SIZE = 256
@@ -30,7 +33,7 @@ def photographs() -> list[Tensor]:
 
 
 @torch.no_grad()
-def make_lively(model: nn.Module, pictures: Tensor) -> None:
+def make_lively(model: nn.Module, pictures: Tensor, score_mean: float = -1.7) -> None:
     """Give a random network the statistics of real pictures, and some anchors confidence, as training would."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -50,10 +53,32 @@ def make_lively(model: nn.Module, pictures: Tensor) -> None:
     model(pictures)
     hook.remove()
     for x, box, score, coefficients in zip(levels, head.cv2, head.cv3, head.cv4, strict=True):
-        for branch, spread, mean in ((box, 1.5, None), (score, 1.0, -1.7), (coefficients, 0.7, 0.0)):
+        for branch, spread, mean in ((box, 1.5, None), (score, 1.0, score_mean), (coefficients, 0.7, 0.0)):
             branch[-1].weight.mul_(spread / branch(x).std())
             if mean is not None:
                 branch[-1].bias.add_(mean - branch(x).mean())
+
+
+def main_yolo11(folder: Path) -> None:
+    """Write yolo11n-seg.pt and reference.pt."""
+    torch.manual_seed(7)
+    torch.set_num_threads(1)
+    model = SegmentationModel(yaml_model_load("yolo11n-seg.yaml"), ch=3, nc=3, verbose=False)
+    batch = torch.stack(photographs()[:3])
+    make_lively(model, batch, -3.0)
+    model.names, model.args = {0: "cat", 1: "cup", 2: "face"}, {"imgsz": SIZE, "task": "segment"}
+    path = folder / "yolo11n-seg.pt"
+    content = {"epoch": -1, "best_fitness": None, "model": model.half(), "ema": None, "updates": None}
+    content |= {"optimizer": None, "train_args": {"task": "segment", "imgsz": SIZE, "model": "yolo11n-seg.pt"}}
+    torch.save({**content, "date": "2024-10-01T00:00:00", "version": "8.3.0"}, path)
+    live = YOLO(str(path), task="segment")
+    layers = taps(live.model.float().eval(), batch, (0, 2, 4, 6, 8, 10, 16, 19, 22))
+    reference = {"pictures": batch, "taps": layers, "predictions": predictions(path, batch, YOLO)}
+    reference["live"] = {"object": live_state(YOLO(str(path))), "network": live_state(live.model)}
+    fused = YOLO(str(path))
+    fused.model.float().fuse()
+    reference["live"]["fused"] = live_state(fused)
+    torch.save(reference, folder / "reference.pt")
 
 
 def main(variant: str, folder: Path) -> None:
@@ -81,11 +106,12 @@ def main(variant: str, folder: Path) -> None:
 
 
 @torch.no_grad()
-def taps(network: nn.Module, source: Tensor) -> dict[int, Tensor]:
+def taps(network: nn.Module, source: Tensor, layers: tuple[int, ...] = TAPS) -> dict[int, Tensor]:
     """Outputs of the layers, by ultralytics' own forward pass; clones, for hooks may see them change."""
     found: dict[int, Tensor] = {}
     hooks = [
-        network.model[i].register_forward_hook(lambda _m, _a, out, i=i: found.__setitem__(i, out.clone())) for i in TAPS
+        network.model[i].register_forward_hook(lambda _m, _a, out, i=i: found.__setitem__(i, out.clone()))
+        for i in layers
     ]
     network(source)
     for hook in hooks:
@@ -93,9 +119,9 @@ def taps(network: nn.Module, source: Tensor) -> dict[int, Tensor]:
     return found
 
 
-def predictions(path: Path, source: Tensor) -> list[dict[str, Tensor]]:
+def predictions(path: Path, source: Tensor, kind: type = FastSAM) -> list[dict[str, Tensor]]:
     """Masks, boxes and scores of predict(), with the settings of FastSAM's own script."""
-    model, found = FastSAM(str(path)), []
+    model, found = kind(str(path)), []
     for picture in source:
         array = (picture * 255).round().byte().permute(1, 2, 0).flip(-1).contiguous().numpy()  # BGR
         given = array if source.shape[-1] == SIZE else picture[None]
@@ -105,6 +131,7 @@ def predictions(path: Path, source: Tensor) -> list[dict[str, Tensor]]:
             conf=0.4,
             iou=0.9,
             max_det=300,
+            agnostic_nms=True,
             retina_masks=True,
             device="cpu",
             verbose=False,
@@ -115,4 +142,7 @@ def predictions(path: Path, source: Tensor) -> list[dict[str, Tensor]]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    if sys.argv[1] == "11n":
+        main_yolo11(Path(sys.argv[2]))
+    else:
+        main(sys.argv[1], Path(sys.argv[2]))

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from skt_components.files.lock import LOCK_FILE
+from skt_components.files.toml import read_toml
 from skt_components.training import TrainConfig, build_data, parse_options, to_arguments
-from skt_components.training.config import read_toml
 
 ROOT = Path(__file__).parents[2]
 # Data, its order, the number of steps and the network are the same for both of a pair.

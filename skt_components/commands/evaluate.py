@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from skt_components import evaluation
-from skt_components.data import PUBLISHED, HDRSample, PublishedDataset, show_exposures, write_image
+from skt_components.data import PUBLISHED, HDRSample, PublishedDataset, find_dataset, show_exposures, write_image
 from skt_components.data.progress import progress_bar
 from skt_components.evaluation import EvaluatedNetwork, EvaluationResults, Protocol, ReportScene, SceneSections
 from skt_components.files import FolderLock, remove_leftovers
@@ -20,10 +20,9 @@ from skt_components.simulation import HDRFolder, SyntheticScenes
 from skt_components.training.engine import pick_device
 
 if TYPE_CHECKING:  # type checkers take no computed choices
-    DataName = str
     ProtocolName = str
 else:
-    DataName, ProtocolName = Literal[("synthetic", "hdr-folder", *PUBLISHED)], Literal[tuple(evaluation.PROTOCOLS)]
+    ProtocolName = Literal[tuple(evaluation.PROTOCOLS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,8 @@ class Networks:
     orm: str = "saved"
     """"saved": the network named in the file; a name that skt networks lists; or package.module:callable."""
     official: bool = False
-    """The weights are a file of the network's authors, whose channels have another order."""
+    """The weights are a file of the network's authors, whose channels have another order; --orm saved recognizes which
+    of the published networks it is for."""
     against: Path | None = None
     """Weights of a second model, a file or a name, to compare on the same pictures."""
     against_orm: str | None = None
@@ -51,8 +51,9 @@ class Networks:
 class Pictures:
     """The pictures to evaluate on."""
 
-    data: DataName = "synthetic"
-    """Procedural scenes, a folder of HDR photographs, or a published data set."""
+    data: str = "synthetic"
+    """synthetic, hdr-folder, a published data set (kalantari, tel, challenge123, hu, bracketire, bracketire-plus), or a
+    .toml file that describes a layout of folders."""
     root: Path | None = None
     """Folder of the data; synthetic needs none."""
     crop: int | None = None
@@ -63,7 +64,12 @@ class Pictures:
     @property
     def published(self) -> PublishedDataset:
         """The published data set; simulated brackets have the form of Kalantari17's."""
-        return PUBLISHED.get(self.data, PUBLISHED["kalantari"])
+        return find_dataset("kalantari" if self.simulated else self.data)
+
+    @property
+    def simulated(self) -> bool:
+        """True if the brackets are simulated."""
+        return self.data in ("synthetic", "hdr-folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +156,8 @@ def choose_protocol(options: Options) -> Protocol:
     if options.data == "synthetic" and options.root is not None:
         choices = f"hdr-folder or {', '.join(PUBLISHED)}"
         raise ValueError(f"--root is a folder of data, which --data synthetic does not read: choose --data {choices}")
-    name = options.protocol or (options.data if options.data in PUBLISHED else "simulated")
+    usual = "simulated" if options.simulated else options.data
+    name = options.protocol or (usual if usual in evaluation.PROTOCOLS else "kalantari")
     protocol, domain = evaluation.PROTOCOLS[name], options.published.layout.domain
     if protocol.domain != domain:
         raise ValueError(f"--protocol {name} is for {protocol.domain} pictures, those of {options.data} are {domain}")
@@ -173,7 +180,7 @@ def build_data(options: Options) -> tuple[Any, list[str], Callable[[str], str | 
     else:
         border = {"border": 0} if options.published.layout.domain == "raw" else {}  # the protocol removes it
         data = options.published(options.root, "test", **border)
-        folders = [sorted(f.glob("*.npy")) if data.is_prepared else data.layout.files(f) for f in data.folders]
+        folders = [sorted(f.glob("*.npy")) if data.is_prepared else data.layout.files(f).paths for f in data.folders]
         names, files = data.scenes, dict(zip(data.scenes, folders, strict=True))
     return data, names, partial(evaluation.picture_source, files)
 
@@ -209,7 +216,7 @@ def evaluate_picture(
         pictures[title] = linear[0]
         if title in evaluation.BASELINES:
             continue
-        usual = {"bounded": options.data in PUBLISHED, "low_light": protocol.domain == "raw"}
+        usual = {"bounded": not options.simulated, "low_light": protocol.domain == "raw"}
         odd = evaluation.find_suspicious(linear[0], target[0], **usual)
         warnings += [f"{title}: {line}" if line.startswith("the prediction") else line for line in odd]
         if options.save != "none":

@@ -22,7 +22,8 @@ from skt_components.models.pretrained import pretrained_file, pretrained_names
 from skt_components.models.registry import load_model
 from skt_components.ops.raw import render_raw, white_balance
 from skt_components.ops.tone_mapping import tone_map
-from skt_components.reconstruct.exposures import TRANSFERS, RawExposure, read_exposure, read_raw_exposure
+from skt_components.ops.transfer import TRANSFERS
+from skt_components.reconstruct.exposures import RawExposure, read_exposure, read_raw_exposure
 from skt_components.reconstruct.reconstruction import reconstruct_exposures
 from skt_components.training.engine import pick_device
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from skt_components.data.sample import HDRSample
 from skt_components.data.scene_dataset import SceneDataset
-from skt_components.data.scene_layout import SPLITS, Info, SceneLayout, StoredScene
+from skt_components.data.scene_layout import SPLITS, Info, SceneFiles, SceneLayout, StoredScene
 from skt_components.data.windows import Array
 from skt_components.files.names import find_entry
 from skt_components.files.numpy_files import map_array, read_metadata
@@ -43,26 +43,30 @@ class BracketIRELayout(SceneLayout):
         self.scene_counts = {"train": 1045, "test": 290}
         self.info_shapes = {"white_balance": (3,), "color_matrix": (3, 3)}
 
-    def files(self, folder: Path) -> list[Path]:
-        """Return the files of a frame: the exposures from short to long, the label, the metadata."""
+    def files(self, folder: Path) -> SceneFiles:
+        """Return the files of a frame."""
         inputs = folder if self.scale == 1 else find_entry(folder, "x4")
-        exposures = (find_entry(inputs, f"raw_{time}.npy") for time in TIMES)
-        return [*exposures, find_entry(folder, _LABEL), find_entry(folder, _METADATA)]
+        exposures = [find_entry(inputs, f"raw_{time}.npy") for time in TIMES]
+        return SceneFiles(exposures, find_entry(folder, _LABEL), find_entry(folder, _METADATA))
 
     def exposure_values(self, info: Info) -> list[float]:
         """Return the exposure times."""
         return list(map(float, TIMES))
 
-    def read_file(self, path: Path) -> Any:
-        """Map an exposure or the label, or read white balance and color matrix."""
-        if path.name.casefold() == _METADATA:
-            return _read_colors(path)
-        if path.name.casefold() == _LABEL:
-            return map_array(path, channels=4, kinds="f")
+    def read_frame(self, path: Path) -> Array:
+        """Map an exposure."""
         exposure = map_array(path, channels=4, kinds="u")
         if exposure.dtype.itemsize != 2:
             raise ValueError(f"{path}: must hold uint16, got {exposure.dtype}")
         return exposure
+
+    def read_label(self, path: Path) -> Array:
+        """Map the label."""
+        return map_array(path, channels=4, kinds="f")
+
+    def read_info(self, path: Path) -> Info:
+        """Read white balance and color matrix."""
+        return _read_colors(path)
 
 
 def _read_colors(path: Path) -> dict[str, list[float] | list[list[float]]]:

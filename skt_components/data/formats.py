@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skt_components.data.windows import Array
+from skt_components.files.bounds import check_picture_size
 from skt_components.files.numpy_files import read_array
 from skt_components.files.packages import import_package
 from skt_components.files.tiff import read_tiff
@@ -72,6 +73,23 @@ def _unwanted(page: Any) -> str | None:
     if page.dtype is not None and page.dtype.kind == "u" and page.bitspersample != 8 * page.dtype.itemsize:
         return f"numbers must have 8 or 16 bits, got {page.bitspersample}"
     return None
+
+
+def decode_png_or_jpeg(path: Path) -> Array:
+    """Decode a PNG or JPEG file to H×W×3 of uint8 or uint16, turned as its EXIF orientation says; alpha is dropped.
+
+    Raises:
+        ValueError: the file is damaged or not a picture.
+        ImportError: OpenCV is missing.
+    """
+    check_picture_size(path)
+    cv2: Any = import_package("cv2", f"reading {path.suffix} needs OpenCV", "data")
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    if pixels is None:
+        raise ValueError(f"{path}: the file is not a picture, or it is damaged")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"{path}: pictures must have 8 or 16 bits, got {pixels.dtype}")
+    return np.asarray(pixels[..., ::-1])
 
 
 def write_tif(path: Path, pixels: npt.NDArray[np.uint16]) -> None:

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,12 +16,12 @@ from torch import Tensor
 from skt_components.data.formats import decode_tif
 from skt_components.data.radiance import read_hdr
 from skt_components.data.sample import HDRSample
-from skt_components.data.scene_dataset import SceneDataset
-from skt_components.data.scene_layout import Info, SceneLayout, StoredScene
+from skt_components.data.scene_dataset import SceneDataset, stack_exposures
+from skt_components.data.scene_layout import Info, SceneFiles, SceneLayout, StoredScene
 from skt_components.data.windows import Array
 from skt_components.files.names import find_entry, is_clutter
 from skt_components.files.numpy_files import open_file
-from skt_components.ops.checks import check_choice, warn_caller
+from skt_components.ops.checks import check_choice
 
 _EXPOSURES, _LABEL = "exposure.txt", "HDRImg.hdr"
 _FRAMES = 3
@@ -44,9 +44,19 @@ class KalantariLayout(SceneLayout):
         self.info_shapes = {"ev": (_FRAMES,)}
         self.split_folders = {"train": "Training", "test": "Test"}
 
-    def files(self, folder: Path) -> list[Path]:
-        """Return the files of a scene: the exposures from short to long, the label, the exposure file."""
-        return [*_exposure_files(folder), find_entry(folder, _LABEL), find_entry(folder, _EXPOSURES)]
+    def list_scenes(self, root: Path, split: str) -> list[str]:
+        """Return the sorted names of a split's scenes, or of the folders of scenes in it: ``EXTRA/BarbequeDay``."""
+        folder, scenes = self.split_folder(root, split), list[str]()
+        for name in super().list_scenes(root, split):
+            entries = [] if _exposure_files(folder / name) else sorted((folder / name).iterdir())
+            groups = [f"{name}/{path.name}" for path in entries if path.is_dir() and not is_clutter(path.name)]
+            scenes += groups or [name]
+        return sorted(scenes)
+
+    def files(self, folder: Path) -> SceneFiles:
+        """Return the files of a scene."""
+        label, info = find_entry(folder, _LABEL), find_entry(folder, _EXPOSURES)
+        return SceneFiles(_exposure_files(folder), label, info)
 
     def exposure_values(self, info: Info) -> list[float]:
         """Return the exposure values in stops."""
@@ -57,20 +67,29 @@ class KalantariLayout(SceneLayout):
         missing, found = super().missing_files(folder), len(_exposure_files(folder))
         return [*missing, f"{folder}: must have {_FRAMES} .tif exposures, has {found}"] if found != _FRAMES else missing
 
-    def read_file(self, path: Path) -> Any:
-        """Read an exposure, the label or the exposure file."""
-        if path.name.casefold() == _EXPOSURES:
-            return {"ev": read_exposure_values(path)}
+    def read_frame(self, path: Path) -> Array:
+        """Read an exposure."""
         with open_file(path):
-            pass
-        if path.name.casefold() == _LABEL.casefold():
+            return decode_tif(path, bits=16)
+
+    def read_label(self, path: Path) -> Array:
+        """Read the label."""
+        with open_file(path):
             return read_hdr(path)
-        return decode_tif(path, bits=16)
+
+    def read_info(self, path: Path) -> Info:
+        """Read the exposure file."""
+        return {"ev": read_exposure_values(path)}
 
     def info_faults(self, info: Info) -> Iterator[str]:
         """Yield a message if the exposure values do not rise."""
-        if sorted(set(info["ev"])) != info["ev"]:
-            yield f"exposure values must rise, got {info['ev']}"
+        yield from exposure_faults(info)
+
+
+def exposure_faults(info: Info) -> Iterator[str]:
+    """Yield a message if the exposure values ``info["ev"]`` do not rise."""
+    if sorted(set(info["ev"])) != info["ev"]:
+        yield f"exposure values must rise, got {info['ev']}"
 
 
 def _exposure_files(folder: Path) -> list[Path]:
@@ -81,10 +100,19 @@ def _exposure_files(folder: Path) -> list[Path]:
     return sorted(path for path in found if not is_clutter(path.name) and path.stem.casefold() != label)
 
 
-def read_exposure_values(path: Path) -> list[float]:
-    """Read an exposure file: one exposure value in stops per line; ValueError unless three, from -30 to 30.
+def read_exposure_values(path: Path, count: int = _FRAMES, unit: str = "stops") -> list[float]:
+    """Read the exposures of ``count`` frames from a text file, and return them in stops, from -30 to 30.
 
-    Byte order marks, UTF-16, decimal commas and commas or semicolons between the values are understood.
+    Byte order marks, UTF-16, decimal commas and commas or semicolons between the values are understood, and times as
+    fractions, ``1/60``.
+
+    Args:
+        path: the file.
+        count: number of values that it must hold.
+        unit: "stops", or "times" in any unit.
+
+    Raises:
+        ValueError: the file, which the message names, holds something else.
     """
     with open_file(path) as file:
         data = file.read(4096)
@@ -94,13 +122,22 @@ def read_exposure_values(path: Path) -> list[float]:
     if len(words) == 1:
         words = words[0].split(",")
     try:
-        values = [float(word.replace(",", ".")) for word in words]
-    except ValueError:
+        values = [to_stops(word.replace(",", "."), unit) for word in words]
+    except (ValueError, ZeroDivisionError, OverflowError):
         values = []
-    if len(values) != _FRAMES or not all(math.isfinite(v) and abs(v) <= 30 for v in values):
+    if len(values) != count or not all(math.isfinite(v) and abs(v) <= 30 for v in values):
         shown = " ".join(text.replace("\x00", "?").split())[:80]
-        raise ValueError(f"{path}: must hold {_FRAMES} exposure values in stops, from -30 to 30, got {shown!r}")
+        wanted = "exposure values in stops, from -30 to 30" if unit == "stops" else "exposure times"
+        raise ValueError(f"{path}: must hold {count} {wanted}, got {shown!r}")
     return values
+
+
+def to_stops(word: str, unit: str) -> float:
+    """Return an exposure in stops; a time may be a fraction such as ``1/60``."""
+    if unit == "stops":
+        return float(word)
+    numerator, _, denominator = word.partition("/")
+    return math.log2(float(numerator) / float(denominator or 1))
 
 
 KALANTARI = KalantariLayout("Kalantari17", {"train": 74, "test": 15})
@@ -119,6 +156,7 @@ class Kalantari17(SceneDataset):
     The default preprocessing is the one of HDR-Transformer and SCTNet: the exposures divided by 65536, linear radiance
     ``ldr ** 2.2 / t`` with ``t = 2 ** EV``, labels as they are, no border left out, no augmentation. Colors are always
     in the order R, G, B; ``from_official`` converts the published weights of these networks, which expect B, G, R.
+    The archive as downloaded is read too: its ``Test/EXTRA`` and ``Test/PAPER`` are folders of scenes.
 
     Args:
         root: folder of the data set, as published or as prepared.
@@ -160,29 +198,19 @@ class Kalantari17(SceneDataset):
         check_choice("ldr_scale", ldr_scale, (65535, 65536))
         check_choice("exposure_norm", exposure_norm, ("raw", "relative_to_min"))
         self.ldr_scale, self.exposure_norm = ldr_scale, exposure_norm
+        self._display = (np.arange(65536) / np.float32(ldr_scale)).astype(np.float32)
         self._linear = ((np.arange(65536) / ldr_scale) ** _GAMMA).astype(np.float32)
-        self._warned = False
-        options: Any = {"seed": seed, "samples_per_epoch": samples_per_epoch, "augment": augment}
-        super().__init__(self._layout, root, split, crop, **options)
+        super().__init__(
+            self._layout, root, split, crop, seed=seed, samples_per_epoch=samples_per_epoch, augment=augment
+        )
 
     def _make_sample(self, scene: StoredScene, frames: list[Array], label: Tensor, name: str) -> HDRSample:
         ev = np.array(scene.info["ev"], np.float64)
         times = np.exp2(ev - ev.min() if self.exposure_norm == "relative_to_min" else ev)
-        # The same as make_bracket, with a table for the power: it takes a sixth of the time.
-        bracket = np.empty((len(times), 6, *frames[0].shape[1:]), np.float32)
-        for planes, exposure, time in zip(bracket, frames, times, strict=True):
-            numbers = np.ascontiguousarray(exposure)
-            np.take(self._linear, numbers.astype(np.intp), out=planes[:3], mode="clip")
-            # The published code adds 1e-8, which moves the last bit where times are below 1.
-            planes[:3] /= np.float32(time + 1e-8)
-            np.divide(numbers, np.float32(self.ldr_scale), out=planes[3:])
-        if not self._warned and (peak := label.numpy().max()) > 1:
-            self._warned = True
-            warn_caller(
-                f"{scene.label_file}: the label reaches {peak:g}, above 1, the peak: the exposure values "
-                f"{scene.info['ev']} do not start at 0, or the picture is not from this data set"
-            )
-        return HDRSample(torch.from_numpy(bracket), torch.from_numpy(times).float(), label, name, self.domain)
+        # The published code adds 1e-8, which moves the last bit where times are below 1.
+        bracket = stack_exposures(frames, self._linear, self._display, times + 1e-8)
+        self._warn_above_peak(label, scene, f"the exposure values {scene.info['ev']} do not start at 0")
+        return HDRSample(bracket, torch.from_numpy(times).float(), label, name, self.domain)
 
 
 class Tel23(Kalantari17):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from skt_components.data import prepared
 from skt_components.data.progress import progress_bar
-from skt_components.data.registry import PUBLISHED
-from skt_components.data.scene_layout import SPLITS, StoredScene
+from skt_components.data.registry import find_dataset
+from skt_components.data.scene_layout import StoredScene
 from skt_components.data.verify import SIMULATED
-from skt_components.ops.checks import check_choice, warn_caller
+from skt_components.ops.checks import warn_caller
 
 
 def prepare(
@@ -32,7 +32,7 @@ def prepare(
     changed are stored again; every file is written whole or not at all.
 
     Args:
-        dataset: "kalantari", "tel", "bracketire" or "bracketire-plus".
+        dataset: a name in ``PUBLISHED``, or a TOML file that describes a layout, see :class:`BracketFolder`.
         root: its folder as published; it is only read.
         out: folder to write to, new or of an earlier run.
         half: store labels as float16 even if digits are lost (11 bits remain).
@@ -44,21 +44,21 @@ def prepare(
     Raises:
         FileNotFoundError: the data set or one of its files is missing.
         FileExistsError: ``out`` holds something else.
-        ValueError: the name is unknown, ``out`` lies inside ``root``, or scenes are broken; all others are stored
-            first.
+        ValueError: the name is unknown or the description wrong, ``out`` lies inside ``root``, or scenes are broken;
+            all others are stored first.
         OSError: ``out`` has too little space.
 
     Example:
         >>> prepare("kalantari", "sig17", "sig17-prepared")  # doctest: +SKIP
     """
-    check_choice("dataset", dataset, PUBLISHED)
+    layout = find_dataset(dataset).layout
     root, out = Path(root), Path(out)
     if prepared.is_prepared(root):
         raise ValueError(f"root must be the data set as published, {root} is prepared already")
     if out.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"out must not lie inside the data set, got {out} in {root}")
-    layout = PUBLISHED[dataset].layout
-    splits = [split for split in SPLITS if layout.split_folder(root, split).is_dir()] or [SPLITS[0]]
+    known = list(layout.split_folders)
+    splits = [split for split in known if layout.split_folder(root, split).is_dir()] or known[:1]
     scenes = {split: layout.list_scenes(root, split) for split in splits}
     for split, names in scenes.items():
         layout.check_scenes(root, split, names)
@@ -68,7 +68,8 @@ def prepare(
     for split, name in progress_bar(jobs, f"preparing {dataset}", "scene", progress):
         source, target = layout.split_folder(root, split) / name, out / layout.split_folders[split] / name
         try:
-            status = {path.relative_to(source).as_posix(): path.stat() for path in layout.files(source)}
+            paths = layout.files(source).paths
+            status = {Path(os.path.relpath(path, source)).as_posix(): path.stat() for path in paths}
             sources = {name: [file.st_size, file.st_mtime_ns] for name, file in status.items()}  # to notice changes
             if prepared.is_finished(layout, target, sources, half=half):
                 continue

@@ -24,11 +24,24 @@ _LEAST_DARKER = 0.01  # of the pixels; noise and motion make some darker
 _ROWS = 16  # of an exposure that are compared
 
 
+class SceneFiles(NamedTuple):
+    """The files of a scene."""
+
+    frames: list[Path]  # the exposures from short to long
+    label: Path
+    info: Path  # describes the scene
+
+    @property
+    def paths(self) -> list[Path]:
+        """All of them."""
+        return [*self.frames, self.label, self.info]
+
+
 class StoredScene(NamedTuple):
     """A scene in the numbers of its files."""
 
     folder: Path  # for messages
-    frames: Sequence[Array] | StripFile  # N arrays (C, h, w) of uint16, or a file of (N, C, h, w)
+    frames: Sequence[Array] | StripFile  # N arrays (C, h, w) of uint8 or uint16, or a file of (N, C, h, w)
     label: Array | StripFile  # (C, H, W) floats, or a file of floats or of (4, H, W) uint8 RGBE
     label_file: Path  # for messages
     info: Info  # plain numbers and lists that describe it
@@ -82,25 +95,32 @@ class SceneLayout(abc.ABC):
     domain: str  # "srgb" or "raw"
     split_folders: dict[str, str]  # folder of each split below the root
     scene_counts: dict[str, int]  # number of scenes in each published split
-    picture_size: tuple[int, int]  # height and width of the published labels in (packed) pixels
+    picture_size: tuple[int, int] | None  # height and width of the published labels in (packed) pixels, if known
     scale: int = 1  # size of the labels relative to the exposures
     depth: int = 1  # number of folder levels between a split and a scene
-    white: int  # largest value of an exposure
+    white: int | None  # largest value of an exposure; None: of its number type
     frames_shape: tuple[int, int]  # number of exposures, number of channels
     info_shapes: dict[str, tuple[int, ...]]  # shapes of the numbers that describe a scene
     order_rule: str  # how exposures are matched with exposure values, for messages
     mapped: bool = False  # True if reading an exposure or a label only maps it into memory
 
     @abc.abstractmethod
-    def files(self, folder: Path) -> list[Path]:
-        """Return the files of a scene: the exposures from short to long, the label, the description."""
+    def files(self, folder: Path) -> SceneFiles:
+        """Return the files of a scene."""
+
+    # A ValueError of these, which names the file, means that it is broken or of another kind.
 
     @abc.abstractmethod
-    def read_file(self, path: Path) -> Any:
-        """Read or map a file of a scene: a picture (H, W, C) in its own numbers, or a dict of plain numbers.
+    def read_frame(self, path: Path) -> Array:
+        """Read or map an exposure (H, W, C) in its own numbers."""
 
-        A ValueError that names the file means that it is broken or of another kind.
-        """
+    @abc.abstractmethod
+    def read_label(self, path: Path) -> Array:
+        """Read or map the label (H, W, C) of a scene."""
+
+    @abc.abstractmethod
+    def read_info(self, path: Path) -> Info:
+        """Read the plain numbers that describe a scene."""
 
     def info_faults(self, info: Info) -> Iterator[str]:
         """Yield what is wrong with a scene's description."""
@@ -113,7 +133,7 @@ class SceneLayout(abc.ABC):
     def order_faults(self, scene: StoredScene) -> Iterator[str]:
         """Yield a message for each exposure that is darker than the one with the next smaller exposure value."""
         values, rows = self.exposure_values(scene.info), scene.some_rows()
-        files = [] if isinstance(scene.frames, StripFile) else self.files(scene.folder)
+        files = [] if isinstance(scene.frames, StripFile) else self.files(scene.folder).frames
         names = [path.name for path in files] or [str(number) for number in range(1, len(rows) + 1)]
         order = sorted(range(len(values)), key=values.__getitem__)
         for shorter, longer in itertools.pairwise(order):
@@ -131,16 +151,16 @@ class SceneLayout(abc.ABC):
 
     def missing_files(self, folder: Path) -> list[str]:
         """Return one message for each file that a scene's folder lacks."""
-        return [f"{path}: no such file" for path in self.files(folder) if not path.is_file()]
+        return [f"{path}: no such file" for path in self.files(folder).paths if not path.is_file()]
 
     def read_scene(self, folder: Path) -> StoredScene:
         """Read a whole scene, or map it."""
         if missing := self.missing_files(folder):
             raise FileNotFoundError(missing[0])
-        paths = self.files(folder)
-        *exposures, label, info = (self.read_file(path) for path in paths)
-        *frames, target = (np.moveaxis(picture, -1, 0) for picture in (*exposures, label))
-        return StoredScene(folder, frames, target, paths[-2], info)
+        files = self.files(folder)
+        pictures = [*map(self.read_frame, files.frames), self.read_label(files.label)]
+        *frames, label = (np.moveaxis(picture, -1, 0) for picture in pictures)
+        return StoredScene(folder, frames, label, files.label, self.read_info(files.info))
 
     def check(self, scene: StoredScene) -> None:
         """Raise ValueError unless a scene's arrays and numbers fit together."""
@@ -151,6 +171,9 @@ class SceneLayout(abc.ABC):
         if len(sizes) != 1:
             found = ", ".join(map(str, sorted(sizes)))
             raise ValueError(f"{scene.folder}: the exposures must have one size, got {found}")
+        types = set() if isinstance(scene.frames, StripFile) else {str(frame.dtype) for frame in scene.frames}
+        if len(types) > 1:
+            raise ValueError(f"{scene.folder}: the exposures must have one bit depth, got {', '.join(sorted(types))}")
         height, width = (self.scale * side for side in next(iter(sizes)))
         channels = 4 if label.dtype == np.uint8 else self.frames_shape[1]
         if label.shape != (channels, height, width):

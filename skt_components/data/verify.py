@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +13,9 @@ import numpy as np
 
 from skt_components.data import prepared
 from skt_components.data.progress import progress_bar
-from skt_components.data.registry import PUBLISHED
-from skt_components.data.scene_layout import SPLITS, SceneLayout, StoredScene
+from skt_components.data.registry import find_dataset
+from skt_components.data.scene_layout import SceneLayout, StoredScene
 from skt_components.data.windows import Array
-from skt_components.ops.checks import check_choice
 
 SIMULATED = "simulated.json"
 """File that describes a data set of ``simulate_dataset``."""
@@ -47,18 +46,19 @@ def verify(dataset: str, root: str | os.PathLike[str], *, progress: bool = True)
     """Read every file of a data set once and list missing and broken files.
 
     It compares with the published data set: the number of scenes in each split, the files of each scene, their
-    formats, bit depths and sizes in pixels. It also checks that exposures are within their range, labels finite and not
-    negative, exposure values increasing, and that the exposures become brighter with them. For a prepared data set it
-    compares all checksums. If ``simulated.json`` says that ``simulate_dataset`` wrote the folder, or its originals, any
-    number of scenes is accepted, and the label size of most scenes of a split.
+    formats, bit depths and sizes in pixels (where the published size is unknown, the size of most labels). It also
+    checks that exposures are within their range, labels finite and not negative, exposure values increasing, and that
+    the exposures become brighter with them. For a prepared data set it compares all checksums. If ``simulated.json``
+    says that ``simulate_dataset`` wrote the folder, or its originals, any number of scenes is accepted, and the label
+    size of most scenes of a split.
 
     Args:
-        dataset: "kalantari", "tel", "bracketire" or "bracketire-plus".
+        dataset: a name in ``PUBLISHED``, or a TOML file that describes a layout, see :class:`BracketFolder`.
         root: its folder, as published or as prepared.
         progress: show a bar, in a terminal where tqdm is installed.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or the description is wrong.
         FileNotFoundError: the folder does not exist.
         ImportError: a package that reads its files is missing.
 
@@ -66,14 +66,14 @@ def verify(dataset: str, root: str | os.PathLike[str], *, progress: bool = True)
         >>> verify("kalantari", "sig17").problems  # doctest: +SKIP
         []
     """
-    check_choice("dataset", dataset, PUBLISHED)
+    layout = find_dataset(dataset).layout
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"root must be the folder of a data set, there is none at {root}")
-    layout, is_prepared = PUBLISHED[dataset].layout, prepared.is_prepared(root)
-    counts, files, problems = dict.fromkeys(SPLITS, 0), 0, list[str]()
+    is_prepared = prepared.is_prepared(root)
+    counts, files, problems = dict.fromkeys(layout.split_folders, 0), 0, list[str]()
     simulated = _simulated_originals(layout, root) if is_prepared else _simulated_folders(root, problems)
-    for split in SPLITS:
+    for split in layout.split_folders:
         if simulated is not None and layout.split_folders[split] not in simulated:
             continue  # it was not asked for
         try:
@@ -83,8 +83,9 @@ def verify(dataset: str, root: str | os.PathLike[str], *, progress: bool = True)
             continue
         counts[split] = len(scenes)
         folder = layout.split_folder(root, split)
-        if simulated is None and len(scenes) != layout.scene_counts[split]:
-            problems.append(f"{folder}: has {len(scenes)} scenes, published were {layout.scene_counts[split]}")
+        count = layout.scene_counts.get(split, len(scenes))
+        if simulated is None and len(scenes) != count:
+            problems.append(f"{folder}: has {len(scenes)} scenes, published were {count}")
         size, sizes = (layout.picture_size if simulated is None else None), dict[Path, tuple[int, int]]()
         for scene in progress_bar(scenes, f"{dataset} {split}", "scene", progress):
             if is_prepared:
@@ -92,7 +93,7 @@ def verify(dataset: str, root: str | os.PathLike[str], *, progress: bool = True)
             else:
                 faults, read = _scene_faults(layout, folder / scene, size, sizes)
             problems, files = problems + faults, files + read
-        if simulated is not None:
+        if simulated is not None or layout.picture_size is None:
             problems += _unusual_sizes(sizes)
     return Verification(dataset, root, counts, files, problems)
 
@@ -125,15 +126,17 @@ def _scene_faults(
 
     The label's size is added to ``sizes``.
     """
-    *exposures, label, info = layout.files(folder)
+    exposures, label, info = layout.files(folder)
     faults, read = layout.missing_files(folder), 0
+    readers: dict[Path, Callable[[Path], Any]] = {label: layout.read_label}
+    readers |= dict.fromkeys(exposures, layout.read_frame) | {info: layout.read_info}
     contents: dict[Path, Any] = {}
-    for path in (label, *exposures, info):
+    for path, reader in readers.items():
         if not path.is_file():
             continue
         read += 1
         try:
-            content = contents[path] = layout.read_file(path)
+            content = contents[path] = reader(path)
         except (ValueError, OSError) as error:
             faults.append(str(error))
             continue

@@ -135,7 +135,7 @@ def _load(
         raise ValueError(f"checkpoint must be a file of weights for the network {orm!r}, got None")
     forward: ForwardORM = call_network
     if official:
-        network = load_official(orm, checkpoint, **options)  # type: ignore[arg-type]
+        network = load_official(checkpoint, None if orm == "saved" else orm, **options)  # type: ignore[arg-type]
     elif orm == "saved":
         network = load_model(checkpoint)  # type: ignore[arg-type]
     else:

@@ -22,7 +22,7 @@ from skt_components.data.sample import RAW_PEAK
 from skt_components.files.weights import check_state_dict, read_safetensors_metadata, read_state_dict, write_safetensors
 from skt_components.models.ahdrnet import AHDRNet
 from skt_components.models.hdr_transformer import HDRTransformer
-from skt_components.models.network import ReconstructionNetwork
+from skt_components.models.network import ReconstructionNetwork, official_state
 from skt_components.models.sctnet import SCTNet
 from skt_components.models.tmrnet import TMRNet, TMRNetPlus
 from skt_components.ops.checks import check_choice
@@ -125,23 +125,48 @@ def load_network(
     return network, forward
 
 
-def load_official(name: str, weights: str | os.PathLike[str] | Mapping[str, Any], **options: Any) -> nn.Module:
-    """Make a published network by name with the weights of its authors.
+def load_official(
+    weights: str | os.PathLike[str] | Mapping[str, Any], name: str | None = None, **options: Any
+) -> ReconstructionNetwork:
+    """Make a published network with the weights of its authors.
 
     Args:
-        name: a key of ``NETWORK_CLASSES``.
         weights: as for :meth:`ReconstructionNetwork.from_official`, which also names the errors.
+        name: a key of ``NETWORK_CLASSES``; None recognizes the network by the names of the weights.
         **options: constructor arguments of the network.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or the weights are not recognized.
+
+    Example:
+        >>> authors = AHDRNet(features=8, num_layers=2, growth=4).to_official()
+        >>> type(load_official(authors, features=8, num_layers=2, growth=4)).__name__
+        'AHDRNet'
     """
+    if name is None:
+        name = _recognize(weights)
     if (network := NETWORK_CLASSES.get(name)) is None:
         known = ", ".join(NETWORK_CLASSES)
         raise ValueError(f"the network must be one of {known} to have official weights, got {name!r}")
     if issubclass(network, TMRNet):  # its scale follows from its name
         options.pop("scale", None)
     return network.from_official(weights, **options)
+
+
+def _recognize(weights: str | os.PathLike[str] | Mapping[str, Any]) -> str:
+    """Return the name of the published network that shares most names of weights, at least half of all."""
+    source, state = official_state(weights)
+    found = {key.removeprefix("module.") for key in state}
+    shares = {}
+    for name, network in NETWORK_CLASSES.items():
+        with torch.device("meta"):
+            own = set(network(**network.official_options).to_official())
+        shares[name] = len(found & own) / len(found | own)
+    best = max(shares, key=shares.__getitem__)
+    if shares[best] < 0.5:
+        known, held = ", ".join(NETWORK_CLASSES), ", ".join(sorted(found)[:4])
+        raise ValueError(f"{source} holds the weights of none of the networks {known}: its names are {held}, ...")
+    return best
 
 
 def call_network(network: nn.Module, bracket: Tensor, **inputs: Any) -> Tensor:

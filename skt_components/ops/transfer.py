@@ -15,11 +15,17 @@ from torch import Tensor
 
 from skt_components.ops.checks import (
     at_least_float32,
+    check_choice,
     check_exposure_times,
     check_positive,
     check_scale,
     check_tensor,
 )
+
+DISPLAY_GAMMA = 2.2
+"""Exponent of the display values in brackets."""
+TRANSFERS = ("srgb", "gamma2.2", "linear")
+"""Transfer functions of pictures, for :func:`linearize`."""
 
 
 def mu_law(x: Float[Tensor, "..."], mu: float = 5000.0) -> Float[Tensor, "..."]:
@@ -129,3 +135,24 @@ def srgb_decode(encoded: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     wide = at_least_float32(encoded)
     curved = ((wide.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4
     return torch.where(wide <= 0.04045, wide / 12.92, curved).to(encoded.dtype)
+
+
+def linearize(values: Float[Tensor, "..."], transfer: str) -> Float[Tensor, "..."]:
+    """Undo a transfer function of display values in [0, 1].
+
+    Args:
+        values: of the picture.
+        transfer: "srgb", "gamma2.2" or "linear".
+
+    Raises:
+        ValueError: ``transfer`` is none of these.
+
+    Example:
+        >>> import torch
+        >>> linearize(torch.tensor([0.0, 0.5, 1.0]), "gamma2.2")
+        tensor([0.0000, 0.2176, 1.0000])
+    """
+    check_choice("transfer", transfer, TRANSFERS)
+    if transfer == "srgb":
+        return srgb_decode(values)
+    return values**DISPLAY_GAMMA if transfer == "gamma2.2" else values

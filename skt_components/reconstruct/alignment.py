@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from skt_components.files.packages import import_package
-from skt_components.reconstruct.exposures import GAMMA, Exposure
+from skt_components.ops.transfer import DISPLAY_GAMMA
+from skt_components.reconstruct.exposures import Exposure
 
 _LARGEST = 1600  # pixels of the longer side in which features are found
 _MOST_FEATURES = 4000
@@ -90,7 +91,7 @@ def _homography(cv2: Any, moving: Exposure, fixed: Exposure, ratio: float) -> np
 
 def _gray(cv2: Any, linear: Tensor, shrink: float) -> np.ndarray:
     """Return (h, w) bytes of display brightness, reduced in size."""
-    display = (linear.mean(0).clamp(0, 1) ** (1 / GAMMA) * 255).round().byte().numpy()
+    display = (linear.mean(0).clamp(0, 1) ** (1 / DISPLAY_GAMMA) * 255).round().byte().numpy()
     if shrink == 1:
         return display
     size = (round(display.shape[1] / shrink), round(display.shape[0] / shrink))

@@ -12,18 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from skt_components.data import make_bracket, read_image
+from skt_components.data.formats import decode_png_or_jpeg, to_float
 from skt_components.data.sample import RAW_PEAK
-from skt_components.files.bounds import check_picture_size
 from skt_components.files.packages import import_package
-from skt_components.ops.checks import check_choice
-from skt_components.ops.transfer import srgb_decode
+from skt_components.ops.transfer import DISPLAY_GAMMA, linearize
 
-GAMMA = 2.2  # of the pictures that the networks are trained on
-TRANSFERS = ("srgb", "gamma2.2", "linear")
 RAW_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
@@ -88,26 +84,11 @@ def read_exposure(path: str | os.PathLike[str], *, transfer: str | None = None, 
     elif suffix in (".tif", ".tiff"):
         values = read_image(path).clamp(0, 1)
     elif suffix in PICTURE_SUFFIXES:
-        values = _decode(path)
+        pixels = decode_png_or_jpeg(path)
+        values = torch.from_numpy(to_float(path, pixels).transpose(2, 0, 1).copy())
     else:
         raise ValueError(f"{path}: suffix must be one of {', '.join(PICTURE_SUFFIXES + RAW_SUFFIXES)}, got {suffix!r}")
     return Exposure(linearize(values, transfer or "srgb"), read_light(path) if light is None else light, path.name)
-
-
-def linearize(values: Float[Tensor, "*shape"], transfer: str) -> Float[Tensor, "*shape"]:
-    """Undo a transfer function of display values in [0, 1].
-
-    Raises:
-        ValueError: ``transfer`` is not one of "srgb", "gamma2.2", "linear".
-
-    Example:
-        >>> linearize(torch.tensor([0.0, 0.5, 1.0]), "gamma2.2")
-        tensor([0.0000, 0.2176, 1.0000])
-    """
-    check_choice("transfer", transfer, TRANSFERS)
-    if transfer == "srgb":
-        return srgb_decode(values)
-    return values**GAMMA if transfer == "gamma2.2" else values
 
 
 def read_raw_exposure(path: str | os.PathLike[str], *, light: float | None = None) -> RawExposure:
@@ -258,20 +239,7 @@ def bracket_from_exposures(exposures: Sequence[Exposure | RawExposure]) -> tuple
     stack = torch.stack([pixels[index] for index in order])
     if isinstance(exposures[0], RawExposure):
         return stack * (RAW_PEAK / times)[:, None, None, None], times
-    return make_bracket(stack.clamp(0, 1) ** (1 / GAMMA), times, GAMMA), times
-
-
-def _decode(path: Path) -> Tensor:
-    """Return the display values (3, H, W) of a JPEG or PNG file."""
-    check_picture_size(path)
-    cv2: Any = import_package("cv2", f"reading {path.suffix} needs OpenCV", "data")
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    if pixels is None:
-        raise ValueError(f"{path}: the file is not a picture, or it is damaged")
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"{path}: pictures must have 8 or 16 bits, got {pixels.dtype}")
-    scaled = pixels[..., ::-1].astype(np.float32) / np.iinfo(pixels.dtype).max
-    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+    return make_bracket(stack.clamp(0, 1) ** (1 / DISPLAY_GAMMA), times, DISPLAY_GAMMA), times
 
 
 def _open_raw(path: Path) -> Any:

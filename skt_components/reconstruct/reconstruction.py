@@ -15,6 +15,7 @@ from skt_components.models.network import RAW_CHANNELS
 from skt_components.models.pretrained import load_pretrained
 from skt_components.ops.checks import check_tensor
 from skt_components.ops.merge import merge_exposures
+from skt_components.ops.transfer import linearize
 from skt_components.reconstruct.alignment import align_exposures
 from skt_components.reconstruct.exposures import (
     Exposure,
@@ -22,7 +23,6 @@ from skt_components.reconstruct.exposures import (
     bracket_from_exposures,
     check_exposures,
     check_order,
-    linearize,
 )
 
 _MERGE_TILE, _MERGE_OVERLAP = 1024, 32

@@ -71,6 +71,44 @@ def simulate_bracket(
     return expose_frames(torch.stack(frames), camera, generator, name)
 
 
+def simulate_bracket_from_frames(
+    frames: Float[Tensor, "n 3 h w"],
+    camera: Camera,
+    generator: torch.Generator,
+    *,
+    scale: float | None = None,
+    name: str = "",
+) -> HDRSample:
+    """Photograph the frames of a linear video as a bracket, one exposure each.
+
+    Args:
+        frames: (N, 3, H, W) linear radiance >= 0 in any unit, one frame for each exposure time.
+        camera: takes the exposures.
+        generator: CPU generator; equal seeds give equal samples.
+        scale: factor from ``frames`` to target radiance; None takes :func:`exposure_scale` of the reference frame.
+        name: for the sample.
+
+    Returns:
+        The sample; its target is the frame of the reference exposure times ``scale``, clipped at 1.
+
+    Raises:
+        TypeError: ``frames`` is not a floating-point tensor.
+        ValueError: ``frames`` is not (N, 3, H, W) or not finite.
+
+    Example:
+        >>> video = torch.rand(3, 3, 32, 32)
+        >>> simulate_bracket_from_frames(video, Camera(), torch.Generator().manual_seed(0)).bracket.shape
+        torch.Size([3, 6, 32, 32])
+    """
+    count = len(camera.exposure_times)
+    check_tensor("frames", frames, ndim=4, layout=f"({count}, 3, H, W)", channels=3)
+    if len(frames) != count:
+        raise ValueError(f"frames must be {count}, one for each exposure time, got {len(frames)}")
+    frames = _finite("frames", frames)
+    factor = _exposure_factor(frames[camera.reference_index], camera, generator, scale)
+    return expose_frames(_expose(frames, factor), camera, generator, name)
+
+
 def expose_frames(frames: Float[Tensor, "n 3 h w"], camera: Camera, generator: torch.Generator, name: str) -> HDRSample:
     """Return the sample of a scene whose target radiance is ``frames[i]`` during exposure i."""
     bracket = make_bracket(capture(frames, camera, generator), camera.times, camera.gamma)

@@ -97,6 +97,10 @@ def write_bracketire_frame(folder: str | os.PathLike[str], sample: HDRSample) ->
         np.save(part / "metadata.npy", np.array(metadata, dtype=object), allow_pickle=True)
 
 
+LAYOUTS = ("kalantari", "tel", "bracketire", "bracketire-plus")
+"""Data sets in whose layout :func:`simulate_dataset` writes."""
+
+
 def simulate_dataset(
     layout: str,
     out: str | os.PathLike[str],
@@ -129,7 +133,7 @@ def simulate_dataset(
         >>> BracketIRE("simulated")[0].bracket.shape  # doctest: +SKIP
         torch.Size([5, 4, 270, 480])
     """
-    check_choice("layout", layout, PUBLISHED)
+    check_choice("layout", layout, LAYOUTS)
     files = PUBLISHED[layout].layout
     datasets = {"train": train, "test": test}
     splits = {files.split_folders[name]: dataset for name, dataset in datasets.items() if dataset is not None}

@@ -15,7 +15,7 @@ from skt_components.banks.registry import make_knowledge_bank
 from skt_components.banks.vgg import VGG19Features
 from skt_components.data.dataset import SampleDataset
 from skt_components.data.mixing import MixedSamples, SamplePool
-from skt_components.data.registry import PUBLISHED
+from skt_components.data.registry import find_dataset
 from skt_components.framework import ReconstructionLoss
 from skt_components.losses import PerceptualLoss
 from skt_components.models.initialization import initialize_from_samples
@@ -47,7 +47,7 @@ def build_data(config: TrainConfig, processes: int = 1) -> RunData:
 
     Raises:
         FileNotFoundError: a folder or file of the data set is missing.
-        ValueError: a file is broken, or too small for the crops.
+        ValueError: a file is broken, or too small for the crops; the brackets do not have three exposures.
     """
     per_epoch = _STEPS_PER_EPOCH * config.batch_size * config.accumulate * processes
     if config.root is None or config.data == "hdr-folder":
@@ -56,7 +56,11 @@ def build_data(config: TrainConfig, processes: int = 1) -> RunData:
     validation: dict[str, Any] = {"crop": config.val_crop, "samples_per_epoch": config.val_samples}
     if config.domain == "srgb":
         validation["samples_per_epoch"] = None  # one crop of every test scene
-    published = partial(PUBLISHED[config.data], config.root)
+    dataset = find_dataset(config.data)
+    if config.domain == "srgb" and dataset.layout.frames_shape[0] != 3:
+        count = dataset.layout.frames_shape[0]
+        raise ValueError(f"data must have 3 exposures, the number that the networks take, {config.data} has {count}")
+    published = partial(dataset, config.root)
     return RunData(
         published(split="train", augment="dihedral", **train),
         published(split="test", **validation),

@@ -20,6 +20,7 @@ from torch import Tensor
 from skt_components.data.registry import PUBLISHED
 from skt_components.data.sample import RAW_PEAK, HDRSample
 from skt_components.files.packages import import_package
+from skt_components.files.toml import read_toml
 from skt_components.framework.loss_weights import LossWeights
 
 _LEARNING_RATES = {"ahdrnet": 4e-3, "sctnet": 2e-4}  # the best found; others 1e-3
@@ -39,8 +40,10 @@ _NOT_NEGATIVE = (
 class TrainConfig:
     """Train an HDR reconstruction network with semantic knowledge transfer."""
 
-    data: Literal["synthetic", "hdr-folder", "kalantari", "tel", "bracketire", "bracketire-plus"] = "synthetic"
-    """Procedural scenes (no files), a folder of HDR photographs and panoramas, or a published data set."""
+    data: str = "synthetic"
+    """synthetic: procedural scenes (no files); hdr-folder: a folder of HDR photographs and panoramas; a published data
+    set: kalantari, tel, challenge123, hu, bracketire, bracketire-plus; or a .toml file that describes a layout of
+    folders (BracketFolder)."""
     root: Path | None = None
     """Folder of the data, of a published data set as published or prepared; all but synthetic need it."""
     camera: Literal["srgb", "raw", "raw-x4"] = "srgb"
@@ -298,6 +301,9 @@ class TrainConfig:
 
     def _check_data(self) -> None:
         simulated = self.data in ("synthetic", "hdr-folder")
+        if not simulated and self.data not in PUBLISHED and Path(self.data).suffix.lower() != ".toml":
+            known = ", ".join(("synthetic", "hdr-folder", *PUBLISHED))
+            raise ValueError(f"data={self.data} must be one of {known}, or a .toml file that describes a layout")
         if self.data == "synthetic" and self.root is not None:
             raise ValueError(
                 "root is a folder of data, which data=synthetic does not read: choose data=hdr-folder or "
@@ -436,26 +442,6 @@ def read_options(path: str | os.PathLike[str]) -> list[str]:
         if key in ("config", "resume"):
             raise ValueError(f"{path}: {key} is an option of the command line alone")
     return to_arguments(options)
-
-
-def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the file is not TOML.
-    """
-    try:
-        import tomllib
-    except ImportError:  # Python 3.10
-        import tomli as tomllib  # type: ignore[no-redef, import-not-found, unused-ignore]
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no configuration file at {path}")
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a TOML file: {error}") from error
 
 
 def to_toml(value: Any) -> str:

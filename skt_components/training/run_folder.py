@@ -19,7 +19,8 @@ from skt_components.data.sample import HDRSample
 from skt_components.files.atomic import is_leftover, remove_leftovers, write_text
 from skt_components.files.json_lines import append_json_line, read_json_lines
 from skt_components.files.lock import LOCK_FILE, FolderLock
-from skt_components.training.config import TrainConfig, read_toml, to_toml
+from skt_components.files.toml import read_toml
+from skt_components.training.config import TrainConfig, to_toml
 from skt_components.training.engine import Engine
 from skt_components.training.environment import write_environment
 from skt_components.training.guards import ResourceError, advise
@@ -203,7 +204,7 @@ def make_run_folder(config: TrainConfig) -> Path:
             raise FileNotFoundError(f"resume: no run folder at {config.resume}")
         _check_same_run(config, config.resume / "config.toml")
         return config.resume
-    name = f"{config.data}-{config.orm.replace(':', '.')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{Path(config.data).stem}-{config.orm.replace(':', '.')}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = config.out if config.out is not None else Path("runs") / name
     if run.exists() and (not run.is_dir() or not all(map(_is_no_content, run.iterdir()))):
         alternative = f", or resume={run}" if (run / "config.toml").is_file() else ""

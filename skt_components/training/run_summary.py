@@ -15,9 +15,10 @@ from urllib.parse import quote
 
 from skt_components.files.atomic import write_text
 from skt_components.files.json_lines import read_json_lines
+from skt_components.files.toml import read_toml
 from skt_components.files.weights import read_safetensors_metadata
 from skt_components.training.checkpoints import CheckpointFolder
-from skt_components.training.config import TrainConfig, read_toml, to_arguments, to_toml
+from skt_components.training.config import TrainConfig, to_arguments, to_toml
 from skt_components.training.environment import read_environments
 
 _FILES = {  # pattern of a file in a run's folder -> what it is

@@ -542,12 +542,9 @@ def test_an_unknown_certificate_is_a_network(monkeypatch: pytest.MonkeyPatch) ->
     assert timm_weights._answers("https://huggingface.co")
 
 
-@pytest.mark.parametrize(
-    ("name", "strides"),
-    [("efficientvit_m0", r"\[16, 32, 64\]"), ("vit_tiny_patch16_224", r"\[16\]")],
-)
-def test_missing_strides_are_listed(name: str, strides: str) -> None:
-    with pytest.raises(ValueError, match=rf"reduction must be among the strides {strides} of '{name}'"):
+def test_missing_strides_are_listed() -> None:
+    name = "efficientvit_m0"
+    with pytest.raises(ValueError, match=rf"reduction must be among the strides \[16, 32, 64\] of '{name}'"):
         TimmFeatureExtractor(name, weights="random")
 
 

@@ -24,6 +24,7 @@ from skt_components.models import (
     load_weights,
     save_weights,
 )
+from skt_components.models.registry import _recognize
 
 SMALL = [name for name in NETWORKS if name.endswith("-small")]
 
@@ -74,14 +75,41 @@ def test_rejects_unknown_brackets(domain, scale):
 
 def test_official_weights_by_name():
     official = AHDRNet(unused_layers=True)
-    network = load_official("ahdrnet", official.to_official())
+    network = load_official(official.to_official(), "ahdrnet")
     assert torch.equal(network.conv1.weight, official.conv1.weight)
     small = {"features": 8, "num_blocks": (1, 1, 1, 1)}
     official = TMRNetPlus(**small).to_official()
-    network = load_official("tmrnet-plus", official, **small, **bracket_options("raw", scale=4))
+    network = load_official(official, "tmrnet-plus", **small, **bracket_options("raw", scale=4))
     assert type(network) is TMRNetPlus
     with pytest.raises(ValueError, match=r"must be one of ahdrnet, .* to have official weights, got 'ahdrnet-small'"):
-        load_official("ahdrnet-small", {})
+        load_official({}, "ahdrnet-small")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("ahdr", "ahdrnet"),
+        ("hdrt", "hdr-transformer"),
+        ("sct", "sctnet"),
+        ("tmr", "tmrnet"),
+        ("tmrp", "tmrnet-plus"),
+    ],
+)
+def test_the_authors_files_are_recognized_by_their_names(file, name, official_shapes):
+    with torch.device("meta"):
+        state = {key: torch.empty(shape) for key, shape in official_shapes(f"{file}.tsv").items()}
+    assert _recognize({"state_dict": {f"module.{key}": value for key, value in state.items()}}) == name
+
+
+def test_official_weights_without_a_name(tmp_path):
+    options = {"features": 6, "num_layers": 3, "growth": 3}
+    official = AHDRNet(**options)
+    torch.save({"state_dict": official.to_official()}, tmp_path / "authors.pth")
+    network = load_official(tmp_path / "authors.pth", **options)
+    assert torch.equal(network.conv3.weight, official.conv3.weight)
+    torch.save({"body.weight": torch.ones(3)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other.pth holds the weights of none of .*its names are body.weight"):
+        load_official(tmp_path / "other.pth")
 
 
 @pytest.mark.usefixtures("strangers")
