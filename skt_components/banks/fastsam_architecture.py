@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -114,9 +114,9 @@ class YOLOv8Seg(nn.Module):
     """
 
     name = "YOLOv8"
-    strides = STRIDES
+    strides: ClassVar[dict[int, int]] = STRIDES
     levels = LEVELS
-    joins = _CONCAT
+    joins: ClassVar[dict[int, int]] = _CONCAT
     config_class = YOLOv8SegConfig
 
     def __init__(self, config: YOLOv8SegConfig | None = None) -> None:

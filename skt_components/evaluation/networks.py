@@ -133,6 +133,7 @@ def _load(
         del options["scale"]  # TMRNet+ rejects 1; _check_brackets explains it better
     if checkpoint is None and (orm in NETWORKS or orm == "saved"):
         raise ValueError(f"checkpoint must be a file of weights for the network {orm!r}, got None")
+    network: nn.Module
     forward: ForwardORM = call_network
     if official:
         network = load_official(checkpoint, None if orm == "saved" else orm, **options)  # type: ignore[arg-type]
