@@ -19,7 +19,7 @@ from skt_components.ops.transfer import mu_law
 
 
 def convert(source: Path, target: Path, /, *, overwrite: bool = False) -> None:
-    """Convert a FastSAM, YOLOv8 or YOLO11 segmentation checkpoint to safetensors, without running code in it.
+    """Convert a FastSAM or YOLO segmentation checkpoint to safetensors, without running code in it.
 
     Args:
         source: pickled checkpoint.

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from skt_components.data.__main__ import main
 from torch.utils.data import DataLoader
 
+from skt_components.commands import main
 from skt_components.data import PUBLISHED, BracketFolder, Kalantari17, find_dataset, prepare, verify, write_image
 from skt_components.ops.transfer import srgb_decode
 
@@ -156,17 +156,17 @@ def test_exposures_of_any_transfer_function_become_linear_light_and_gamma_2_2(la
 
 def test_prepared_and_original_samples_are_equal_and_commands_take_the_description(lab, tmp_path, capsys):
     description, out = str(tmp_path / "lab.toml"), str(tmp_path / "out")
-    assert main(["verify", description, str(lab)]) == 0
+    assert main(["data", "verify", description, str(lab)]) == 0
     assert "2 train scenes, 8 files read, no problems" in capsys.readouterr().out
-    assert main(["prepare", description, str(lab), out]) == 0
-    assert main(["verify", description, out]) == 0
+    assert main(["data", "prepare", description, str(lab), out]) == 0
+    assert main(["data", "verify", description, out]) == 0
     options = {"crop": 16, "augment": "dihedral", "samples_per_epoch": 6}
     original, copy = (find_dataset(description)(root, **options) for root in (lab, out))
     for a, b in zip(DataLoader(original, num_workers=1), DataLoader(copy), strict=True):
         assert torch.equal(a.bracket, b.bracket)
         assert torch.equal(a.target, b.target)
     assert np.load(tmp_path / "out/photos/a/frames.npy").dtype == np.uint8
-    assert main(["preview", description, out, str(tmp_path / "sheet.png")]) == 0
+    assert main(["data", "preview", description, out, str(tmp_path / "sheet.png")]) == 0
 
 
 def test_missing_and_broken_files_of_every_scene_are_listed(lab, tmp_path):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from skt_components.data.__main__ import main
 from torch.utils.data import DataLoader
 
+from skt_components.commands import main
 from skt_components.data import Kalantari17, write_image
 from skt_components.simulation import Camera, HDRSequences, RawCamera, simulate_bracket_from_frames
 
@@ -84,10 +84,10 @@ def test_raw_cameras_photograph_sequences_too(root: Path) -> None:
 
 def test_the_command_writes_sequences_as_scenes(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--train", "2", "--test", "1", "--height", "16", "--width", "24", "--sequences", str(root)]
-    assert main(["simulate", "kalantari", str(tmp_path / "out"), *small]) == 0
+    assert main(["data", "simulate", "kalantari", str(tmp_path / "out"), *small]) == 0
     assert "2 train and 1 test scenes" in capsys.readouterr().out
     assert Kalantari17(tmp_path / "out")[1].target.shape == (3, 16, 24)
-    assert main(["simulate", "kalantari", str(tmp_path / "other"), *small, "--photos", str(root)]) == 1
+    assert main(["data", "simulate", "kalantari", str(tmp_path / "other"), *small, "--photos", str(root)]) == 1
     assert "exclude each other" in capsys.readouterr().err
 
 
