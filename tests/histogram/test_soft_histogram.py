@@ -359,10 +359,10 @@ def test_nan_makes_its_own_histogram_nan_and_no_other(bandwidth):
 # gradcheck
 
 
-@pytest.mark.parametrize(("num_bins", "bandwidth"), [(16, 0.1), (32, 1 / 40), (16, 0.5), (1, 0.5)])
+@pytest.mark.parametrize(("num_bins", "bandwidth"), [(8, 0.2), (8, 0.1), (8, 0.5), (1, 0.5)])
 @pytest.mark.parametrize("kind", ["global", "masks", "weights", "labels"])
 def test_gradcheck(num_bins, bandwidth, kind):
-    values = picture(2, 2, 3, 4, dtype=torch.float64).requires_grad_()
+    values = picture(2, 1, 3, 4, dtype=torch.float64).requires_grad_()
     masks = regions(2, 3, 4, 3)
     options = {
         "global": {},
