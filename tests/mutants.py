@@ -223,10 +223,14 @@ def run_tests(tests: list[str], cpu_seconds: int, wall_seconds: float) -> tuple[
         import pytest
 
         os._exit(int(pytest.main([*PYTEST, *(f"tests/{test}" for test in tests)])))
-    while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        if time.monotonic() - started > wall_seconds:
-            os.killpg(child, signal.SIGKILL)
-        time.sleep(0.05)
+    try:
+        while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if time.monotonic() - started > wall_seconds:
+                os.killpg(child, signal.SIGKILL)
+            time.sleep(0.05)
+    except BaseException:
+        os.killpg(child, signal.SIGKILL)
+        raise
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -272,6 +276,7 @@ def main() -> None:
         todo.append([(module, m) for m in chosen if m.key not in results or m.key in again])
     order = [pair for i in range(max(map(len, todo), default=0)) for pairs in todo for pair in pairs[i : i + 1]]
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what runs is ended and the copy removed
     options.results.parent.mkdir(parents=True, exist_ok=True)
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     sys.dont_write_bytecode = True  # a mutant of the same size and second would be taken for the file before it

@@ -805,23 +805,24 @@ def measure(height, width, regions, bandwidth, engine):
     return peak() - before - 3 * height * width * 4 / 2**20
 
 engines = sys.argv[1:]
-cases = [("labels", bandwidth, engine) for engine in engines for bandwidth in (1 / 400, 1 / 64, 0.5)]
-for case in (*cases, ("masks", 1 / 400, engines[-1])):  # masks become labels, whatever the engine
+cases = [(720, 1280, "labels", bandwidth, engine) for engine in engines for bandwidth in (1 / 400, 1 / 64, 0.5)]
+cases.append((540, 960, "masks", 1 / 400, engines[-1]))  # masks become labels, whatever the engine
+for height, width, *case in cases:
     measure(64, 64, *case)
-    print(*case, measure(720, 1280, *case))
+    print(*case, measure(height, width, *case))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from /proc")
 def test_memory_beyond_the_gradient_is_bounded_however_large_the_picture():
     # Freed means returned; two threads, which hold a table each.
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, "-c", PEAK_MEMORY, "torch", *(["numba"] if checks._INSTALLED["numba"] else [])]
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     found = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in run.stdout.splitlines()}
     assert len(found) == 3 * len(command[3:]) + 1
-    assert max(found.values()) <= 8, found  # MiB; a copy of the pictures is 10.5, the dense form 13,000
+    assert max(found.values()) <= 8, found  # MiB; a copy of the pictures is 10.5 or 5.9, the dense form 5,000
 
 
 # rejects_bad_input
