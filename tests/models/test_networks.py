@@ -76,7 +76,7 @@ def test_a_step_of_the_framework_reaches_it_and_keeps_its_own_keys(name):
     assert any(g is not None and g.abs().max() > 0 for g in aligned)
     output.total.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in parameters)
-    assert sum(p.grad is not None and bool(p.grad.any()) for p in parameters) > 0.9 * len(parameters)
+    assert all(p.grad.any() for p in network.get_submodule(network.last_layer).parameters())
     assert list(network.state_dict()) == keys
 
 
