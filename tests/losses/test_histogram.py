@@ -485,7 +485,7 @@ def test_one_full_mask_is_the_global_loss(seed, bandwidth, normalization):
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 @settings(max_examples=30, deadline=None)
 @given(seeds, st.sampled_from(BANDWIDTHS))
-def test_equal_pictures_give_zero(seed, bandwidth, backend):
+def test_equal_pictures_give_zero(backend, seed, bandwidth):
     student, _ = pictures(2, 3, 6, 7, seed=seed)
     masks = regions(2, 6, 7, seed=seed)
     options = {"bandwidth": bandwidth, "backend": backend, "reduction": "none"}
