@@ -48,14 +48,13 @@ def _fresh() -> Iterator[None]:
         torch.compiler.reset()
 
 
-@pytest.fixture(scope="module", params=["numba", "torch"])
-def cpu_engine(request: pytest.FixtureRequest) -> Iterator[str]:
+@pytest.fixture(params=["numba", "torch"])
+def cpu_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Select the engine for histograms on the CPU: numba, or torch as if numba were not installed."""
     if request.param == "numba":
         pytest.importorskip("numba")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(checks._INSTALLED, "numba", request.param == "numba")
-        yield request.param
+    monkeypatch.setitem(checks._INSTALLED, "numba", request.param == "numba")
+    return request.param
 
 
 @pytest.fixture(scope="session")

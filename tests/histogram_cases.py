@@ -11,6 +11,8 @@ from torch import Tensor
 BANDWIDTHS = (1 / 400, 1 / 256, 1 / 64, 0.05, 0.5)
 every_bandwidth = pytest.mark.parametrize("bandwidth", BANDWIDTHS)
 both_paths = pytest.mark.parametrize("bandwidth", [1 / 400, 0.5], ids=["window", "moments"])
+# For values and gradients, which each engine computes; everything else runs with the one that is installed.
+both_engines = pytest.mark.usefixtures("cpu_engine")
 seeds = st.integers(0, 10**6)
 
 

@@ -76,7 +76,7 @@ def export_onnx(
         TypeError: as for :func:`export_program`.
         ValueError: as for :func:`export_program`, or the outputs differ; nothing is written then.
     """
-    for package in ("onnx", "onnxscript"):
+    for package in ("onnx", "onnxscript", "onnxruntime"):  # before the export, which takes seconds
         _import(package)
     bracket, network_call = _example(network, bracket), _Caller(network, forward_orm)
     with eval_mode(network), torch.no_grad():

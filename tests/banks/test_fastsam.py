@@ -293,6 +293,7 @@ def test_bfloat16_and_channels_last(bank: FastSAMFeatureExtractor, pictures: Ten
     assert (last.labels == wanted.labels).float().mean() > 0.999
 
 
+@pytest.mark.slow  # a narrow network of the same layers compiles in test_fastsam_architecture.py
 def test_compiles(pictures: Tensor) -> None:
     bank = FastSAMFeatureExtractor("random", layers="fast", max_regions=3)
     compiled = torch.compile(bank, fullgraph=True, backend="aot_eager")

@@ -11,8 +11,6 @@ from torch import Tensor
 from skt_components.histogram import mask_atoms, soft_histogram
 from skt_components.histogram.mask_atoms import cached_atoms, find_atoms, memoize_by_tensor
 
-pytestmark = pytest.mark.usefixtures("cpu_engine")
-
 
 @pytest.fixture(autouse=True)
 def _forget() -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from histogram_cases import both_engines
 from torch import Tensor
 
 from skt_components.histogram import torch_engine
 from skt_components.losses.histogram import HistogramLoss, SemanticHistogramLoss, histogram_loss
-
-pytestmark = pytest.mark.usefixtures("cpu_engine")
 
 student, teacher = torch.rand(2, 2, 3, 12, 17, generator=torch.Generator().manual_seed(0)).unbind(0)
 labels = torch.randint(-1, 5, (2, 12, 17), generator=torch.Generator().manual_seed(1))
@@ -32,6 +31,7 @@ def outcome(loss, *arguments, **regions) -> tuple[Tensor, Tensor]:
     return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
 
 
+@both_engines
 @pytest.mark.parametrize(("options", "regions"), CASES)
 def test_a_target_stands_for_the_teacher_and_its_regions(options, regions):
     loss = SemanticHistogramLoss(**options)
@@ -56,6 +56,7 @@ def test_a_global_target_stands_for_the_teacher():
     assert histogram_loss(teacher, HistogramLoss().precompute(teacher)) == 0
 
 
+@both_engines
 def test_targets_keep_the_digits_of_near_equal_pictures():
     close = (student.double() + 1e-4 * torch.randn_like(student)).float()
     loss = SemanticHistogramLoss(normalization="none")

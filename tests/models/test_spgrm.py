@@ -131,7 +131,7 @@ def test_no_parameter_is_left_out_whatever_the_levels(levels):
 
 def test_it_learns_to_refine():
     model = small(awake=False)
-    picture, features = inputs()
+    picture, features = inputs((16, 12), batch=1)
     target = picture.roll(1, dims=1)
     optimizer, losses = torch.optim.Adam(model.parameters(), lr=1e-2), []
     for _ in range(60):
@@ -286,6 +286,7 @@ def test_rejects_an_empty_batch(stride, prior_channels):
 # compiles
 
 
+@pytest.mark.slow  # its fusion and its pyramid compile in their own tests
 def test_compiles():
     model = small(num_heads=2, levels=(0, 2, -1))
     picture, features = inputs()

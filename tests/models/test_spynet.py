@@ -249,6 +249,7 @@ def test_rejects_bad_input():
 # compiles
 
 
+@pytest.mark.slow
 def test_compiles():
     net = lively()
     reference, moving = torch.rand(2, 1, 3, 20, 24).unbind(0)

@@ -193,6 +193,7 @@ def test_packed_raw_and_an_output_four_times_as_large(small, kind):
     assert (bracket.grad.abs().amax(dim=(0, 2, 3, 4)) > 0).all()
 
 
+@pytest.mark.slow
 @each_network
 def test_exports_for_any_size(small, kind):
     model = small(kind, depths=(2,), num_heads=(2,)).eval()
