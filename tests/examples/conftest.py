@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,34 +31,39 @@ def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
     return _run_script
 
 
-@pytest.fixture
-def call_script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Sequence[object]], None]:
+def _call_script(name: str, arguments: Sequence[object]) -> None:
+    path = str(EXAMPLES / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [path, *map(str, arguments)])
+        try:
+            runpy.run_path(path, run_name="__main__")
+        finally:
+            if "accelerate.state" in sys.modules:  # the next run may have another precision
+                sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def call_script() -> Callable[[str, Sequence[object]], None]:
     """Run ``examples/NAME`` in this process, as its command does: ``call_script(name, arguments)``.
 
     It ends with SystemExit if the command does; its message or number is the command's.
     """
-
-    def call(name: str, arguments: Sequence[object]) -> None:
-        path = str(EXAMPLES / name)
-        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
-        runpy.run_path(path, run_name="__main__")
-
-    return call
+    return _call_script
 
 
-@pytest.fixture
-def train(call_script: Callable[[str, Sequence[object]], None]) -> Callable[[Sequence[object]], None]:
+@pytest.fixture(scope="session")
+def train() -> Callable[[Sequence[object]], None]:
     """Run ``examples/train_full.py`` in this process: ``train(arguments)``."""
-    return lambda arguments: call_script("train_full.py", arguments)
+    return partial(_call_script, "train_full.py")
 
 
-@pytest.fixture
-def evaluate(call_script: Callable[[str, Sequence[object]], None]) -> Callable[[Sequence[object]], int]:
+@pytest.fixture(scope="session")
+def evaluate() -> Callable[[Sequence[object]], int]:
     """Run ``examples/evaluate.py`` in this process and return its exit status; an error ends with SystemExit."""
 
     def run(arguments: Sequence[object]) -> int:
         with pytest.raises(SystemExit) as end:
-            call_script("evaluate.py", arguments)
+            _call_script("evaluate.py", arguments)
         if isinstance(end.value.code, str):
             raise end.value
         return int(end.value.code or 0)
