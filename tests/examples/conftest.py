@@ -1,34 +1,16 @@
-"""Run the example scripts, as commands and in this process."""
+"""Run the example scripts in this process."""
 
 from __future__ import annotations
 
-import os
 import runpy
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-def _run_script(
-    name: str, *arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    environment = {**os.environ, **(env or {})}
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-    )
-
-
-@pytest.fixture(scope="session")
-def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run ``examples/NAME`` in a process of its own: ``run_script(name, *arguments, cwd=, env=, timeout=)``."""
-    return _run_script
 
 
 def _call_script(name: str, arguments: Sequence[object]) -> None:

@@ -417,8 +417,8 @@ def test_the_right_order_is_not_reported(evaluate, tmp_path):
     assert not any("channel order" in line for lines in read(out)["warnings"].values() for line in lines)
 
 
-def test_the_command_line_names_options(run_script, tmp_path):
-    failed = run_script("evaluate.py", "--out", tmp_path / "out", "--crop", "32", "--orm", "ahdrnet")
-    assert failed.returncode == 1
+def test_the_command_line_names_options(call_script, tmp_path):
+    with pytest.raises(SystemExit) as failed:
+        call_script("evaluate.py", ["--out", tmp_path / "out", "--crop", "32", "--orm", "ahdrnet"])
     message = "evaluate.py: --checkpoint must be a file of weights for the network 'ahdrnet', got None"
-    assert failed.stderr.strip() == message
+    assert failed.value.code == message
