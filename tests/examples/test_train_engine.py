@@ -364,6 +364,46 @@ AVERAGED = (
 )
 
 
+class Own(nn.Module):
+    """A network of a user."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+    def forward(self, bracket: torch.Tensor) -> torch.Tensor:
+        return self.third(self.second(self.first(bracket[:, 0, :3]))).sigmoid()
+
+
+class BrokenLater(Own):
+    """A network whose pictures have a NaN as soon as it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, bracket: torch.Tensor) -> torch.Tensor:
+        picture = super().forward(bracket)
+        if self.training:
+            self.steps += 1
+        broken = torch.zeros_like(picture)
+        broken[..., 0, 0] = torch.nan if self.steps and not self.training else 0
+        return picture + broken
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _networks() -> Iterator[None]:
+    """A module that a user wrote."""
+    module = types.ModuleType("networks")
+    module.Own, module.BrokenLater = Own, BrokenLater  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "networks", module)
+        yield
+
+
+OWN = [*NO_BANK, "--taps", "first", "second", "third", "--orm"]
+
+
 @pytest.fixture(scope="module")
 def averaged(train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of six steps, with an average of the weights."""
@@ -450,32 +490,36 @@ def test_options_of_the_loss_and_the_machine_train(train, tmp_path: Path, option
     assert {term for term, value in lines[1].items() if value} == terms
 
 
-@pytest.fixture(scope="module")
-def plain(train, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """State of the modules of a run without options of speed."""
-    run = tmp_path_factory.mktemp("plain") / "run"
-    train([*SHORT, "--steps", "3", "--lr", "1e-4", "--out", str(run)])
-    return checkpoint(run)["module"]
+def test_options_of_speed_and_memory_change_no_result(train, tmp_path: Path) -> None:
+    options = [*SHORT, "--steps", "3", "--lr", "1e-4"]
+    train([*options, "--out", str(tmp_path / "plain")])
+    train([*options, "--channels-last", "--checkpointing", "--out", str(tmp_path / "other")])
+    plain, other = (checkpoint(tmp_path / run)["module"] for run in ("plain", "other"))
+    assert distance(plain, other) <= 2e-6
 
 
-def test_options_of_speed_and_memory_change_no_result(train, plain, tmp_path: Path) -> None:
-    options = ["--channels-last", "--checkpointing"]
-    train([*SHORT, *options, "--steps", "3", "--lr", "1e-4", "--out", str(tmp_path / "run")])
-    assert distance(plain, checkpoint(tmp_path / "run")["module"]) <= 2e-6
+def test_compile_is_asked_for_network_and_teacher(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: dict[str, int] = {}
 
+    def compile_(self: nn.Module, *args: object, **kwargs: object) -> None:
+        name, own = type(self).__name__, self._call_impl
+        called = torch.compile(own, backend="eager") if name == "Own" else own  # which is no network of minutes
+        calls[name] = 0
 
-def test_compile_is_asked_for_network_and_teacher(train, plain, tmp_path: Path, monkeypatch) -> None:
-    compiled = []
+        def count(*args: object, **kwargs: object) -> object:
+            calls[name] += 1
+            return called(*args, **kwargs)
 
-    def compile_(self: torch.nn.Module, *args: object, **kwargs: object) -> None:
-        compiled.append(type(self).__name__)
-        self._compiled_call_impl = torch.compile(self._call_impl, backend="eager")
+        self._compiled_call_impl = count
 
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
-    train([*SHORT, "--compile", "--steps", "3", "--lr", "1e-4", "--out", str(tmp_path / "run")])
-    assert compiled == ["AHDRNet", "SPGRM"]
-    print("DIST", distance(plain, checkpoint(tmp_path / "run")["module"]))
-    assert distance(plain, checkpoint(tmp_path / "run")["module"]) <= 1e-6
+    monkeypatch.setattr(nn.Module, "compile", compile_)
+    options = [*SHORT, *OWN, "networks:Own", "--steps", "2"]
+    train([*options, "--compile", "--out", str(tmp_path / "compiled")])
+    train([*options, "--out", str(tmp_path / "plain")])
+    assert calls.keys() == {"Own", "SPGRM"}
+    assert min(calls.values()) >= 2  # both in every step
+    plain, other = (checkpoint(tmp_path / run)["module"] for run in ("plain", "compiled"))
+    assert distance(plain, other) <= 1e-6
 
 
 @pytest.mark.inductor
@@ -493,7 +537,8 @@ def test_inductor_trains_validates_at_another_size_and_resumes(
 
 
 def test_several_seeds_are_reported_together(train, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    run, options = tmp_path / "run", [*SHORT, *NO_BANK, "--steps", "2", "--compare", "--val-samples", "3"]
+    run = tmp_path / "run"
+    options = [*SHORT, *OWN, "networks:Own", "--steps", "2", "--compare", "--val-samples", "3"]
     train([*options, "--seeds", "2", "--seed", "5", "--out", str(run)])
     assert {path.name for path in run.iterdir() if path.is_dir()} == {"seed-5", "seed-6"}
     shown = capsys.readouterr().out
@@ -511,29 +556,8 @@ def test_several_seeds_are_reported_together(train, tmp_path: Path, capsys: pyte
     assert (run / "table.txt").read_text() == before
 
 
-class BrokenLater(nn.Module):
-    """A network whose pictures have a NaN as soon as it is trained."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.third = (nn.Conv2d(3, 3, 1) for _ in range(3))
-        self.register_buffer("steps", torch.zeros(()))
-
-    def forward(self, bracket: torch.Tensor) -> torch.Tensor:
-        picture = self.third(self.second(self.first(bracket[:, 0, :3]))).sigmoid()
-        if self.training:
-            self.steps += 1
-        broken = torch.zeros_like(picture)
-        broken[..., 0, 0] = torch.nan if self.steps and not self.training else 0
-        return picture + broken
-
-
-def test_nan_in_a_validation_is_reported_and_ends_nothing(train, tmp_path: Path, monkeypatch) -> None:
-    module = types.ModuleType("broken_later")
-    module.BrokenLater = BrokenLater  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "broken_later", module)
-    own = ["--orm", "broken_later:BrokenLater", "--taps", "first", "second", "third"]
-    train([*SHORT, *NO_BANK, *own, "--compare", "--steps", "2", "--out", str(tmp_path / "run")])
+def test_nan_in_a_validation_is_reported_and_ends_nothing(train, tmp_path: Path) -> None:
+    train([*SHORT, *OWN, "networks:BrokenLater", "--compare", "--steps", "2", "--out", str(tmp_path / "run")])
     notices = [line for line in metrics(tmp_path / "run") if "notice" in line]
     assert [line["run"] for line in notices] == ["framework", "bare"]
     assert {line["step"] for line in notices} == {2}
@@ -551,18 +575,7 @@ def test_a_damaged_picture_is_found_at_the_start_and_later_leaves_a_run_that_say
         skt.write_image(photographs / f"{name}.hdr", torch.rand(3, 64, 80))
     whole = (photographs / "a.hdr").read_bytes()
     (photographs / "a.hdr").write_bytes(whole[: len(whole) // 2])
-    options = [
-        *SHORT,
-        *NO_BANK,
-        "--steps",
-        "40",
-        "--data",
-        "hdr-folder",
-        "--root",
-        str(photographs),
-        "--val-samples",
-        "2",
-    ]
+    options = [*SHORT, *NO_BANK, "--steps", "40", "--data", "hdr-folder", "--root", str(photographs)]
     with pytest.raises(SystemExit, match=r"a\.hdr: broken or truncated"):
         train([*options, "--out", str(tmp_path / "early")])
     assert not (tmp_path / "early").exists()

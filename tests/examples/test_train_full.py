@@ -40,10 +40,10 @@ from skt_components.training import (
 Train = Callable[[Sequence[object]], None]
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = (
-    *("--steps", "4", "--batch-size", "2", "--crop", "32", "--log-every", "1", "--checkpoint-every", "2"),
+    *("--steps", "4", "--batch-size", "2", "--crop", "16", "--log-every", "1", "--checkpoint-every", "2"),
     *("--val-samples", "3", "--val-crop", "48"),
 )
-QUICK = (*SMALL, "--start", "random", "--crop", "16", "--val-crop", "16", "--trackers")
+QUICK = (*SMALL, "--start", "random", "--val-crop", "16", "--trackers")
 NO_BANK = ("--knowledge-bank", "none")
 STAGES = ("first", "body.0", "body")
 FILES = (
@@ -170,8 +170,8 @@ def test_the_saved_network_is_the_plain_network(finished: tuple[Path, str]) -> N
 
 def test_training_learns(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    options = ["--steps", "40", "--log-every", "10", "--recipe", "plain", "--start", "random"]
-    train([*SMALL, *options, "--checkpoint-every", "100", "--trackers", "--out", str(run)])
+    options = ["--steps", "40", "--crop", "32", "--recipe", "plain", "--log-every", "10", "--checkpoint-every", "100"]
+    train([*QUICK, *options, "--val-crop", "48", "--out", str(run)])
     lines = metrics(run)
     losses = [line["terms"]["org"] for line in lines if "terms" in line]
     scores = [line["validation"]["ORM"]["PSNR-mu"] for line in lines if "validation" in line]
