@@ -62,11 +62,10 @@ def _strangers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _quick_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take longer than these runs; who looks at them asks for real ones."""
-    if "pictures" not in request.keywords:
-        monkeypatch.setattr(evaluation, "save_samples", lambda path, rows: Path(path).write_bytes(b"picture"))
-        monkeypatch.setattr(evaluation, "save_curves", lambda metrics, path: Path(path).write_bytes(b"picture"))
+def _quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take longer than these runs; ``finished``, which is made before, has real ones."""
+    monkeypatch.setattr(evaluation, "save_samples", lambda path, rows: Path(path).write_bytes(b"picture"))
+    monkeypatch.setattr(evaluation, "save_curves", lambda metrics, path: Path(path).write_bytes(b"picture"))
 
 
 def build_modules(config: TrainConfig, bracket: torch.Tensor) -> tuple[skt.SemanticKnowledgeTransfer, BareNetwork]:
@@ -127,7 +126,7 @@ def photographs(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(train: Train, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Folder and output of a finished run with its real pictures, which a fixture of the module comes in time for."""
+    """Folder and output of a finished run, with real pictures."""
     run, shown = tmp_path_factory.mktemp("finished") / "run", io.StringIO()
     with redirect_stdout(shown):
         train([*SMALL, "--validate-every", "2", "--out", str(run)])
@@ -428,7 +427,6 @@ def test_every_network_of_ours_takes_raw_brackets(name: str, camera: str, scale:
     assert (network.reference, network.peak) == (0, 16.0)
 
 
-@pytest.mark.pictures
 def test_raw_brackets_train_end_to_end_and_resume(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,7 +438,7 @@ def test_raw_brackets_train_end_to_end_and_resume(
         return step(self, *args, metadata=metadata, **kwargs)
 
     monkeypatch.setattr(skt.SemanticKnowledgeTransfer, "forward", watched)
-    train([*QUICK, "--camera", "raw", "--steps", "2", "--val-samples", "1", "--metadata", "--out", str(run)])
+    train([*QUICK, "--camera", "raw", "--steps", "2", "--metadata", "--out", str(run)])
     assert left_in(run) == set(FILES) - {"logs"}
     network = skt.load_model(run / "orm.safetensors")
     assert (network.config["in_channels"], network.peak) == (4, 16.0)
