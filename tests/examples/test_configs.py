@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from pathlib import Path
@@ -43,6 +44,7 @@ SAMPLES = {"kalantari": 100 * 74 * 308, "tel": 100 * 108 * 308}
 SAMPLES |= dict.fromkeys(("bracketire", "bracketire-plus"), 400 * 500 * 8)
 
 
+@functools.cache
 def read(name: str) -> TrainConfig:
     """The options as the loop gets them, with a folder where the user has to give one."""
     root = [] if 'data = "synthetic"' in FILES[name].read_text(encoding="utf-8") else ["--root", "FOLDER"]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
 
@@ -27,7 +28,6 @@ from skt_components.framework import BareNetwork
 from skt_components.models.registry import NETWORKS, bracket_options
 from skt_components.training import (
     METRICS,
-    RunData,
     TrainConfig,
     build_bank,
     build_data,
@@ -39,7 +39,12 @@ from skt_components.training import (
 
 Train = Callable[[Sequence[object]], None]
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SMALL = ["--steps", "4", "--batch-size", "2", "--crop", "32", "--log-every", "1", "--checkpoint-every", "2"]
+SMALL = (
+    *("--steps", "4", "--batch-size", "2", "--crop", "16", "--log-every", "1", "--checkpoint-every", "2"),
+    *("--val-samples", "3", "--val-crop", "48"),
+)
+QUICK = (*SMALL, "--start", "random", "--val-crop", "16", "--trackers")
+NO_BANK = ("--knowledge-bank", "none")
 STAGES = ("first", "body.0", "body")
 FILES = (
     *("orm.safetensors", "orm-best.safetensors", "config.toml", "metrics.jsonl", "scores.json", "environment.json"),
@@ -57,23 +62,10 @@ def _strangers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _quick_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take longer than these runs; who looks at them asks for real ones."""
-    if "pictures" not in request.keywords:
-        monkeypatch.setattr(evaluation, "save_samples", lambda path, rows: Path(path).write_bytes(b"picture"))
-        monkeypatch.setattr(evaluation, "save_curves", lambda metrics, path: Path(path).write_bytes(b"picture"))
-
-
-@pytest.fixture(autouse=True)
-def _few_validation_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fewer(config: TrainConfig, processes: int = 1) -> RunData:
-        data = build_data(config, processes)
-        if config.data != "synthetic":
-            return data
-        size = 48 if config.domain == "srgb" else 16
-        return RunData(data.training, skt.SyntheticScenes(3, size, split="val", camera=data.validation.camera))
-
-    monkeypatch.setattr(training, "build_data", fewer)
+def _quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take longer than these runs; ``finished``, which is made before, has real ones."""
+    monkeypatch.setattr(evaluation, "save_samples", lambda path, rows: Path(path).write_bytes(b"picture"))
+    monkeypatch.setattr(evaluation, "save_curves", lambda metrics, path: Path(path).write_bytes(b"picture"))
 
 
 def build_modules(config: TrainConfig, bracket: torch.Tensor) -> tuple[skt.SemanticKnowledgeTransfer, BareNetwork]:
@@ -112,6 +104,11 @@ def weights(run: Path, name: str = "framework") -> dict[str, torch.Tensor]:
     return state(run, name)["module"]
 
 
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Bit by bit."""
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
 def photographs(folder: Path) -> Path:
     """Two small flat HDR photographs with structure and a range of 1000."""
     rng = np.random.default_rng(0)
@@ -127,14 +124,21 @@ def photographs(folder: Path) -> Path:
 # --- the main job
 
 
-@pytest.mark.pictures
-def test_leaves_everything_in_its_run_folder(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    run = tmp_path / "run"
-    train([*SMALL, "--validate-every", "2", "--out", str(run)])
+@pytest.fixture(scope="module")
+def finished(train: Train, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Folder and output of a finished run, with real pictures."""
+    run, shown = tmp_path_factory.mktemp("finished") / "run", io.StringIO()
+    with redirect_stdout(shown):
+        train([*SMALL, "--validate-every", "2", "--out", str(run)])
+    return run, shown.getvalue()
+
+
+def test_leaves_everything_in_its_run_folder(finished: tuple[Path, str]) -> None:
+    run, shown = finished
     assert left_in(run) == {*FILES, "samples"}
     assert [path.name for path in (run / "samples").iterdir()] == ["orm-00000002.png"]
     assert all((run / name).stat().st_size > 0 for name in FILES)
-    shown = capsys.readouterr().out
+    assert (run / "samples.png").stat().st_size > 10_000
     titles = ["reference exposure", "exposure merge", "ORM before", "ORM after", "SPGRM (teacher)"]
     assert [title for title in titles if f"\n{title} " in f"\n{shown}"] == titles
     assert "exposure merge" in (run / "README.md").read_text()
@@ -146,9 +150,21 @@ def test_leaves_everything_in_its_run_folder(train: Train, tmp_path: Path, capsy
     assert set(steps[-1]["gradients"]["picture"]) == {"org", "content", "color", "alignment", "spgrm"}
 
 
-def test_the_saved_network_is_the_plain_network(train: Train, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train([*SMALL, "--out", str(run)])
+def test_tensorboard_has_the_numbers_of_the_log(finished: tuple[Path, str]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run, _ = finished
+    events = EventAccumulator(str(run / "logs" / "skt_components"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"framework/terms/org", "framework/gradients/parameters/alignment/norm", "framework/lr"} <= tags
+    assert "framework/validation/ORM/PSNR-mu" in tags
+    logged = [event.value for event in events.Scalars("framework/terms/org")]
+    assert logged == pytest.approx([line["terms"]["org"] for line in metrics(run) if "terms" in line], rel=1e-6)
+
+
+def test_the_saved_network_is_the_plain_network(finished: tuple[Path, str]) -> None:
+    run, _ = finished
     network = NETWORKS["ahdrnet-small"]()
     skt.load_weights(run / "orm.safetensors", network)
     inside = {k.removeprefix("orm."): v for k, v in weights(run).items() if k.startswith("orm.")}
@@ -158,7 +174,8 @@ def test_the_saved_network_is_the_plain_network(train: Train, tmp_path: Path) ->
 
 def test_training_learns(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    train(["--steps", "40", "--batch-size", "2", "--crop", "48", "--recipe", "plain", "--out", str(run)])
+    options = ["--steps", "40", "--crop", "32", "--recipe", "plain", "--log-every", "10", "--checkpoint-every", "100"]
+    train([*QUICK, *NO_BANK, *options, "--val-crop", "48", "--out", str(run)])
     lines = metrics(run)
     losses = [line["terms"]["org"] for line in lines if "terms" in line]
     scores = [line["validation"]["ORM"]["PSNR-mu"] for line in lines if "validation" in line]
@@ -171,14 +188,14 @@ def test_compare_trains_the_bare_network_from_the_same_start(
 ) -> None:
     run = tmp_path / "run"
     off = ["--no-joint", "--content-weight", "0", "--color-weight", "0", "--alignment-weight", "0"]
-    train([*SMALL, *off, "--compare", "--out", str(run)])
+    train([*QUICK, *off, "--compare", "--out", str(run)])
     # Without a transfer term the framework leaves the network's training exactly as it is.
     bare, ours = weights(run, "bare"), weights(run)
     assert all(torch.equal(value, ours[key]) for key, value in bare.items())
     assert "paired gain over 1 seed and 3 pictures: +0.000 dB" in capsys.readouterr().out
     alone = tmp_path / "alone"
-    train([*SMALL, "--bare", "--out", str(alone)])
-    assert all(torch.equal(value, weights(alone, "bare")[key]) for key, value in bare.items())
+    train([*QUICK, "--bare", "--out", str(alone)])
+    assert same(weights(alone, "bare"), bare)
     found, before = (json.loads((folder / "scores.json").read_text()) for folder in (alone, run))
     assert found == {"bare": before["bare"]}
     assert not (alone / "orm.safetensors").exists()
@@ -197,14 +214,13 @@ def test_a_bare_run_asks_for_no_features_of_terms_that_it_has_not() -> None:
 
 
 def test_options_that_come_too_late_are_named(train: Train, capsys: pytest.CaptureFixture) -> None:
-    late = ["--dry-run", "--steps", "5", "--warmup-steps", "5", "--transfer-start", "9"]
-    train(late)
+    late = ["--steps", "5", "--warmup-steps", "5", "--transfer-start", "9"]
+    train([*QUICK, *NO_BANK, "--dry-run", *late])
     assert capsys.readouterr().err.splitlines() == [
         "--warmup-steps 5 of --steps 5: the learning rate does not reach --lr 0.004",
         "--transfer-start 9 of --steps 5: the framework does not train the network",
     ]
-    train([*late, "--steps", "10"])
-    assert capsys.readouterr().err == ""
+    assert parse_options([*late, "--steps", "10"]).unreached_options() == []
 
 
 def test_the_root_mean_square_joins_l_org_of_both() -> None:
@@ -237,68 +253,50 @@ def test_options_decide_which_gradients_pass(options: list[str], passes: dict[st
         assert (gradient is not None and bool(gradient.any())) == passes[term], term
 
 
-def test_resume_is_exact(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train([*SMALL, "--out", str(whole)])
-    look = skt.training.StepWatch.check
-
-    def stop_at_three(self: skt.training.StepWatch, step: int, *args: object) -> None:
-        look(self, step, *args)
-        if step == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(skt.training.StepWatch, "check", stop_at_three)
-        with pytest.raises(SystemExit, match="130"):
-            train([*SMALL, "--out", str(broken)])
-    assert state(broken)["step"] == 2
-    train(["--resume", str(broken)])
-    assert all(torch.equal(value, weights(broken)[key]) for key, value in weights(whole).items())
-    assert (broken / "config.toml").read_text() == (whole / "config.toml").read_text()
-
-
-def test_resume_with_too_few_steps_or_another_network_is_explained(train: Train, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train([*SMALL, "--out", str(run)])
-    with pytest.raises(SystemExit, match=r"--steps 3, but the newest checkpoint is already at step 4"):
-        train(["--resume", str(run), "--steps", "3"])
-    with pytest.raises(SystemExit, match=r'--resume: orm was "ahdrnet-small" and is "strangers:Stranger" now'):
-        train(["--resume", str(run), "--steps", "5", "--orm", "strangers:Stranger", "--taps", *STAGES])
-    train(["--resume", str(run), "--steps", "6", "--orm", "ahdrnet-small", "--taps"])
-    train(["--resume", str(run)])  # finished: only reports again
-    steps = [line["step"] for line in metrics(run) if "terms" in line]
-    assert steps == [0, 1, 2, 3, 4, 5]
-    assert [line["step"] for line in metrics(run) if "validation" in line] == [0, 4, 6]
-
-
-def test_ctrl_c_saves_and_the_log_has_no_doubles(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    train([*SMALL, "--out", str(whole)])
+def test_ctrl_c_saves_and_the_log_has_no_doubles(
+    train: Train, finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (whole, _), run = finished, tmp_path / "run"
     color, calls = skt.SemanticHistogramLoss.forward, []
 
     def interrupted(self: nn.Module, *args: object, **kwargs: object) -> torch.Tensor:
         calls.append(1)
-        if len(calls) == 4:  # in the middle of a step
+        if len(calls) == 3:  # in the middle of a step
             signal.raise_signal(signal.SIGINT)
         return color(self, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(skt.SemanticHistogramLoss, "forward", interrupted)
         with pytest.raises(SystemExit, match="130"):
-            train([*SMALL, "--checkpoint-every", "100", "--out", str(run)])
+            train([*SMALL, "--validate-every", "2", "--checkpoint-every", "100", "--out", str(run)])
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.fullmatch(rf"train_full.py: stopped after \d steps; continue with --resume {run}", last)
+    assert re.fullmatch(rf"train_full.py: stopped after 3 steps; continue with --resume {run}", last)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"run": "framework", "step": 3, "te')  # as a killed run leaves it
-    train(["--resume", str(run)])
-    assert all(torch.equal(value, weights(run)[key]) for key, value in weights(whole).items())
+    train(["--resume", str(run), "--checkpoint-every", "2"])
+    assert same(weights(run), weights(whole))
     assert metrics(run) == metrics(whole)
+    assert (run / "config.toml").read_text() == (whole / "config.toml").read_text()
+
+
+def test_ctrl_c_before_the_first_step_is_one_line(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "build_data", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        train([*QUICK, "--out", str(tmp_path / "run")])
+    assert capsys.readouterr().err == "train_full.py: interrupted\n"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_network_with_a_call_of_its_own(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    train([*SMALL, "--orm", "strangers:called_differently", "--taps", *STAGES, "--compare", "--out", str(run)])
+    options = [*QUICK, *NO_BANK, "--steps", "2", "--orm", "strangers:called_differently", "--taps", *STAGES]
+    train([*options, "--compare", "--out", str(run)])
     skt.load_weights(run / "orm.safetensors", Stranger())
 
 
@@ -328,26 +326,29 @@ class Stranger(nn.Module):
         return torch.sigmoid(self.last(self.body(torch.relu(self.first(bracket.flatten(1, 2))))))
 
 
-def test_a_strangers_network_by_name(train: Train, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train([*SMALL, "--orm", "strangers:Stranger", "--taps", *STAGES, "--out", str(run)])
-    skt.load_weights(run / "orm.safetensors", Stranger())
-
-
 @pytest.mark.parametrize("name", ["hdr-transformer-small", "sctnet-small", "tmrnet-small"])
-def test_every_network_of_ours_trains_by_name(train: Train, tmp_path: Path, name: str) -> None:
+def test_every_network_of_ours_trains_by_name_and_what_is_validated_is_saved(
+    train: Train, tmp_path: Path, name: str
+) -> None:
     run = tmp_path / "run"
-    train([*SMALL, "--steps", "2", "--orm", name, "--out", str(run)])
+    train([*QUICK, *NO_BANK, "--steps", "2", "--ema-decay", "0.9", "--orm", name, "--out", str(run)])
     network = skt.load_model(run / "orm.safetensors")
     expected = NETWORKS[name](**options_of(TrainConfig()))
     assert network.state_dict().keys() == expected.state_dict().keys()
+    pictures = skt.SyntheticScenes(3, 16, split="val")
+    with torch.no_grad():
+        scores = [float(skt.psnr_mu(network(p.bracket[None]), p.target[None], peak=1.0)) for p in pictures]
+    wanted = json.loads((run / "scores.json").read_text())["framework"]["ORM"]["PSNR-mu"]
+    assert scores == pytest.approx(wanted, rel=1e-5)
 
 
-@pytest.mark.pictures
 def test_a_folder_of_photographs(train: Train, tmp_path: Path) -> None:
     run, root = tmp_path / "run", photographs(tmp_path / "photos")
-    train([*SMALL, "--data", "hdr-folder", "--root", str(root), "--val-crop", "96", "--out", str(run)])
-    assert (run / "samples.png").stat().st_size > 10_000
+    train([*QUICK, *NO_BANK, "--data", "hdr-folder", "--root", str(root), "--val-crop", "96", "--out", str(run)])
+    assert (left_in(run), len(json.loads((run / "scores.json").read_text())["framework"]["ORM"]["PSNR-mu"])) == (
+        set(FILES) - {"logs"},
+        3,
+    )
     first = skt.HDRFolder(root, split="all").files[0].name
     config = parse_options(["--data", "hdr-folder", "--root", str(root), "--val-names", first, "--val-crop", "96"])
     train, held_out = build_data(config)
@@ -379,12 +380,6 @@ def test_real_photographs_improve(train: Train, tmp_path: Path, hdri_dir: Path) 
     losses = [line["terms"]["org"] for line in lines if "terms" in line]
     assert scores[-1] > scores[0] + 3
     assert losses[-1] < losses[0]
-
-
-def test_perceptual_term_over_the_bank(train: Train, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train([*SMALL, "--loss-weights", "paper", "--perceptual", "bank", "--out", str(run)])
-    assert all(np.isfinite(list(line["terms"].values())).all() for line in metrics(run) if "terms" in line)
 
 
 # --- the table
@@ -432,7 +427,6 @@ def test_every_network_of_ours_takes_raw_brackets(name: str, camera: str, scale:
     assert (network.reference, network.peak) == (0, 16.0)
 
 
-@pytest.mark.pictures
 def test_raw_brackets_train_end_to_end_and_resume(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -444,9 +438,8 @@ def test_raw_brackets_train_end_to_end_and_resume(
         return step(self, *args, metadata=metadata, **kwargs)
 
     monkeypatch.setattr(skt.SemanticKnowledgeTransfer, "forward", watched)
-    options = ["--camera", "raw", "--crop", "16", "--steps", "2", "--batch-size", "2", "--log-every", "1"]
-    train([*options, "--metadata", "--out", str(run)])
-    assert left_in(run) == set(FILES)
+    train([*QUICK, "--camera", "raw", "--steps", "2", "--metadata", "--out", str(run)])
+    assert left_in(run) == set(FILES) - {"logs"}
     network = skt.load_model(run / "orm.safetensors")
     assert (network.config["in_channels"], network.peak) == (4, 16.0)
     before = weights(run)
@@ -544,9 +537,9 @@ def test_published_data_sets_train_on_crops_of_one_split_and_validate_on_the_oth
 
 def test_a_published_data_set_trains(train: Train, tmp_path: Path) -> None:
     root = published(tmp_path / "data", "bracketire-plus")
-    options = ["--data", "bracketire-plus", "--root", str(root), "--val-crop", "16", "--steps", "1"]
-    train([*SMALL, *options, "--out", str(tmp_path / "run")])
-    assert left_in(tmp_path / "run") == set(FILES)
+    options = ["--data", "bracketire-plus", "--root", str(root), "--crop", "32", "--steps", "1"]
+    train([*QUICK, *NO_BANK, *options, "--out", str(tmp_path / "run")])
+    assert left_in(tmp_path / "run") == set(FILES) - {"logs"}
 
 
 # --- failures
@@ -565,24 +558,23 @@ def test_a_nan_stops_the_run_and_keeps_the_checkpoint(
     count = {"calls": 0}
     monkeypatch.setattr(skt.SemanticHistogramLoss, "forward", poisoned)
     with pytest.raises(SystemExit, match=r"NaN or infinity in color at step \d"):
-        train([*SMALL, "--steps", "20", "--validate-every", "100", "--out", str(run)])
+        train([*QUICK, "--steps", "20", "--validate-every", "100", "--out", str(run)])
     assert re.search(r"\*\*Not finished\*\*: framework \d of 20 steps\.", (run / "README.md").read_text())
     good = weights(run)
     assert all(value.isfinite().all() for value in good.values() if value.is_floating_point())
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_broken_input_is_named(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+def test_a_broken_input_is_named(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     item = skt.SyntheticScenes.__getitem__
 
     def broken(self: skt.SyntheticScenes, index: int | tuple[int, int]) -> skt.HDRSample:
         sample = item(self, index)
-        sample.bracket[0, 0, 0, 0] = value if self.split == "train" else 0.0
+        sample.bracket[0, 0, 0, 0] = float("inf") if self.split == "train" else 0.0
         return sample
 
     monkeypatch.setattr(skt.SyntheticScenes, "__getitem__", broken)
     with pytest.raises(SystemExit, match="the bracket"):
-        train([*SMALL, "--out", str(tmp_path / "run")])
+        train([*QUICK, *NO_BANK, "--out", str(tmp_path / "run")])
 
 
 def test_nothing_is_written_over(train: Train, tmp_path: Path) -> None:
@@ -590,7 +582,7 @@ def test_nothing_is_written_over(train: Train, tmp_path: Path) -> None:
     run.mkdir()
     (run / "mine.txt").write_text("precious")
     with pytest.raises(SystemExit, match="is not empty"):
-        train([*SMALL, "--out", str(run)])
+        train([*QUICK, *NO_BANK, "--out", str(run)])
     assert [file.name for file in run.iterdir()] == ["mine.txt"]
 
 
@@ -617,7 +609,7 @@ def test_nothing_is_written_over(train: Train, tmp_path: Path) -> None:
 )
 def test_mistakes_are_explained(train: Train, tmp_path: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(SystemExit, match=message):
-        train([*SMALL, *arguments, "--out", str(tmp_path / "run")])
+        train([*QUICK, *arguments, "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 
 
@@ -645,22 +637,17 @@ def test_options_out_of_range_are_refused(capsys: pytest.CaptureFixture, argumen
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_script_ends_with_a_line_not_a_traceback(tmp_path: Path, run_script: Callable) -> None:
-    unknown = run_script("train_full.py", "--stepz", "4", cwd=tmp_path)
-    assert unknown.returncode != 0
-    assert "--stepz" in unknown.stdout + unknown.stderr
-    missing = run_script("train_full.py", "--data", "hdr-folder", "--root", "nowhere", cwd=tmp_path)
-    assert missing.returncode == 1
-    assert missing.stderr.startswith("train_full.py: ")
-    assert "nowhere" in missing.stderr
-    assert "Traceback" not in missing.stderr
-    assert list(tmp_path.iterdir()) == []
+def test_an_unknown_option_is_named_by_the_script(train: Train, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        train(["--stepz", "4"])
+    assert end.value.code == 2
+    assert "--stepz" in capsys.readouterr().err
 
 
 def test_fastsam_as_the_bank(train: Train, tmp_path: Path, fastsam_file: Path) -> None:
     options = ["--knowledge-bank", "fastsam", "--weights", str(fastsam_file), "--bank-taps", "fast", "--regions", "3"]
-    train([*SMALL, *options, "--out", str(tmp_path / "run")])
-    assert left_in(tmp_path / "run") == set(FILES)
+    train([*QUICK, *options, "--steps", "2", "--out", str(tmp_path / "run")])
+    assert left_in(tmp_path / "run") == set(FILES) - {"logs"}
     assert not any("bank" in name or "network" in name for name in weights(tmp_path / "run"))
     first, *_, last = (line["terms"] for line in metrics(tmp_path / "run") if "terms" in line)
     assert first != last
@@ -675,21 +662,16 @@ def fastsam_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_missing_fastsam_weights_end_at_once_with_the_way_out(tmp_path: Path) -> None:
-    empty = {"TORCH_HOME": str(tmp_path / "nowhere"), "SKT_FASTSAM_WEIGHTS": ""}
-    torch_alone = min(_seconds(["-c", "import torch, tyro"], tmp_path, {})[0] for _ in range(2))
-    runs = [_seconds([str(EXAMPLES / "train_full.py"), "--knowledge-bank", "fastsam"], tmp_path, empty) for _ in "ab"]
-    for _, done in runs:
-        assert done.returncode == 1
-        assert done.stderr.count("\n") == 1
-        for part in ("train_full.py: no weights of FastSAM-s", "github.com/ultralytics", "--download", "AGPL-3.0"):
-            assert part in done.stderr
-    assert min(seconds for seconds, _ in runs) < torch_alone + 1.5
+def test_missing_fastsam_weights_end_the_command_at_once_with_the_way_out(tmp_path: Path) -> None:
+    code = "import runpy, sys; sys.argv = sys.argv[1:]\n"
+    code += "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    code += "finally: print({'accelerate', 'timm', 'matplotlib'} & sys.modules.keys())"
+    command = [sys.executable, "-c", code, str(EXAMPLES / "train_full.py"), "--knowledge-bank", "fastsam"]
+    empty = {**os.environ, "TORCH_HOME": str(tmp_path / "nowhere"), "SKT_FASTSAM_WEIGHTS": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=empty, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    for part in ("train_full.py: no weights of FastSAM-s", "github.com/ultralytics", "--download", "AGPL-3.0"):
+        assert part in done.stderr
+    assert done.stdout == "set()\n"  # nothing that takes long to import
     assert list(tmp_path.iterdir()) == []
-
-
-def _seconds(arguments: list[str], cwd: Path, more: dict[str, str]) -> tuple[float, subprocess.CompletedProcess]:
-    start = time.perf_counter()
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=cwd, env={**os.environ, **more}, capture_output=True, text=True, check=False)
-    return time.perf_counter() - start, done

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from skt_components.data.sample import HDRSample
 from skt_components.models import load_weights
 from skt_components.training import (
+    WEIGHTS_FILES,
     ResourceError,
     Run,
     RunFolder,
@@ -24,6 +26,7 @@ from skt_components.training import (
     build_average,
     build_optimizer,
     load_checkpoint,
+    write_run_summary,
 )
 from skt_components.training.engine import Engine
 
@@ -49,27 +52,31 @@ class Trained(nn.Module):
 
 
 class Noise:
-    """Random brackets by epoch and index."""
+    """Random brackets by epoch and index; the targets of the epochs in ``bright`` are a thousand times as bright."""
+
+    bright: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return 8
 
     def __getitem__(self, key: tuple[int, int]) -> HDRSample:
         noise = torch.rand(4, 6, 8, 8, generator=torch.Generator().manual_seed(8 * key[0] + key[1]))
-        return HDRSample(noise[:3], torch.ones(3), noise[3, :3], "noise", "srgb")
+        gain = 1000 if key[0] in self.bright else 1
+        return HDRSample(noise[:3], torch.ones(3), noise[3, :3] * gain, "noise", "srgb")
 
 
 class Scored:
-    """A validator whose score is a function of the weights; it can be killed."""
+    """A validator whose score is a function of the weights; it can be killed, or fail."""
 
-    def __init__(self) -> None:
+    def __init__(self, killed_at: int = 0, error: BaseException | None = None) -> None:
         self.baselines: dict = {}
-        self.scored, self.drawn, self.killed_at = 0, [], 0
+        self.scored, self.drawn, self.killed_at = 0, [], killed_at
+        self.error = Killed() if error is None else error
 
     def score(self, module: nn.Module, network: Any) -> dict:
         self.scored += 1
         if self.scored == self.killed_at:
-            raise Killed
+            raise self.error
         return {"ORM": {"PSNR-mu": network.weight.detach().double().sum((1, 2, 3))}}
 
     def draw(self, path: Path, networks: dict) -> None:
@@ -91,7 +98,20 @@ def _fresh_accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def train(validator: Scored | None = None, kill: Callable[[Run, int], None] = lambda run, step: None, **options) -> Run:
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
+    """The page of a run, which is written in this test."""
+    monkeypatch.setattr("skt_components.training.run_folder.write_run_summary", write_run_summary)
+    return lambda run: (run / "README.md").read_text(encoding="utf-8")
+
+
+def train(
+    validator: Scored | None = None,
+    kill: Callable[[Run, int], None] = lambda run, step: None,
+    *,
+    name: str = "framework",
+    **options,
+) -> Run:
     """The loop of ``examples/train_full.py``; ``kill`` is called after every step, before anything is saved."""
     options = {"device": "cpu", "trackers": (), "crop": 8, "val_crop": 16, "batch_size": 2, "log_every": 1, **options}
     config = TrainConfig(**options)
@@ -103,19 +123,22 @@ def train(validator: Scored | None = None, kill: Callable[[Run, int], None] = la
         model, optimizer = engine.prepare(module, build_optimizer(config, module), data[0, 0])
         average = build_average(config, module.orm)
         validator = validator or Scored()
-        run = Run(run_folder, config, run_folder.path, "framework", module, optimizer, average, validator)  # type: ignore[arg-type]
+        run = Run(run_folder, config, run_folder.path, name, module, optimizer, average, validator)  # type: ignore[arg-type]
         with run_folder.explain_errors():
             run.resume()
             with run.batches(data) as batches:
                 for step in run.steps():
                     for _ in run.passes(step):
-                        sample, _ = next(batches)
-                        output = model(sample.bracket, sample.target)
-                        engine.accelerator.backward(output.total)
-                        run.record(sample, output, {})
+                        with engine.accelerator.accumulate(model):
+                            sample, _ = next(batches)
+                            output = model(sample.bracket, sample.target)
+                            engine.accelerator.backward(output.total)
+                            run.record(sample, output, {})
                     run.guard(step, None)
                     optimizer.step()
                     optimizer.zero_grad()
+                    if average is not None:
+                        average.update_parameters(module.orm)
                     run.log(step, config.learning_rate)
                     kill(run, step)
                     if run.is_saved(step):
@@ -129,9 +152,14 @@ def train(validator: Scored | None = None, kill: Callable[[Run, int], None] = la
     return run
 
 
-def lines(run: Path, kind: str) -> list[int]:
+def log(run: Path) -> list[dict]:
+    """Lines without the speed, which is another each time."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line["step"] for line in found if kind in line]
+    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in found]
+
+
+def lines(run: Path, kind: str) -> list[int]:
+    return [line["step"] for line in log(run) if kind in line]
 
 
 def state(run: Run) -> dict:
@@ -154,10 +182,8 @@ EVERY = {"steps": 6, "checkpoint_every": 2, "validate_every": 2}
 @pytest.mark.parametrize("validation", [2, 3, 4])
 def test_a_kill_during_a_validation_loses_neither_step_nor_score(tmp_path: Path, validation: int) -> None:
     whole = train(out=tmp_path / "whole", **EVERY)
-    killed = Scored()
-    killed.killed_at = validation
     with pytest.raises(Killed):
-        train(killed, out=tmp_path / "run", **EVERY)
+        train(Scored(validation), out=tmp_path / "run", **EVERY)
     names = [path.name for path in (tmp_path / "run" / "checkpoints").glob("framework-0*")]
     assert f"framework-{2 * validation - 2:08d}.ckpt" in names
     rest = Scored()
@@ -167,6 +193,117 @@ def test_a_kill_during_a_validation_loses_neither_step_nor_score(tmp_path: Path,
     assert load_checkpoint(run.checkpoints.best)["step"] == load_checkpoint(whole.checkpoints.best)["step"]
     for kind in ("terms", "validation"):
         assert lines(tmp_path / "run", kind) == lines(tmp_path / "whole", kind)
+
+
+def test_a_validation_that_fails_loses_no_step(tmp_path: Path, page: Callable[[Path], str]) -> None:
+    options = {"steps": 4, "validate_every": 2, "checkpoint_every": 100}
+    whole = train(out=tmp_path / "whole", **options)
+    with pytest.raises(ResourceError, match="out of memory"):
+        train(Scored(2, RuntimeError("out of memory")), out=tmp_path / "run", **options)  # the first is of step 0
+    assert lines(tmp_path / "run", "validation") == [0]
+    assert "out of memory" in page(tmp_path / "run")
+    assert "framework 2 of 4 steps" in page(tmp_path / "run")
+    run = train(resume=tmp_path / "run", **options)
+    assert run.start == 2
+    assert same(state(run), state(whole))
+
+
+def test_a_stop_before_a_validation_does_not_lose_it(tmp_path: Path, page: Callable[[Path], str]) -> None:
+    options = {"steps": 6, "validate_every": 2, "checkpoint_every": 100}
+    validators = {"whole": Scored(), "stopped": Scored(), "resumed": Scored()}
+    whole = train(validators["whole"], out=tmp_path / "whole", **options)
+
+    def stop(run: Run, step: int) -> None:
+        if step == 2:  # it is found in step 3, after which a validation is due
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(StoppedError, match="stopped after 4 steps"):
+        train(validators["stopped"], stop, out=tmp_path / "run", **options)
+    assert "framework 4 of 6 steps" in page(tmp_path / "run")  # a run that was stopped explains itself too
+    run = train(validators["resumed"], resume=tmp_path / "run", **options)
+    assert log(tmp_path / "run") == log(tmp_path / "whole")
+    assert same(state(run), state(whole))
+    assert validators["stopped"].drawn == ["orm-00000002.png"]
+    assert validators["resumed"].drawn == ["orm-00000004.png"]
+    assert validators["whole"].drawn == ["orm-00000002.png", "orm-00000004.png"]
+
+
+@pytest.mark.parametrize("error", [Killed, KeyboardInterrupt])
+def test_steps_after_the_last_checkpoint_are_repeated(tmp_path: Path, error: type[BaseException]) -> None:
+    def kill(run: Run, step: int) -> None:
+        if step == 3:
+            raise error
+
+    options = {**EVERY, "validate_every": 100, "ema_decay": 0.5, "accumulate": 2}
+    whole = train(out=tmp_path / "whole", **options)
+    with pytest.raises(error):
+        train(kill=kill, out=tmp_path / "run", **options)
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"run": "framework", "step": 3, "te')  # as a killed run leaves it
+    run = train(resume=tmp_path / "run", **options)
+    assert run.start == 2
+    assert same(state(run), state(whole))
+    assert log(tmp_path / "run") == log(tmp_path / "whole")
+    assert (tmp_path / "run" / "config.toml").read_text() == (tmp_path / "whole" / "config.toml").read_text()
+
+
+def test_a_broken_newest_checkpoint_is_reported_and_nothing_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    whole = train(out=tmp_path / "whole", **EVERY)
+    newest = train(out=tmp_path / "run", **EVERY).checkpoints.path(6)
+    newest.write_bytes(newest.read_bytes()[:1000])
+    capsys.readouterr()
+    run = train(resume=tmp_path / "run", **EVERY)
+    assert "framework-00000006.ckpt is not a readable checkpoint" in capsys.readouterr().err
+    assert same(state(run), state(whole))
+    assert lines(tmp_path / "run", "notice") == [4]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_ends_the_run_with_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: Callable[[Path], str]
+) -> None:
+    save, steps = torch.save, []
+
+    def full(state: dict, path: Path) -> None:
+        steps.append(state["step"])
+        save(state, "/dev/full" if len(steps) > 1 else path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        message = r"checkpoint of step 4 could not be written .*; the newest is of step 2"
+        with pytest.raises(OSError, match=message):
+            train(out=tmp_path / "run", **{**EVERY, "validate_every": 100})
+    assert re.search(message, page(tmp_path / "run"))
+    run = train(resume=tmp_path / "run", **{**EVERY, "validate_every": 100})
+    assert (run.start, state(run)["step"]) == (2, 6)
+
+
+def test_a_spike_is_reported_and_its_batch_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Noise, "bright", (5, 9))
+    train(out=tmp_path / "run", steps=44, spike_factor=5.0, log_every=50)  # four steps an epoch
+    notices = [line for line in log(tmp_path / "run") if "notice" in line]
+    kept = sorted((tmp_path / "run" / "inspect").iterdir())
+    assert len(notices) == len(kept) > 0
+    assert all("the loss jumped to" in line["notice"] for line in notices)
+    assert {line["step"] // 4 for line in notices} <= {5, 9}
+    assert all(load_file(path)["target"].max() > 500 for path in kept)
+
+
+@pytest.mark.parametrize("name", ["framework", "bare"])
+def test_nan_in_a_validation_is_reported_and_ends_nothing(tmp_path: Path, name: str) -> None:
+    class Broken(Scored):
+        def score(self, module: nn.Module, network: Any) -> dict:
+            self.scored += 1
+            return {"ORM": {"PSNR-mu": torch.tensor([1.0, float("nan") if self.scored > 1 else 1.0])}}
+
+    train(Broken(), name=name, out=tmp_path / "run", **{**EVERY, "steps": 4})
+    found = [line for line in log(tmp_path / "run") if "notice" in line]
+    assert {line["step"]: line["notice"] for line in found} == dict.fromkeys(
+        (2, 4), "NaN in the network's output of 1 of 2 validation pictures"
+    )
+    assert (tmp_path / "run" / f"{WEIGHTS_FILES[name]}.safetensors").is_file()
 
 
 def test_the_best_is_marked_when_its_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
