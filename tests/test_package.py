@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import json
 import os
 import re
@@ -197,12 +198,20 @@ def installed_with(requirements: Iterable[str]) -> set[str]:
     return {name for name, _ in found}
 
 
+def modules_of(distribution: importlib.metadata.Distribution) -> set[str]:
+    """Names that a distribution puts into site-packages, compiled modules too."""
+    files = distribution.files or ()
+    names = {file.parts[0] if len(file.parts) > 1 else inspect.getmodulename(file.name) for file in files}
+    return {name for name in names if name and name.isidentifier()}
+
+
 def run_with(extra: str | None, statements: list[str], folder: Path) -> list[str]:
     """Run statements where only what an extra brings can be imported; return the error of each, or nothing."""
     visible = installed_with([f"skt-components[{extra}]" if extra else "skt-components"])
-    tops = importlib.metadata.packages_distributions()
-    blocked = [top for top, homes in tops.items() if not {canonicalize_name(home) for home in homes} & visible]
-    blocked = [top for top in blocked if top != "skt_components"]
+    brought: dict[bool, set[str]] = {True: {"skt_components"}, False: set()}
+    for distribution in importlib.metadata.distributions():
+        brought[canonicalize_name(distribution.name) in visible] |= modules_of(distribution)
+    blocked = sorted(brought[False] - brought[True])
     assert "pytest" in blocked
     (folder / "given.png").write_bytes(PNG)
     done = subprocess.run(
