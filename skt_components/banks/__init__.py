@@ -15,6 +15,7 @@ from skt_components.banks.priors import (
 )
 from skt_components.banks.regions import ColorPositionKMeans, FeatureKMeans, GridRegions
 from skt_components.banks.registry import check_bank_weights, make_knowledge_bank
+from skt_components.banks.segmenter import SegmenterRegions
 from skt_components.banks.timm import TimmFeatureExtractor
 from skt_components.banks.vgg import VGG19Features
 
@@ -29,6 +30,7 @@ __all__ = [
     "GridRegions",
     "KnowledgeBank",
     "RegionSource",
+    "SegmenterRegions",
     "SemanticPriors",
     "TimmFeatureExtractor",
     "VGG19Features",
