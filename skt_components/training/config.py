@@ -22,6 +22,7 @@ from skt_components.data.sample import RAW_PEAK, HDRSample
 from skt_components.files.packages import import_package
 from skt_components.files.toml import read_toml
 from skt_components.framework.loss_weights import LossWeights
+from skt_components.training.option_help import flag, format_options
 
 _LEARNING_RATES = {"ahdrnet": 4e-3, "sctnet": 2e-4}  # the best found; others 1e-3
 _AT_LEAST = {
@@ -335,6 +336,10 @@ class TrainConfig:
                 )
 
 
+_DESCRIPTION = (
+    "Train an HDR network with semantic knowledge transfer. The TOML file of config may have the same options, with "
+    "underscores; those of the command line win."
+)
 RECIPES: dict[str, dict[str, Any]] = {
     "best": {},
     "plain": {"lr": 1e-3, "warmup_steps": 0, "org_rms_weight": 0.0, "start": "random"},
@@ -368,17 +373,20 @@ def parse_options(arguments: Sequence[str]) -> TrainConfig:
         ImportError: tyro is not installed.
     """
     tyro = import_package("tyro", "reading options needs tyro", "train")
+    if {"-h", flag("help")} & set(arguments):
+        print(format_options(Options, _DESCRIPTION), end="")
+        raise SystemExit(0)
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    files.add_argument(_flag("resume"), type=lambda run: Path(run) / "config.toml")
-    files.add_argument(_flag("config"), type=Path)
+    files.add_argument(flag("resume"), type=lambda run: Path(run) / "config.toml")
+    files.add_argument(flag("config"), type=Path)
     asked = files.parse_known_args(arguments)[0]
     found = [file for file in vars(asked).values() if file is not None]
     given = [*itertools.chain(*map(read_options, found)), *arguments]
     recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    recipe.add_argument(_flag("recipe"))
+    recipe.add_argument(flag("recipe"))
     name = recipe.parse_known_args(given)[0].recipe
     if name is not None and asked.resume is not None:
-        raise ValueError(f"{_flag('recipe')} gives defaults to a new run: it cannot be given with {_flag('resume')}")
+        raise ValueError(f"{flag('recipe')} gives defaults to a new run: it cannot be given with {flag('resume')}")
     try:  # tyro rejects unknown recipes
         options = tyro.cli(Options, args=[*to_arguments(RECIPES.get(name or "best", {})), *given])
     except SystemExit as end:
@@ -398,16 +406,16 @@ def name_options(message: str, names: Iterable[str] = ()) -> str:
         names: of the arguments; None are the fields of :class:`TrainConfig`.
 
     Example:
-        >>> name_options("batch_size must be >= 1, got 0").split()[0] == _flag("batch_size")
+        >>> name_options("batch_size must be >= 1, got 0").split()[0] == flag("batch_size")
         True
     """
     names = "|".join(names or (field.name for field in fields(TrainConfig)))
     message = re.sub(
         rf"^({names})(?=:| (?:must|is|are|was|needs|trains|continues)\b)|`({names})`",
-        lambda match: _flag(match[1] or match[2]),
+        lambda match: flag(match[1] or match[2]),
         message,
     )
-    return re.sub(rf"(?<![\w-])({names})=(True\b)?", lambda match: _flag(match[1]) + ("" if match[2] else " "), message)
+    return re.sub(rf"(?<![\w-])({names})=(True\b)?", lambda match: flag(match[1]) + ("" if match[2] else " "), message)
 
 
 def to_arguments(options: Mapping[str, Any]) -> list[str]:
@@ -415,9 +423,9 @@ def to_arguments(options: Mapping[str, Any]) -> list[str]:
     arguments = []
     for key, value in options.items():
         if isinstance(value, bool):
-            arguments.append(_flag(key) if value else _flag(f"no_{key}"))
+            arguments.append(flag(key) if value else flag(f"no_{key}"))
         else:
-            arguments += [_flag(key), *map(str, value if isinstance(value, (list, tuple)) else [value])]
+            arguments += [flag(key), *map(str, value if isinstance(value, (list, tuple)) else [value])]
     return arguments
 
 
@@ -455,7 +463,3 @@ def to_toml(value: Any) -> str:
     # TOML's strings are JSON's, except surrogate pairs, which must be characters, and DEL, which must be escaped.
     value = value.resolve() if isinstance(value, Path) else value  # a run may be resumed from another folder
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -257,6 +258,22 @@ def test_the_other_configuration_differs_in_every_option():
     for field in dataclasses.fields(TrainConfig):
         if field.name not in skipped:
             assert getattr(OTHER, field.name) != field.default, field.name
+
+
+def test_the_help_has_every_option_once_in_groups_with_the_most_used_first(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parse_options(["--steps", "5", "--help"])
+    shown = capsys.readouterr().out
+    flags = re.findall(r"^  --([a-z-]+)", shown, flags=re.MULTILINE)
+    names = [field.name.replace("_", "-") for field in dataclasses.fields(TrainConfig)]
+    assert sorted(flags) == sorted([*names, "recipe"])
+    titles = re.findall(r"^([a-z ]+):$", shown, flags=re.MULTILINE)
+    assert titles[0] == "most used"
+    assert titles[1:] == ["data", "network", "knowledge bank", "losses", "teacher and routing", "optimization", "run"]
+    assert flags.index("steps") < flags.index("exposure-ratios")
+    assert "--joint, --no-joint" in shown
+    assert "a fiftieth of the first when not given" in " ".join(shown.split())
+    assert max(map(len, shown.splitlines())) <= 120
 
 
 def test_where_a_run_came_from_is_not_written(tmp_path):
