@@ -134,6 +134,7 @@ def _load(
     if checkpoint is None and (orm in NETWORKS or orm == "saved"):
         raise ValueError(f"checkpoint must be a file of weights for the network {orm!r}, got None")
     forward: ForwardORM = call_network
+    network: nn.Module
     if official:
         network = load_official(checkpoint, None if orm == "saved" else orm, **options)  # type: ignore[arg-type]
     elif orm == "saved":
