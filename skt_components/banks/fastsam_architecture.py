@@ -113,11 +113,11 @@ class YOLOv8Seg(nn.Module):
         {2: (64, 16, 16), 6: (256, 4, 4)}
     """
 
-    name = "YOLOv8"
+    name: ClassVar[str] = "YOLOv8"
     strides: ClassVar[dict[int, int]] = STRIDES
-    levels = LEVELS
+    levels: ClassVar[tuple[int, int, int]] = LEVELS
     joins: ClassVar[dict[int, int]] = _CONCAT
-    config_class = YOLOv8SegConfig
+    config_class: ClassVar[Any] = YOLOv8SegConfig
 
     def __init__(self, config: YOLOv8SegConfig | None = None) -> None:
         super().__init__()

@@ -82,7 +82,7 @@ class YOLO11Seg(YOLOv8Seg):
     }
     levels = (16, 19, 22)
     joins: ClassVar[dict[int, int]] = {12: 6, 15: 4, 18: 13, 21: 10}
-    config_class = YOLO11SegConfig  # type: ignore[assignment]
+    config_class = YOLO11SegConfig
 
     def __init__(self, config: YOLO11SegConfig | None = None) -> None:
         nn.Module.__init__(self)

@@ -135,6 +135,7 @@ def _load(
         raise ValueError(f"checkpoint must be a file of weights for the network {orm!r}, got None")
     network: nn.Module
     forward: ForwardORM = call_network
+    network: nn.Module
     if official:
         network = load_official(checkpoint, None if orm == "saved" else orm, **options)  # type: ignore[arg-type]
     elif orm == "saved":

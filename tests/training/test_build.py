@@ -205,3 +205,27 @@ def test_training_samples_have_one_of_the_exposure_ratios_and_validation_has_fou
 def test_options_that_have_no_effect_are_rejected(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**options)
+
+
+def test_a_described_layout_gives_the_data_of_a_run(tmp_path: Path) -> None:
+    description, root = tmp_path / "lab.toml", tmp_path / "root"
+    lines = [
+        'name = "lab"',
+        'train = "a"',
+        'test = "b"',
+        'frames = ["{scene}_0.tif", "{scene}_1.tif", "{scene}_2.tif"]',
+    ]
+    lines += ['label = "{scene}.npy"', "exposures = [0, 2, 4]"]
+    description.write_text("\n".join(lines))
+    for split in ("a", "b"):
+        (root / split).mkdir(parents=True)
+        for number in range(3):
+            write_image(root / split / f"x_{number}.tif", torch.full((3, 40, 40), 0.2 * (1 + number)))
+        write_image(root / split / "x.npy", torch.full((3, 40, 40), 0.5))
+    config = TrainConfig(data=str(description), root=root, crop=32, val_crop=40)
+    data = build_data(config)
+    assert (data.training[0].bracket.shape, len(data.validation)) == ((3, 6, 32, 32), 1)
+    assert data.validation[0].target.shape == (3, 40, 40)
+    description.write_text("\n".join(lines).replace(', "{scene}_2.tif"', "").replace(", 4]", "]"))
+    with pytest.raises(ValueError, match=r"data must have 3 exposures, .*lab\.toml has 2"):
+        build_data(config)

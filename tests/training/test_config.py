@@ -148,6 +148,8 @@ def test_rejects_counts_below_one(refused, name, value):
         ({"bare": True, "compare": True}, r"--bare trains no framework to --compare with"),
         ({"val_samples": 0}, r"--val-samples must be >= 1, got 0"),
         ({"data": "kalantari"}, r"--data kalantari needs --root FOLDER"),
+        ({"data": "lab.toml"}, r"--data lab\.toml needs --root FOLDER"),
+        ({"data": "kodak"}, r"--data kodak must be one of synthetic, hdr-folder, kalantari, .* or a \.toml file"),
         ({"data": "bracketire-plus"}, r"--data bracketire-plus needs --root FOLDER"),
         ({"root": Path("x")}, r"--root .*--data synthetic does not read: choose --data hdr-folder or kalantari, tel"),
         (
