@@ -133,7 +133,6 @@ def _load(
         del options["scale"]  # TMRNet+ rejects 1; _check_brackets explains it better
     if checkpoint is None and (orm in NETWORKS or orm == "saved"):
         raise ValueError(f"checkpoint must be a file of weights for the network {orm!r}, got None")
-    network: nn.Module
     forward: ForwardORM = call_network
     network: nn.Module
     if official:
