@@ -86,7 +86,7 @@ signal.signal(signal.SIGINT, lambda *_: None)
 next(stream)
 print("ready", flush=True)
 sys.stdin.readline()
-for _ in range(40):
+for _ in range(10):  # more than the loaders have ready
     next(stream)
 print("went on", flush=True)
 """
