@@ -124,7 +124,7 @@ PROMISES = {
     ],
     "lpips": ["skt.lpips(x, x, weights='random')"],
     "cvvdp": ["from skt_components.metrics import color_video_vdp; color_video_vdp(y, y)"],
-    "photo": ["from skt_components.reconstruct import read_exposure; read_exposure(png)"],
+    "photo": ["from skt_components.reconstruct.exposures import read_light; read_light(png)"],
     "train": [
         "from skt_components.training import Engine, parse_options; Engine(parse_options([]))",
         "skt.data.save_contact_sheet('a.png', [skt.SyntheticScenes(1, 32)[0]])",
