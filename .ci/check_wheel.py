@@ -31,8 +31,10 @@ def main() -> None:
     student, teacher = torch.rand(2, 1, 3, 32, 32).requires_grad_().unbind(0)
     skt.SemanticHistogramLoss()(student, teacher, labels=torch.ones(1, 32, 32).long(), num_regions=2).backward()
     sample = skt.SyntheticScenes(1, 64)[0]
+    raw = skt.SyntheticScenes(1, 32, camera=skt.RawCamera())[0]
     for name in pretrained_names():
-        hdr = skt.load_pretrained(name)(sample.bracket[None])
+        network = skt.load_pretrained(name)
+        hdr = network((raw if network.in_channels == 4 else sample).bracket[None])
         assert hdr.isfinite().all(), name
     shown = run("networks")
     assert all(name in shown for name in pretrained_names()), shown

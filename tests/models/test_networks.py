@@ -143,14 +143,16 @@ def test_half_precision_stays_within_one_hundredth_and_bfloat16_trains(name):
 def test_tiles_are_exact_where_the_network_says_so(small, kind):
     network = small(kind).eval()
     bracket = torch.rand(1, network.num_frames, network.in_channels, 64, 128) * network.peak
+    bracket[..., :64] *= 0.1  # tiles have other means than the whole picture
+    for name, parameter in network.named_parameters():
+        if ".fc." in name:  # of the means of the picture, which random weights hardly use
+            parameter.data *= 30
     with torch.no_grad():
         whole = network(bracket)
     multiple = network.size_multiple
     tiled = skt.tiled_inference(network, bracket, tile=96, overlap=64, size_multiple=multiple, progress=False)
     difference = (tiled - whole).abs().max() / whole.abs().max()
-    if kind is not HDRTransformer:  # its statistics of the picture change this small one too little
-        assert (difference < 1e-5) == network.exact_tiles, difference
-    assert difference < 1
+    assert (difference < 1e-5) == network.exact_tiles, difference
 
 
 @pytest.mark.parametrize("kind", [AHDRNet, HDRTransformer, SCTNet, TMRNet])
