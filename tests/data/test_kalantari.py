@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Subset
 
 from skt_components.data import Kalantari17, Tel23, prepare, verify
 from skt_components.data.kalantari import KALANTARI, read_exposure_values
+from skt_components.data.windows import spread
 
 
 def official(scene, ldr_scale=65536, ev=(0.0, 2.0, 4.0)):
@@ -147,6 +148,7 @@ def test_test_crops_are_fixed_and_spread(fake_kalantari):
     by_name = {scene.name: scene for scene in fake.test}
     places = {place_of(sample, by_name[sample.name]) for sample in first}
     assert len(places) >= 4
+    assert spread(0) == (0.5, 0.5), "the first one is in the middle"
     assert [sample.name for sample in first] == ["Scene0", "Scene1"] * 4
 
 
