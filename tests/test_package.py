@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from skt_components import __version__
+from skt_components.models import pretrained_names
 from skt_components.training.config import read_toml
 
 pytestmark = pytest.mark.slow
@@ -64,12 +65,13 @@ def test_the_wheel_has_the_package_and_the_loop_and_nothing_else(archives):
     assert files == tracked("skt_components") | {"skt_components/commands/train_full.py"} | added
     assert {name for name in files - added if not name.endswith(".py")} == {
         "skt_components/py.typed",
+        "skt_components/data/challenge123.toml",
+        "skt_components/data/hu.toml",
         "skt_components/evaluation/html_report.css",
         "skt_components/evaluation/html_report.html.jinja",
         "skt_components/evaluation/html_report.js",
         "skt_components/evaluation/html_scene.html.jinja",
-        "skt_components/pretrained/ahdrnet-small.safetensors",
-        "skt_components/pretrained/hdr-transformer-small.safetensors",
+        *(f"skt_components/pretrained/{name}.safetensors" for name in pretrained_names()),
         "skt_components/training/run_summary.md.jinja",
     }
     assert archives[0].stat().st_size < 2e6
