@@ -128,12 +128,8 @@ class DescribedLayout(SceneLayout):
         return stops
 
     def list_scenes(self, root: Path, split: str) -> list[str]:
-        """Return the sorted names of the scenes; one of which any file but those of a ``*`` exists counts."""
-        folder = self.split_folder(root, split)
-        if not folder.is_dir():
-            held = ", ".join(sorted(path.name for path in root.iterdir())[:8]) if root.is_dir() else ""
-            found = f"it holds {held or 'nothing'}" if root.is_dir() else "there is no such folder"
-            raise FileNotFoundError(f"root must have a folder {folder.name}, {root} has not: {found}")
+        """Return the sorted names of the scenes that have at least one file; files that match a ``*`` do not count."""
+        folder = self.existing_split_folder(root, split)
         fixed = [
             self._label,
             *([self._exposures] if self._exposures else []),

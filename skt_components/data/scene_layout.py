@@ -149,6 +149,15 @@ class SceneLayout(abc.ABC):
         """Return the folder of a split, whatever the case of its name."""
         return find_entry(root, self.split_folders[split])
 
+    def existing_split_folder(self, root: Path, split: str) -> Path:
+        """Return the folder of a split; FileNotFoundError, with what there is instead, if it does not exist."""
+        folder = self.split_folder(root, split)
+        if not folder.is_dir():
+            held = ", ".join(sorted(path.name for path in root.iterdir())[:8]) if root.is_dir() else ""
+            found = f"it holds {held or 'nothing'}" if root.is_dir() else "there is no such folder"
+            raise FileNotFoundError(f"root must have a folder {folder.name}, {root} has not: {found}")
+        return folder
+
     def missing_files(self, folder: Path) -> list[str]:
         """Return one message for each file that a scene's folder lacks."""
         return [f"{path}: no such file" for path in self.files(folder).paths if not path.is_file()]
@@ -191,11 +200,7 @@ class SceneLayout(abc.ABC):
 
     def list_scenes(self, root: Path, split: str) -> list[str]:
         """Return the sorted names of a split's scenes, its folders at ``depth``; FileNotFoundError without any."""
-        folder = self.split_folder(root, split)
-        if not folder.is_dir():
-            held = ", ".join(sorted(path.name for path in root.iterdir())[:8]) if root.is_dir() else ""
-            found = f"it holds {held or 'nothing'}" if root.is_dir() else "there is no such folder"
-            raise FileNotFoundError(f"root must have a folder {folder.name}, {root} has not: {found}")
+        folder = self.existing_split_folder(root, split)
         scenes = [folder]
         for _ in range(self.depth):
             entries = (path for parent in scenes for path in parent.iterdir())

@@ -58,8 +58,8 @@ class ReconstructionNetwork(nn.Module):
     """Types of ``torch.autocast`` under which the output stays within one hundredth of float32's."""
 
     exact_tiles: ClassVar[bool] = False
-    """Whether tiled inference gives the picture of the whole bracket, up to rounding: a network of convolutions of
-    limited reach, without windows, optical flow or statistics of the picture."""
+    """True if tiled inference and the whole picture give the same result, up to rounding. Networks with windows,
+    optical flow or statistics of the whole picture do not."""
 
     # The channels of the first and last layers in the order of the authors' network.
     _input_layers: ClassVar[tuple[str, ...]] = ()

@@ -22,12 +22,11 @@ from skt_components.files.digest import file_checksum
 from skt_components.files.names import is_clutter
 from skt_components.ops.checks import check_choice, check_count, check_fraction
 from skt_components.simulation.bracket import simulate_bracket, simulate_raw_bracket
-from skt_components.simulation.camera import LEAST_LIGHT, Camera, RawCamera, picture_size
+from skt_components.simulation.camera import Camera, RawCamera, picture_size
 from skt_components.simulation.motion import Motion
-from skt_components.simulation.views import FlatView, FlatViews, SphereView, SphereViews
+from skt_components.simulation.views import FlatViews, SphereViews, lit_view
 
 # Smallest share of a crop's pixels that must have light.
-MIN_LIT = 0.05
 # Peaks outside are scaled to 1: sums of pixels would leave float32. The unit of radiance means nothing.
 _USUAL = (2.0**-32, 2.0**64)
 
@@ -184,18 +183,8 @@ class HDRFolder(SampleDataset):
             size, turns = (turned, turns) if fits else (size, turns - 1)
         margin = self.motion.margin(*size)
         views = self._sphere_views if self._is_panorama(picture) else FlatViews()
-        for attempt in range(self._attempts + 1):
-            place: SphereView | FlatView
-            if attempt == self._attempts:
-                place = views.brightest(picture, size)
-            elif self.split == "val":
-                place = views.fixed(picture, size, view + 7919 * attempt)
-            else:
-                place = views.random(picture, size, generator)
-            window = place.window(picture, size, margin)
-            inside = window[:, margin : margin + size[0], margin : margin + size[1]]
-            if int((inside.amax(0) >= LEAST_LIGHT).sum()) >= MIN_LIT * size[0] * size[1]:
-                break
+        number = view if self.split == "val" else None
+        _, window = lit_view(views, picture, size, generator, margin=margin, attempts=self._attempts, number=number)
         window = torch.rot90(window, turns, (1, 2))
         if self._augment and integer(generator, 0, 1):
             window = window.flip(2)

@@ -17,9 +17,9 @@ from skt_components.data.sample import HDRSample
 from skt_components.data.seeding import integer, make_generator
 from skt_components.ops.checks import check_choice, check_count, check_fraction
 from skt_components.simulation.bracket import simulate_bracket_from_frames, simulate_raw_bracket_from_frames
-from skt_components.simulation.camera import LEAST_LIGHT, Camera, RawCamera, picture_size
-from skt_components.simulation.hdr_folder import MIN_LIT, list_pictures
-from skt_components.simulation.views import FlatViews
+from skt_components.simulation.camera import Camera, RawCamera, picture_size
+from skt_components.simulation.hdr_folder import list_pictures
+from skt_components.simulation.views import FlatViews, lit_view
 
 
 class HDRSequences(SampleDataset):
@@ -138,14 +138,6 @@ class HDRSequences(SampleDataset):
         size = full if self._size is None else self._size
         if size[0] > full[0] or size[1] > full[1]:
             raise ValueError(f"{files[0]}: crop must fit the frame of {tuple(reference.shape[-2:])}, got {self.crop}")
-        views = FlatViews()
-        for attempt in range(8):
-            shift = number + 7919 * attempt
-            val = self.split == "val"
-            place = views.fixed(reference, size, shift) if val else views.random(reference, size, generator)
-            window = place.window(reference, size, 0)
-            if int((window.amax(0) >= LEAST_LIGHT).sum()) >= MIN_LIT * size[0] * size[1]:
-                break
-        else:
-            place = views.brightest(reference, size)
+        fixed = number if self.split == "val" else None
+        place, _ = lit_view(FlatViews(), reference, size, generator, margin=0, attempts=8, number=fixed)
         return torch.stack([place.window(frame, size, 0) for frame in frames])

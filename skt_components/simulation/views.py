@@ -14,9 +14,12 @@ from torch import Tensor
 from skt_components.data.seeding import integer, uniform
 from skt_components.data.windows import spread
 from skt_components.ops.checks import check_tensor
+from skt_components.simulation.camera import LEAST_LIGHT
 from skt_components.simulation.motion import pixel_grid
 
 Size = tuple[int, int]
+
+MIN_LIT = 0.05  # share of a view that must have light
 
 
 def view_ratio(panorama_width: int, width: int, fov: float) -> float:
@@ -202,3 +205,41 @@ class FlatViews:
         row, column = divmod(int(picture.amax(0).argmax()), width)
         top = min(max(row - size[0] // 2, 0), height - size[0])
         return FlatView(top, min(max(column - size[1] // 2, 0), width - size[1]))
+
+
+def lit_view(
+    views: SphereViews | FlatViews,
+    picture: Tensor,
+    size: Size,
+    generator: torch.Generator,
+    *,
+    margin: int,
+    attempts: int,
+    number: int | None,
+) -> tuple[SphereView | FlatView, Tensor]:
+    """Choose a view of which at least a twentieth has light, or after ``attempts`` the one around the brightest pixel.
+
+    Args:
+        views: how the picture is seen.
+        picture: radiance (3, H, W).
+        size: of the view, without margin.
+        generator: of random views.
+        margin: pixels around the view.
+        attempts: views to try.
+        number: of a fixed view; None draws random ones.
+
+    Returns:
+        The place, and its window (3, height + 2 margin, width + 2 margin).
+    """
+    for attempt in range(attempts):
+        place: SphereView | FlatView
+        if number is None:
+            place = views.random(picture, size, generator)
+        else:
+            place = views.fixed(picture, size, number + 7919 * attempt)
+        window = place.window(picture, size, margin)
+        inside = window[:, margin : margin + size[0], margin : margin + size[1]]
+        if int((inside.amax(0) >= LEAST_LIGHT).sum()) >= MIN_LIT * size[0] * size[1]:
+            return place, window
+    place = views.brightest(picture, size)
+    return place, place.window(picture, size, margin)
