@@ -181,7 +181,7 @@ def main() -> None:
     print(free, flush=True)
     candidates = draw_candidates(options.trials, 0, rendering.learning_rate)
     fixed, names = {c.name for c in candidates[:2]}, {c.name: c for c in candidates}
-    for level, (share, kept) in enumerate(((9, None), (3, len(candidates) // 3), (1, 3))):
+    for level, (share, kept) in enumerate(((9, None), (3, len(candidates) // 3), (1, 2))):
         ranked = sorted(names, key=lambda name: -max(found["runs"].get(f"{level - 1}/0/{name}", [0.0])))
         chosen = ranked if kept is None else list(dict.fromkeys([*ranked[:kept], *(n for n in ranked if n in fixed)]))
         for seed, name in itertools.product(range(options.seeds if share == 1 else 1), chosen):

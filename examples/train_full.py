@@ -24,6 +24,7 @@ from torch import nn
 from skt_components import SemanticKnowledgeTransfer
 from skt_components.banks import check_bank_weights
 from skt_components.framework import BareNetwork
+from skt_components.ops import use_huge_pages
 from skt_components.training import (
     Engine,
     NonFiniteError,
@@ -147,6 +148,7 @@ def train_seed(config: TrainConfig, run_folder: RunFolder, folder: Path, parts: 
 
 def main(arguments: list[str]) -> None:
     """Build, train, report."""
+    use_huge_pages()
     config = parse_options(arguments)
     check_bank_weights(config.knowledge_bank, config.weights, download=config.download)  # before any other work
     engine = Engine(config)

@@ -21,6 +21,7 @@ from skt_components.commands.reconstruct import reconstruct
 from skt_components.commands.train import train
 from skt_components.files.names import printable
 from skt_components.files.packages import import_package
+from skt_components.ops import use_huge_pages
 from skt_components.training.config import name_options
 
 COMMANDS: dict[str, dict[str, Callable[..., int | None]]] = {
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: with status 2 the options are wrong, which was explained; with 0 the help was printed.
     """
+    use_huge_pages()
     given = list(sys.argv[1:] if arguments is None else arguments)
     commands = {name: command for group in COMMANDS.values() for name, command in group.items()}
     name = next((name for name in (" ".join(given[:2]), *given[:1]) if name in commands), None)

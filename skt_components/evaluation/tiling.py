@@ -44,7 +44,8 @@ def tiled_inference(
         network: maps a bracket ``(b, N, C, h, w)`` to a picture ``(b, O, s h, s w)`` with an integer s (1, or 4 for
             BracketIRE+).
         bracket: ``(B, N, C, H, W)``, on any device.
-        tile: height and width of the tiles, multiples of ``size_multiple``; smaller for a smaller picture.
+        tile: largest height and width of the tiles, multiples of ``size_multiple``. All tiles have one size, as small
+            as the same number of tiles allows.
         overlap: pixels that adjacent tiles share at least; at most a tile less ``size_multiple``.
         blend: "linear": fade over the middle quarter of the overlap; "none": switch at its middle.
         batch: number of tiles per forward pass.
@@ -126,10 +127,15 @@ class _Axis(NamedTuple):
 
     @classmethod
     def overlapping(cls, length: int, tile: int, overlap: int, multiple: int, fade: float) -> _Axis:
-        """Cover the length, rounded up to a multiple, with tiles that start at multiples; the last one ends there."""
+        """Cover the length, rounded up to a multiple, with as few tiles as possible, and those as small as possible.
+
+        They start at multiples, and the last one ends at the padded length.
+        """
         padded = -(-length // multiple) * multiple
-        tile = min(tile, padded)
-        stride = max((tile - overlap) // multiple, 1) * multiple  # at least 1: one tile may be enough
+        overlap = -(-overlap // multiple) * multiple
+        count = max(-(-(padded - overlap) // (tile - overlap)), 1)
+        tile = -(-(padded + (count - 1) * overlap) // (count * multiple)) * multiple
+        stride = max(tile - overlap, multiple)  # one tile may be smaller than the overlap
         return cls(length, tile, [*range(0, padded - tile, stride), padded - tile], fade)
 
     def weights(self, index: int, scale: int) -> Tensor:

@@ -24,8 +24,31 @@ class _DenseLayer(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, growth, 3, padding=dilation, dilation=dilation)
 
+    def forward(self, x: Tensor, features: Tensor | None = None) -> Tensor:
+        """Return ``x`` and the new channels; with ``features``, whose first channels are ``x``, write them there."""
+        added = F.relu(self.conv(x))
+        if features is None:
+            return torch.cat([x, added], dim=1)
+        width = x.shape[1] + added.shape[1]
+        features[:, x.shape[1] : width] = added
+        return features[:, :width]
+
+
+class _DenseLayers(nn.Sequential):
+    def __init__(self, channels: int, num_layers: int, growth: int, dilation: int) -> None:
+        super().__init__(*(_DenseLayer(channels + growth * i, growth, dilation) for i in range(num_layers)))
+        self.out_channels = channels + growth * num_layers
+
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, F.relu(self.conv(x))], dim=1)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return super().forward(x)
+        # One tensor for all layers: a concatenation in each would copy the channels before it again.
+        features = x.new_empty(len(x), self.out_channels, *x.shape[2:])
+        features[:, : x.shape[1]] = x
+        x = features[:, : x.shape[1]]
+        for layer in self:
+            x = layer(x, features)
+        return x
 
 
 class DilatedResidualDenseBlock(nn.Module):
@@ -56,9 +79,8 @@ class DilatedResidualDenseBlock(nn.Module):
         check_count("growth", growth, 1)
         check_count("dilation", dilation, 1)
         self.growth = growth
-        widths = [channels + growth * i for i in range(num_layers + 1)]
-        self.dense_layers = nn.Sequential(*(_DenseLayer(width, growth, dilation) for width in widths[:-1]))
-        self.conv_1x1 = nn.Conv2d(widths[-1], channels, 1)
+        self.dense_layers = _DenseLayers(channels, num_layers, growth, dilation)
+        self.conv_1x1 = nn.Conv2d(self.dense_layers.out_channels, channels, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the refined features, same shape.

@@ -2,6 +2,7 @@
 
 from skt_components.ops.attention import transposed_attention
 from skt_components.ops.masking import complementary_masks, mix_features
+from skt_components.ops.memory import use_huge_pages
 from skt_components.ops.merge import merge_exposures, reference_exposure
 from skt_components.ops.raw import apply_color_matrix, demosaic, mosaic, pack_raw, render_raw, unpack_raw, white_balance
 from skt_components.ops.tone_mapping import tone_map
@@ -25,5 +26,6 @@ __all__ = [
     "tone_map",
     "transposed_attention",
     "unpack_raw",
+    "use_huge_pages",
     "white_balance",
 ]

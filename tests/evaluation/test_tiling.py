@@ -121,9 +121,28 @@ def test_24_megapixels_in_tiles():
         return tiles[:, 0]
 
     found = tiled_inference(network, bracket, tile=1024, overlap=64)
-    assert set(seen) == {(1, 1, 1, 1024, 1024)}
+    assert set(seen) == {(1, 1, 1, 852, 912)}  # (4000 + 4 * 64) / 5 and (6000 + 6 * 64) / 7, rounded up
     assert len(seen) == 5 * 7
     assert (found - bracket[:, 0]).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_no_tile_is_larger_than_it_must_be(multiple):
+    # Fewer or smaller tiles of the same number could not cover the picture.
+    for length in range(8, 400, 7):
+        seen = []
+
+        def network(tiles: torch.Tensor, seen: list = seen) -> torch.Tensor:
+            seen.append(tiles.shape[-1])
+            return tiles[:, 0]
+
+        options = {"tile": 64, "overlap": 24, "size_multiple": multiple}
+        tiled_inference(network, torch.rand(1, 1, 1, multiple, length), **options)
+        count, side = len(seen), seen[0]
+        assert set(seen) == {side}
+        assert side % multiple == 0
+        assert (count - 1) * (64 - 24) + 24 < length or count == 1
+        assert count * (side - multiple) - (count - 1) * 24 < length <= count * side - (count - 1) * 24
 
 
 def test_gradients_are_off_and_the_mode_stays():

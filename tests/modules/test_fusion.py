@@ -202,6 +202,26 @@ def test_the_dense_block_is_dense_dilated_and_residual(dtype):
         dense = torch.cat([dense, grown.clamp(min=0)], dim=1)
     expected = x + F.conv2d(dense, block.conv_1x1.weight, block.conv_1x1.bias)
     torch.testing.assert_close(block(x), expected)
+    with torch.no_grad():  # another implementation
+        torch.testing.assert_close(block(x), expected)
+
+
+@pytest.mark.parametrize("num_layers", [0, 2])
+def test_the_dense_block_without_gradient_is_the_same_layer_by_layer(num_layers):
+    block = DilatedResidualDenseBlock(4, num_layers=num_layers, growth=3)
+    x = torch.randn(2, 4, 8, 6)
+    before, seen = x.clone(), []
+    for layer in (block.dense_layers, *block.dense_layers):
+        layer.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, layers = block(x), seen.copy()
+        seen.clear()
+        with torch.no_grad():
+            found = block(x)
+    assert (found.dtype, len(seen)) == (expected.dtype, num_layers + 1)
+    for one, other in zip([found, *seen], [expected, *layers], strict=True):
+        torch.testing.assert_close(one, other.detach())
+    assert torch.equal(x, before)
 
 
 def test_the_dense_block_sees_as_far_as_its_dilated_layers():
