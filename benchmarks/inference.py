@@ -112,7 +112,7 @@ def measure_one(options: Options) -> None:
     with torch.no_grad():
         run(bracket[..., :64, :64])  # the first call prepares
         start = time.perf_counter()
-        picture = run(bracket) if whole else skt.tiled_inference(run, bracket, progress=False, **tiles)
+        picture = run(bracket) if whole else skt.tiled_inference(run, bracket, **tiles)
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     torch.save(picture, file)
