@@ -45,7 +45,7 @@ copybutton_prompt_is_regexp = True
 
 
 def link_names(app, doctree):
-    """Link `Name` and `package.Name` in the text to the API, so that the pages need no roles and read well on GitHub."""
+    """Link `Name` and `package.Name` to the API, so that the pages need no roles and can be read on GitHub."""
     for code in list(doctree.findall(nodes.literal)):
         name = code.astext().removeprefix("skt_components.")
         inside = isinstance(code.parent, (nodes.reference, nodes.title, addnodes.pending_xref))

@@ -2,7 +2,7 @@
 
 python examples/train_full.py                                          # procedural scenes, a few minutes on a CPU
 python examples/train_full.py --data hdr-folder --root PHOTOS          # a folder of .hdr / .exr photographs
-python examples/train_full.py --config examples/configs/ahdrnet-tel.toml --root TEL --dry-run  # print the plan of a paper's run
+python examples/train_full.py --config examples/configs/ahdrnet-tel.toml --root TEL --dry-run  # plan of a paper run
 torchrun --nproc-per-node 4 examples/train_full.py --config ...        # four GPUs, or four CPU processes
 python examples/train_full.py --camera raw                             # five noisy, blurred RAW exposures
 python examples/train_full.py --compare --seeds 3                      # also the bare network, and the paired gain

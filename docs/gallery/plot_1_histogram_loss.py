@@ -34,8 +34,8 @@ def show(**pictures):
 # A teacher, a student and regions
 # --------------------------------
 #
-# The teacher is a photograph. The student is the same photograph with wrong colors: too dark and too blue. K-means on color
-# and position finds the regions. You can use your own label maps in the same way.
+# The teacher is a photograph. The student is the same photograph with wrong colors: too dark and too blue. K-means on
+# color and position finds the regions. You can use your own label maps in the same way.
 
 teacher = load(skimage.data.chelsea())
 student = (0.75 * teacher + torch.tensor([-0.03, 0.0, 0.06]).view(3, 1, 1)).clamp(0, 1)
@@ -46,8 +46,8 @@ show(teacher=teacher, student=student, regions=labels)
 # The histograms
 # --------------
 #
-# For each region and channel the loss compares two soft histograms (equations 6 to 10). A histogram does not depend on the
-# position of a value in the region. So the loss compares colors, not details.
+# For each region and channel the loss compares two soft histograms (equations 6 to 10). A histogram does not depend on
+# the position of a value in the region. So the loss compares colors, not details.
 
 histograms = {
     name: soft_histogram(picture, labels=labels, num_regions=4, bandwidth=1 / 64)[0]
@@ -66,11 +66,11 @@ axes[0].set_ylabel("teacher: solid\nstudent: dashed")
 # The bandwidth
 # -------------
 #
-# Each pixel gets a gradient. The gradient is useful if it moves the pixel towards the value of the teacher. Here the student
-# is the teacher plus a constant, so the right direction is known for every pixel. The curves show the share of pixels whose
-# gradient has the right direction. With a narrow kernel, the histogram has many small peaks, and the gradient is right for
-# little more than half of the pixels. This is hardly better than chance. With a wide kernel, it is right for up to seven of
-# ten pixels.
+# Each pixel gets a gradient. The gradient is useful if it moves the pixel towards the value of the teacher. Here the
+# student is the teacher plus a constant, so the right direction is known for every pixel. The curves show the share of
+# pixels whose gradient has the right direction. With a narrow kernel, the histogram has many small peaks, and the
+# gradient is right for little more than half of the pixels. This is hardly better than chance. With a wide kernel, it
+# is right for up to seven of ten pixels.
 
 shifts = torch.linspace(0.01, 0.25, 13)
 _, axis = plt.subplots(figsize=(6, 3), layout="constrained")
@@ -88,9 +88,10 @@ axis.legend(title="bandwidth")
 # Colors of another picture
 # -------------------------
 #
-# If every pixel is free, a picture with wrong details can reach the right histogram. So the trained parameters must keep the
-# details, as a network does. Here the parameters are a color matrix and an offset for the whole picture: twelve numbers.
-# Gradient descent uses only the histograms of the regions. It finds twelve numbers that correct the colors.
+# If every pixel is free, a picture with wrong details can reach the right histogram. So the trained parameters must
+# keep the details, as a network does. Here the parameters are a color matrix and an offset for the whole picture:
+# twelve numbers. Gradient descent uses only the histograms of the regions. It finds twelve numbers that correct the
+# colors.
 
 matrix, offset = torch.eye(3).requires_grad_(), torch.zeros(3, 1, 1, requires_grad=True)
 optimizer = torch.optim.Adam([matrix, offset], lr=0.02)

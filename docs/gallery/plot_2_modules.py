@@ -2,8 +2,8 @@
 Prior fusion and SKAM in a network of your own
 ==============================================
 
-The modules of the framework are plain ``nn.Module`` objects. This page uses two of them. A fusion block adds a prior to the
-features of a small network. An alignment module compares the features of two networks.
+The modules of the framework are plain ``nn.Module`` objects. This page uses two of them. A fusion block adds a prior to
+the features of a small network. An alignment module compares the features of two networks.
 """
 
 import matplotlib.pyplot as plt
@@ -23,9 +23,9 @@ noisy = clean + 0.15 * torch.randn_like(clean)
 # Fusion with a prior
 # -------------------
 #
-# The prior is any map of shape (B, P, H, W), at any resolution: for example features of a frozen network, or depth. Here it is
-# the clean picture, reduced to a twelfth of its size. The block computes attention between channels (equation 4). So its
-# cost is proportional to the number of pixels, not to the square of this number.
+# The prior is any map of shape (B, P, H, W), at any resolution: for example features of a frozen network, or depth.
+# Here it is the clean picture, reduced to a twelfth of its size. The block computes attention between channels
+# (equation 4). So its cost is proportional to the number of pixels, not to the square of this number.
 
 prior = F.avg_pool2d(clean, 12)
 
@@ -71,16 +71,16 @@ for axis, (name, picture) in zip(axes, results.items(), strict=True):
     axis.axis("off")
 
 # %%
-# Here the prior has no effect. The reason is that the attention is one small matrix between channels for the whole picture.
-# So a prior can select channels, but it cannot add information about positions. If a prior must give positions, use another
-# method, such as a concatenation.
+# Here the prior has no effect. The reason is that the attention is one small matrix between channels for the whole
+# picture. So a prior can select channels, but it cannot add information about positions. If a prior must give
+# positions, use another method, such as a concatenation.
 #
 # Alignment of two networks
 # -------------------------
 #
-# SKAM mixes features of a student and a teacher with a random mask. It decodes the mixture and compares the result with the
-# features of the teacher (equations 11 and 12). The two features may have different channels and sizes. The loss trains the
-# student. The features of the teacher are a constant.
+# SKAM mixes features of a student and a teacher with a random mask. It decodes the mixture and compares the result with
+# the features of the teacher (equations 11 and 12). The two features may have different channels and sizes. The loss
+# trains the student. The features of the teacher are a constant.
 
 student, teacher = torch.rand(1, 16, 48, 48, requires_grad=True), torch.rand(1, 32, 24, 24)
 skam = SKAM(student_channels=16, teacher_channels=32, mask_ratio=0.5)

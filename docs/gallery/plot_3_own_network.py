@@ -2,8 +2,8 @@
 A network of your own in the framework
 ======================================
 
-The framework can train any ``nn.Module`` that turns a bracket of exposures into a linear picture. The network is not changed.
-This page trains a new network in the framework, and compares it with the same network trained alone.
+The framework can train any ``nn.Module`` that turns a bracket of exposures into a linear picture. The network is not
+changed. This page trains a new network in the framework, and compares it with the same network trained alone.
 """
 
 import copy
@@ -21,8 +21,8 @@ from skt_components.framework import BareNetwork
 # The network and the data
 # ------------------------
 #
-# The input has three exposures with six channels each: linear RGB and gamma-coded RGB. The network adds a correction to the
-# linear values of the middle exposure.
+# The input has three exposures with six channels each: linear RGB and gamma-coded RGB. The network adds a correction to
+# the linear values of the middle exposure.
 
 
 class TinyHDR(nn.Module):
@@ -54,9 +54,9 @@ validation = [SyntheticScenes(6, 128, split="val")[index] for index in range(6)]
 # In the framework, and alone
 # ---------------------------
 #
-# ``taps="auto"`` chooses three layers of the network and prints them. Their features are compared with the features of the
-# teacher. The bank is EfficientNet-Lite0 with the weights of a pip package. Both networks start with the same weights and
-# get the same samples.
+# ``taps="auto"`` chooses three layers of the network and prints them. Their features are compared with the features of
+# the teacher. The bank is EfficientNet-Lite0 with the weights of a pip package. Both networks start with the same
+# weights and get the same samples.
 
 alone = BareNetwork(copy.deepcopy(network))
 framework = SemanticKnowledgeTransfer(network, TimmFeatureExtractor(), taps="auto")
@@ -113,7 +113,7 @@ for axis, (name, picture) in zip(axes, pictures.items(), strict=True):
     axis.axis("off")
 
 # %%
-# Fifty steps of a tiny network show only how to use the framework. They do not show how much it gains. This needs longer
-# training, several seeds and intervals: see the page "Does it boost?". At the end you use the plain network:
+# Fifty steps of a tiny network show only how to use the framework. They do not show how much it gains. This needs
+# longer training, several seeds and intervals: see the page "Does it boost?". At the end you use the plain network:
 
 print(list(network.state_dict())[:3], "...", sum(p.numel() for p in network.parameters()), "parameters")

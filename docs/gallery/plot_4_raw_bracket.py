@@ -17,9 +17,9 @@ from skt_components.ops import render_raw
 # The camera
 # ----------
 #
-# The exposures go from dark to bright. Each is four times as long as the one before. The dark exposures are noisy. The long
-# exposures are blurred by the motion of camera and objects. The sensor has one color filter per pixel. So a picture is
-# stored as four channels (red, green, green, blue) of half the size.
+# The exposures go from dark to bright. Each is four times as long as the one before. The dark exposures are noisy. The
+# long exposures are blurred by the motion of camera and objects. The sensor has one color filter per pixel. So a
+# picture is stored as four channels (red, green, green, blue) of half the size.
 
 camera = RawCamera()
 sample = SyntheticScenes(4, 96, split="val", camera=camera)[1]
@@ -44,7 +44,8 @@ show(exposures, 5)
 # From five exposures to one picture
 # ----------------------------------
 #
-# This figure shows the reference exposure as it is, a classical merge of all five exposures, networks for RAW, and the target.
+# This figure shows the reference exposure as it is, a classical merge of all five exposures, networks for RAW, and the
+# target.
 
 pictures = baseline_pictures(sample.bracket[None], sample.exposure_times)
 for name in pretrained_names():

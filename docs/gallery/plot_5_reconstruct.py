@@ -20,8 +20,8 @@ from skt_components.reconstruct import read_exposure, reconstruct
 # Three files
 # -----------
 #
-# Usually a camera writes these files. Here they are simulated, so that the ground truth is known. They are three 8-bit PNG
-# files of a scene with moving objects, two stops apart.
+# Usually a camera writes these files. Here they are simulated, so that the ground truth is known. They are three 8-bit
+# PNG files of a scene with moving objects, two stops apart.
 
 sample = SyntheticScenes(6, (192, 256), split="val", camera=Camera((1.0, 4.0, 16.0)))[3]
 folder = Path(tempfile.mkdtemp())
@@ -34,8 +34,8 @@ for file, exposure in zip(files, sample.bracket, strict=True):
 # Read and reconstruct
 # --------------------
 #
-# ``read_exposure`` reads the exposure time, the ISO value and the f-number from the file of a camera. These simulated files
-# have no such data, so the times are given here. The command line does the same:
+# ``read_exposure`` reads the exposure time, the ISO value and the f-number from the file of a camera. These simulated
+# files have no such data, so the times are given here. The command line does the same:
 #
 # .. code-block:: bash
 #

@@ -2,7 +2,8 @@
 Read an evaluation
 ==================
 
-This page scores networks with a published protocol, and tests whether the difference between two networks is significant.
+This page scores networks with a published protocol, and tests whether the difference between two networks is
+significant.
 """
 
 import matplotlib.pyplot as plt
@@ -15,8 +16,8 @@ from skt_components.evaluation import Protocol, baseline_predictions, paired_sum
 # The protocol
 # ------------
 #
-# A protocol fixes everything that changes a score: the border that is cropped, the tiles, the metrics and their versions.
-# This protocol runs the network on whole pictures.
+# A protocol fixes everything that changes a score: the border that is cropped, the tiles, the metrics and their
+# versions. This protocol runs the network on whole pictures.
 
 protocol = Protocol.matlab()
 print(protocol.describe())
@@ -51,8 +52,9 @@ axis.legend(fontsize=8)
 # Is the difference more than chance?
 # -----------------------------------
 #
-# Means over eight pictures are not precise, because pictures differ more than networks. The paired difference, picture by
-# picture, is more precise. Its interval shows how precise. If the interval contains 0, the difference is not significant.
+# Means over eight pictures are not precise, because pictures differ more than networks. The paired difference, picture
+# by picture, is more precise. Its interval shows how precise. If the interval contains 0, the difference is not
+# significant.
 
 first, second = networks
 print(f"{first} over {second}:")
@@ -61,5 +63,5 @@ print(f"{first} over the exposure merge:")
 print(paired_summary([torch.tensor(scores[first])], [torch.tensor(scores["exposure merge"])]))
 
 # %%
-# ``skt evaluate`` does the same for a whole data set. It writes an HTML report with all pictures, their errors, zooms and a
-# sortable table: see the page "Evaluation".
+# ``skt evaluate`` does the same for a whole data set. It writes an HTML report with all pictures, their errors, zooms
+# and a sortable table: see the page "Evaluation".
