@@ -49,7 +49,7 @@ class CachedBank(nn.Module):
         folder: created if missing; priors go to ``<fingerprint[:16]>/<key[:2]>/<key>.safetensors``.
         fingerprint: identifies weights, options and dtype, in letters, digits, ``_``, ``-`` and ``.``; default:
             ``bank.fingerprint``, read again when the bank is moved.
-        dtype: of the returned features, on disk too: torch.float32, or torch.float16 with 11 bits.
+        dtype: dtype of the returned features, on disk too: torch.float32, or torch.float16 with 11 bits.
 
     Raises:
         TypeError: if ``bank`` is not an ``nn.Module`` with a bank's members, or ``dtype`` is another one.

@@ -61,7 +61,7 @@ class FastSAMFeatureExtractor(nn.Module):
         download: download missing weights of FastSAM-s or FastSAM-x to the cache.
 
     Attributes:
-        channels: of the four maps, coarse to fine; ``reduction`` has their strides, (16, 8, 4, 2).
+        channels: channels of the four maps, coarse to fine; ``reduction`` has their strides, (16, 8, 4, 2).
         num_regions: K + 1, or ``regions.num_regions``.
 
     Raises:

@@ -54,7 +54,7 @@ class TimmFeatureExtractor(nn.Module):
         grad_to_input: let gradients flow from the features to the pictures; the framework never asks for them.
 
     Attributes:
-        channels: of the four maps, coarse to fine; ``reduction`` has their strides.
+        channels: channels of the four maps, coarse to fine; ``reduction`` has their strides.
         scale: 1, or 2 if the backbone runs on the picture at twice its size.
         num_regions: number of regions that a picture can have.
 

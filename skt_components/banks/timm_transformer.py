@@ -28,7 +28,7 @@ class TransformerLevels(nn.Module):
         name: a timm model.
         reduction: four strides, coarse to fine, each a divisor of the first.
         state: state dict of the whole network; None: random weights.
-        source: of the state, for messages.
+        source: source of the state, for messages.
 
     Raises:
         ValueError: the strides do not divide the coarsest, or the state does not fit.

@@ -117,9 +117,9 @@ def simulate(
         sequences: folder of folders of .exr frames, one a sequence, instead of photos.
         train: training scenes.
         test: test scenes.
-        height: of the targets, packed for RAW.
-        width: of the targets, packed for RAW.
-        seed: of scenes, motion and noise.
+        height: height of the targets, packed for RAW.
+        width: width of the targets, packed for RAW.
+        seed: seed of scenes, motion and noise.
     """
     if sequences is not None and photos is not None:
         raise ValueError("photos and sequences exclude each other")

@@ -58,7 +58,7 @@ def reconstruct(
         network: a pretrained network by its name, or a file of weights from a training run.
         times: exposure time of each picture, such as 1/60; default: from EXIF.
         align: align pictures of a hand-held camera first.
-        transfer: of the pictures' values; default: srgb.
+        transfer: transfer function of the pictures' values; default: srgb.
         tile: side of the tiles of the network.
         device: auto, cpu, cuda, ...
         overwrite: replace files that exist.

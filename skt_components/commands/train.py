@@ -17,7 +17,7 @@ def train(options: Sequence[str]) -> None:
     """Train a network in the framework; --eject FILE writes the loop for your changes.
 
     Args:
-        options: of the loop, or ``--eject FILE``.
+        options: options of the loop, or ``--eject FILE``.
 
     Raises:
         FileExistsError: the file to write exists.

@@ -255,7 +255,7 @@ class BracketFolder(SceneDataset):
         layout: the TOML file, or a published data set: "challenge123" (SAFNet's) or "hu" (Hu's synthetic one).
         split: "train" or "test".
         crop: height and width in pixels; None: whole scenes. In the test split windows spread evenly.
-        seed: of the crops.
+        seed: seed of the crops.
         samples_per_epoch: length with a crop; None is one sample per scene.
         augment: "none", or "dihedral": the eight symmetries of the square, in training.
 

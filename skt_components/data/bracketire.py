@@ -108,7 +108,7 @@ class BracketIRE(SceneDataset):
         border: packed pixels of the bracket that are left out on each side. None is the published protocol: 10 for
             crops in training (4 for BracketIRE+), 0 for whole training frames, 5 in the test split (2 for
             BracketIRE+). The NTIRE 2024 challenge left out none.
-        seed: of the crops.
+        seed: seed of the crops.
         samples_per_epoch: length with a crop; None is one sample per frame.
         augment: of crops in training. "none"; "dihedral": the eight symmetries of the mosaic, red staying where red
             is (with ``scale=4`` transposition only, because the small planes have no other); "planes": flips and

@@ -38,7 +38,7 @@ def read_image(
 
     Args:
         path: file with one of the suffixes above.
-        part: of a file with several: the number of a TIFF page, from 0; the number or name of an EXR part, a layer
+        part: part of a file with several: the number of a TIFF page, from 0; the number or name of an EXR part, a layer
             such as "diffuse", or "part.layer". None: the first TIFF page that is not reduced, or the first EXR part
             with unnamed channels, with a warning if there are others; else the only EXR layer.
         nonfinite: "raise" an error if there are infinities or NaN; "replace" NaN by 0, and infinities by the largest

@@ -162,7 +162,7 @@ class Kalantari17(SceneDataset):
         root: folder of the data set, as published or as prepared.
         split: "train" or "test".
         crop: height and width in pixels; None: whole scenes. In the test split windows spread evenly.
-        seed: of the crops.
+        seed: seed of the crops.
         samples_per_epoch: length with a crop; None is one sample per scene.
         augment: "none", or "dihedral": the eight symmetries of the square, in training.
         ldr_scale: divisor of the 16-bit numbers: 65536 as in the published code, or 65535.

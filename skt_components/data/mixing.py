@@ -17,8 +17,8 @@ class MixedSamples(SampleDataset):
 
     Args:
         datasets: data sets of one length, domain and size of samples.
-        shares: of the samples that each data set gives; they are divided by their sum.
-        seed: of the choice.
+        shares: shares of the samples that each data set gives; they are divided by their sum.
+        seed: seed of the choice.
 
     Raises:
         ValueError: there is no data set, lengths differ, or the shares do not fit.

@@ -27,7 +27,7 @@ class HDRSample(NamedTuple):
         exposure_times: (N,) float32; relative to the shortest, which is 1, unless the data set states otherwise.
         target: (3, H, W) float32, linear radiance relative to the peak; for RAW data (4, h, w), or (4, 4 h, 4 w) for
             fourfold super-resolution, packed and on the scale of the bracket, whose peak is 16.
-        name: of the scene, for logs and reports.
+        name: name of the scene, for logs and reports.
         domain: ``"srgb"`` or ``"raw"``.
         metadata: how to display RAW data, as keywords of ``DomainTransfer("raw")``: ``white_balance`` (3,), factors
             of R, G and B, and ``color_matrix`` (3, 3) from the camera's linear RGB to linear sRGB. Empty for sRGB.

@@ -40,7 +40,7 @@ class SampleRow(NamedTuple):
     """One scene of :func:`save_samples`; pictures are ``(3, H, W)`` display values in [0, 1].
 
     Attributes:
-        name: of the scene.
+        name: name of the scene.
         ldrs: the exposures.
         results: title -> picture.
         target: the true picture.

@@ -96,7 +96,7 @@ def load_networks(
             network, None for other code that loads its own; a name in :data:`NETWORKS`, ``package.module:callable``, or
             "saved" for the network that the file of :func:`save_weights` names; True for weights of the network's
             authors.
-        domain: of the data, "srgb" or "raw".
+        domain: domain of the data, "srgb" or "raw".
         scale: how many times as large as their brackets the data's targets are, 1 or 4.
         tile: side of blended tiles; None: run the networks as the protocol prescribes.
         device: where the networks run.

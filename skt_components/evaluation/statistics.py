@@ -41,7 +41,7 @@ def bootstrap_mean(
         bounds: the lowest and the highest possible value, such as (-1, 1) for SSIM; the interval stays inside.
         confidence: share of the resampled means inside the interval, in (0, 1).
         resamples: number of bootstrap samples.
-        seed: of the draws; the same values give the same interval.
+        seed: seed of the draws; the same values give the same interval.
 
     Returns:
         Mean and interval; its ends are nan for one picture, or if a value is infinite or nan.
@@ -68,11 +68,11 @@ class PairedSummary(NamedTuple):
         gain: mean of ours - theirs over seeds and pictures.
         low: lower end of the interval.
         high: upper end of the interval.
-        confidence: of the interval.
+        confidence: confidence of the interval.
         seed_gains: mean gain over the pictures for each seed.
         pictures: number of pictures.
         wins: number of seeds with a gain above 0.
-        standard_error: of the gain, computed from the differences between seeds only; None for one seed.
+        standard_error: standard error of the gain, computed from the differences between seeds only; None for one seed.
         metric: unit and name.
     """
 
@@ -127,7 +127,7 @@ def paired_summary(
         groups: for each picture, the scene that it is a view of; None: all pictures are independent.
         confidence: probability that the interval holds the true gain, in (0, 1).
         resamples: number of bootstrap samples.
-        seed: of the draws; the same values give the same interval.
+        seed: seed of the draws; the same values give the same interval.
         metric: unit and name of the values, for ``str``.
 
     Returns:

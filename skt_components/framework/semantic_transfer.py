@@ -309,7 +309,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         Args:
             bracket: input exposures.
             orm: a network to run instead, such as a moving average of the trained one.
-            metadata: of RAW data, as in ``forward``.
+            metadata: metadata of RAW data, as in ``forward``.
             **inputs: further inputs of the network, as in ``forward``.
         """
         hdr = self._run_network(self.orm if orm is None else orm, bracket, inputs)
@@ -326,9 +326,9 @@ class SemanticKnowledgeTransfer(nn.Module):
         terms are below that of ``org``, and none points against it for long.
 
         Args:
-            output: of the step.
-            ramp: of the step.
-            scale: of a gradient scaler, which keeps small gradients of fp16 from becoming 0.
+            output: output of the step.
+            ramp: ramp of the step.
+            scale: scale of a gradient scaler, which keeps small gradients of fp16 from becoming 0.
 
         Returns:
             place -> term -> :class:`TermGradient`. Places are "parameters" (the network's), "picture" (its linear

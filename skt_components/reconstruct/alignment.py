@@ -28,7 +28,7 @@ def align_exposures(exposures: Sequence[Exposure], reference: int) -> list[Expos
     handles these.
 
     Args:
-        exposures: of one size, each with its light.
+        exposures: exposures of one size, each with its light.
         reference: index of the exposure that stays as it is.
 
     Returns:

@@ -30,7 +30,7 @@ class Exposure(NamedTuple):
     Attributes:
         linear: (3, H, W) float32 linear RGB in [0, 1]; 1 is the sensor's saturation.
         light: exposure time in seconds, times ISO / 100, divided by the square of the f-number; None if unknown.
-        name: of the file, for messages.
+        name: name of the file, for messages.
     """
 
     linear: Tensor
@@ -44,7 +44,7 @@ class RawExposure(NamedTuple):
     Attributes:
         planes: (4, h, w) float32 R, Gr, Gb, B in [0, 1]; 0 is black, 1 is the sensor's saturation.
         light: as in :class:`Exposure`.
-        name: of the file, for messages.
+        name: name of the file, for messages.
         white_balance: (3,) factors of R, G and B.
         color_matrix: (3, 3) from the camera's linear RGB, after the white balance, to linear sRGB.
     """
@@ -201,7 +201,7 @@ def check_order(names: Sequence[str], pictures: Sequence[Tensor], light: Sequenc
     """Raise ValueError if a longer exposure is darker than a shorter one.
 
     Args:
-        names: of the pictures, for the message.
+        names: names of the pictures, for the message.
         pictures: linear or display values in [0, 1].
         light: exposure of each picture.
     """

@@ -41,7 +41,7 @@ def simulate_bracket(
     Args:
         radiance: (3, H + 2 margin, W + 2 margin) linear radiance >= 0 in any unit.
         camera: takes the exposures.
-        motion: of the camera and the objects.
+        motion: motion of the camera and the objects.
         generator: CPU generator; equal seeds give equal samples.
         margin: pixels on each side that only moved exposures see (``motion.margin(H, W)`` is enough);
             beyond the picture they see it mirrored.
@@ -135,7 +135,7 @@ def simulate_raw_bracket(
         radiance: (3, 2 h + 2 margin, 2 w + 2 margin) linear RGB radiance >= 0 in any unit; h and w multiples of
             ``camera.scale``.
         camera: takes the exposures.
-        motion: of the camera and the objects.
+        motion: motion of the camera and the objects.
         generator: CPU generator; equal seeds give equal samples.
         margin: see :func:`simulate_bracket`; ``motion.margin(2 * h, 2 * w)`` is enough.
         scale: factor from ``radiance`` to the target's linear scale, whose peak is 16; None takes

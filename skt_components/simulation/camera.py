@@ -43,9 +43,9 @@ class Camera:
         full_well: electrons at which a pixel saturates.
         read_noise: standard deviation in electrons.
         shot_noise: True for photons that arrive at random.
-        bits: of the LDR pictures, after the response; 8 to 16.
-        adc_bits: of the sensor, before the response; None does not quantize there.
-        gamma: of the response.
+        bits: bits of the LDR pictures, after the response; 8 to 16.
+        adc_bits: bits of the sensor, before the response; None does not quantize there.
+        gamma: gamma of the response.
         mid_level: lowest and highest, linear, of the reference exposure's full scale; above 1 most of the
             reference exposure is saturated.
         highlight_percent: percentage of the pixels.
@@ -116,11 +116,11 @@ class RawCamera:
 
     Attributes:
         num_frames: exposures in a bracket.
-        ratio: of one exposure time to the one before; above 1.
+        ratio: ratio of one exposure time to the one before; above 1.
         subframes: most sub-frames averaged for one exposure; BracketIRE averages ``4 ** n``, these are spread
             evenly over the exposure's time.
         scale: 1, or 4 for brackets a quarter of the target's size in both axes (BracketIRE+).
-        bits: of the sensor, 8 to 16.
+        bits: bits of the sensor, 8 to 16.
         shot_noise: smallest and largest variance of shot noise per unit of signal on the sensor's [0, 1] scale, drawn
             log-uniform once for a bracket; the read noise's follows from it. None is a sensor without noise.
         red_gain: smallest and largest white-balance gain of red, drawn log-uniform.

@@ -48,7 +48,7 @@ class HDRFolder(SampleDataset):
         split: ``"train"`` and ``"val"`` share the files; ``"all"`` trains on every file.
         val_fraction: share of the files for validation, in [0, 1]; at least one file if above 0.
         val_names: the validation files instead, as paths relative to ``root``.
-        seed: of every random choice.
+        seed: seed of every random choice.
         camera: takes the exposures, RAW if it is a :class:`RawCamera`; None is :class:`Camera`'s defaults.
         motion: between the exposures; None is :class:`Motion`'s defaults.
         samples_per_epoch: length; None is one sample per file in training, eight in validation.
@@ -60,7 +60,7 @@ class HDRFolder(SampleDataset):
         augment: mirror training samples, and rotate samples of flat pictures by multiples of 90°.
         vary_colors: change training samples: permute the channels, scale each by up to a factor of 1.5, and raise the
             radiance to a power from 0.8 to 1.25, which changes the contrast.
-        suffixes: of the files to use. Display-encoded pictures are not radiance: name ``.tif`` only if
+        suffixes: suffixes of the files to use. Display-encoded pictures are not radiance: name ``.tif`` only if
             they are linear.
         max_attempts: number of crops without light to try before one is centered on the brightest pixel.
         cache_bytes: memory for decoded pictures, in each process.

@@ -35,14 +35,14 @@ class HDRSequences(SampleDataset):
         crop: height and width of the targets in pixels, packed ones of a :class:`RawCamera`; None uses frames whole.
         split: "train" and "val" share the sequences; "all" trains on every sequence.
         val_fraction: share of the sequences for validation, in [0, 1]; at least one sequence if above 0.
-        seed: of every random choice.
+        seed: seed of every random choice.
         camera: takes the exposures, RAW if it is a :class:`RawCamera`; None is :class:`Camera`'s defaults.
         step: frames from one exposure to the next.
         samples_per_epoch: length; None is one sample per sequence.
         augment: mirror training samples, and reverse their time, at random.
         pattern: of the paths of frames relative to ``root``, such as ``"*/image/*"``, where depth or optical flow
             lie beside them.
-        suffixes: of the files to use.
+        suffixes: suffixes of the files to use.
         nonfinite: infinities and NaN in a frame are an error with "raise"; "replace" as in :func:`read_image`.
 
     Raises:

@@ -33,10 +33,10 @@ class SyntheticScenes(SampleDataset):
     Args:
         length: samples per epoch.
         size: height and width of the target in pixels, packed ones of a :class:`RawCamera`.
-        seed: of every random choice.
+        seed: seed of every random choice.
         split: ``"train"`` or ``"val"``.
         camera: takes the exposures, RAW if it is a :class:`RawCamera`; None is :class:`Camera`'s defaults.
-        motion: of the camera and the objects; None is :class:`Motion`'s defaults with two to five objects.
+        motion: motion of the camera and the objects; None is :class:`Motion`'s defaults with two to five objects.
 
     Raises:
         ValueError: an option is outside its range.

@@ -31,11 +31,11 @@ class Engine:
 
     Attributes:
         accelerator: Hugging Face's ``Accelerator``, for the loop: ``accumulate``, ``backward``, ``clip_grad_norm_``.
-        device: of this process.
+        device: device of this process.
         rank: number of this process.
         processes: how many there are.
         is_main: whether this one writes files.
-        dtype: of pictures and weights.
+        dtype: dtype of pictures and weights.
 
     Raises:
         ImportError: accelerate, or the package of a tracker, is not installed.
@@ -122,8 +122,8 @@ class Engine:
         """Start the trackers; those that write files do so below ``folder``/logs.
 
         Args:
-            folder: of the run.
-            options: of the run, which services show beside its curves.
+            folder: folder of the run.
+            options: options of the run, which services show beside its curves.
         """
         self.accelerator.project_configuration.logging_dir = os.path.join(folder, "logs")
         self.accelerator.init_trackers("skt_components")

@@ -41,7 +41,7 @@ class StoppedError(KeyboardInterrupt):
     """A signal ended a run after a whole step.
 
     Attributes:
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int, message: str) -> None:
