@@ -1,4 +1,4 @@
-"""Make the teacher, and run network and teacher once to learn the widths and layouts of their stages."""
+"""Make the teacher, and run network and teacher once to find the widths and layouts of their stages."""
 
 from __future__ import annotations
 

@@ -284,7 +284,7 @@ class TrainConfig:
         return sample.metadata if self.metadata else {}
 
     def unreached_options(self) -> list[str]:
-        """Return a sentence for each option that has no effect because there are too few steps. This is not an error."""
+        """Return a sentence for each option that has no effect because there are too few steps; it is not an error."""
         effects = {"warmup_steps": f"the learning rate does not reach lr={self.learning_rate:g}"}
         if not self.bare:
             effects["transfer_start"] = "the framework does not train the network"
@@ -327,7 +327,7 @@ class TrainConfig:
         if not self.exposure_ratios or not all(1 < ratio < math.inf for ratio in self.exposure_ratios):
             raise ValueError(f"exposure_ratios must be finite numbers > 1, got {self.exposure_ratios}")
         if self.pool and not simulated:
-            raise ValueError(f"pool needs data=synthetic or hdr-folder: the samples of data={self.data} are not rendered")
+            raise ValueError(f"pool needs data=synthetic or hdr-folder: data={self.data} is read from files")
         if self.val_names and self.data != "hdr-folder":
             raise ValueError(f"val_names needs data=hdr-folder: data={self.data} has its own split")
         if self.metadata and self.domain == "srgb":
@@ -366,7 +366,7 @@ class Options(TrainConfig):
 
 
 def parse_options(arguments: Sequence[str]) -> TrainConfig:
-    """Read the options of a command line. They replace those in the files of ``resume`` and ``config``, and the defaults.
+    """Read the options of a command line, which replace the files of ``resume`` and ``config`` and the defaults.
 
     Args:
         arguments: without the program's name.

