@@ -129,7 +129,7 @@ def priors_from_masks(features: Sequence[Tensor], masks: Bool[Tensor, "b r h w"]
 class EmptyBank(nn.Module):
     """Return no features and one region per picture: the ablation "without FastSAM".
 
-    A teacher for it (:class:`SPGRM` with ``prior_channels=()``) is a plain second stage, and L_color compares the
+    Use it with :class:`SPGRM` with ``prior_channels=()``, which is a plain second stage. L_color then compares
     histograms of whole pictures.
 
     Example:

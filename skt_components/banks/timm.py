@@ -34,13 +34,13 @@ _HRNET_HEAD = ("incre_modules", "downsamp_modules", "final_layer")
 class TimmFeatureExtractor(nn.Module):
     """Describe pictures by four feature maps of a frozen timm backbone and by regions.
 
-    The network is held in :class:`Frozen`. Nothing is downloaded unless ``weights="pretrained"``.
+    The network is stored in :class:`Frozen`. Nothing is downloaded unless ``weights="pretrained"``.
 
-    A backbone that begins at stride 4 (ConvNeXt, RepViT) runs on the picture at twice its size, at four times the
-    cost. HRNets give their four branches and the stem, the inputs of the representation head. A vision transformer
-    (ViT, DINOv2, DINOv3, SAM's encoder) has maps of one stride: the maps of four blocks, from a quarter of the depth
-    to the end, are enlarged bilinearly to the finer strides; the last one is the coarsest level, and a patch covers 16
-    pixels.
+    A backbone whose first stride is 4 (ConvNeXt, RepViT) gets the picture at twice its size, at four times the cost. An
+    HRNet gives its four branches and the stem, which are the inputs of the representation head. All maps of a vision
+    transformer (ViT, DINOv2, DINOv3, SAM's encoder) have one stride. The maps of four blocks are used, from a quarter
+    of the depth to the end. The last block is the coarsest level, with patches of 16 pixels. The others are enlarged
+    bilinearly to the finer strides.
 
     Args:
         name: a timm model with feature maps at every stride of ``reduction``, or at twice every one, for pictures

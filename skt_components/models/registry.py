@@ -178,10 +178,10 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
     """Write the model's own state dict as safetensors, atomically.
 
     Args:
-        path: a ``.safetensors`` file; it is replaced if it exists, its folder must exist.
-        model: any module. The names are the same if it, or a part of it, is compiled, or if it is inside DataParallel,
-            DistributedDataParallel or AveragedModel. With a :class:`ReconstructionNetwork` the file's metadata names
-            its class and constructor arguments, for :func:`load_model`.
+        path: a ``.safetensors`` file. It is replaced if it exists. Its folder must exist.
+        model: any module. The names in the file do not depend on compilation, nor on DataParallel,
+            DistributedDataParallel and AveragedModel around the module. For a :class:`ReconstructionNetwork` the
+            metadata contains its class and constructor arguments, which :func:`load_model` reads.
 
     Raises:
         ImportError: safetensors is not installed.
@@ -200,12 +200,12 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
 
 
 def load_model(path: str | os.PathLike[str]) -> ReconstructionNetwork:
-    """Make the network of this library that :func:`save_weights` wrote, with its weights, on the CPU in eval mode.
+    """Load a network of this library from a file of :func:`save_weights`, on the CPU in eval mode.
 
     Raises:
         ImportError: safetensors is not installed.
         FileNotFoundError: there is no such file.
-        ValueError: the file does not name its network, or does not fit it.
+        ValueError: the file does not name its network, or the weights do not fit it.
 
     Example:
         >>> import tempfile
@@ -267,7 +267,7 @@ class _CallLimit(TorchFunctionMode):
 
 
 def load_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
-    """Load a state dict (``.safetensors``, ``.pth`` or ``.pt``) into ``model``, all keys or none.
+    """Load a state dict (``.safetensors``, ``.pth`` or ``.pt``) into ``model``: all keys, or none after an error.
 
     The model may be compiled or wrapped, as for :func:`save_weights`.
 
