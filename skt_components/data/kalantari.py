@@ -153,10 +153,11 @@ class Kalantari17(SceneDataset):
     in this order. If the brightness does not rise with the values, there is a warning. ``root`` may also be a copy that
     :func:`prepare` wrote: it gives the same samples faster.
 
-    The default preprocessing is the same as in HDR-Transformer and SCTNet. Exposures are divided by 65536. Linear radiance is
-    ``ldr ** 2.2 / t`` with ``t = 2 ** EV``. Labels are unchanged. There is no border and no augmentation. Colors are
-    always in the order R, G, B. The published weights of these networks expect B, G, R, and ``from_official`` converts
-    them. The archive can be used as downloaded: its ``Test/EXTRA`` and ``Test/PAPER`` are folders of scenes.
+    The default preprocessing is the same as in HDR-Transformer and SCTNet. Exposures are divided by 65536. Linear
+    radiance is ``ldr ** 2.2 / t`` with ``t = 2 ** EV``. Labels are unchanged. There is no border and no augmentation.
+    Colors are always in the order R, G, B. The published weights of these networks expect B, G, R, and
+    ``from_official`` converts them. The archive can be used as downloaded: its ``Test/EXTRA`` and ``Test/PAPER`` are
+    folders of scenes.
 
     Args:
         root: folder of the data set, as published or as prepared.

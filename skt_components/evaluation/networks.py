@@ -88,8 +88,8 @@ def load_networks(
 ) -> list[EvaluatedNetwork]:
     """Make networks with their weights, from this library, its authors or other code.
 
-    Networks are named after their files, or after the callable without a file; equal names get numbers, and names that
-    a folder beside the other results cannot have get a digest.
+    The name of a network is the name of its file, or of its callable if there is no file. Equal names get numbers. A
+    name that cannot be the name of a folder gets a digest.
 
     Args:
         choices: for each network (``checkpoint``, ``orm``, ``official``): a file of weights, the name of a pretrained

@@ -59,9 +59,9 @@ class RawExposure(NamedTuple):
 def read_exposure(path: str | os.PathLike[str], *, transfer: str | None = None, light: float | None = None) -> Exposure:
     """Read a JPEG, PNG, TIFF or camera RAW file as linear RGB, with the amount of light from its EXIF data.
 
-    Pictures are turned as their EXIF orientation says. Color profiles are not read: the colors of the pictures should
-    be sRGB. A JPEG of a camera has a tone curve beside the transfer function; TIFF files from RAW, or the RAW files
-    themselves, give better results.
+    Pictures are turned by their EXIF orientation. Color profiles are not read, so the colors of the pictures should be
+    sRGB. A JPEG file of a camera has a tone curve in addition to the transfer function. RAW files, and TIFF files made
+    from them, give better results.
 
     Args:
         path: ``.jpg``, ``.png`` (8 or 16 bits), ``.tif`` (8 or 16 bits), or camera RAW (needs rawpy).
@@ -95,12 +95,12 @@ def read_raw_exposure(path: str | os.PathLike[str], *, light: float | None = Non
     """Read the sensor's values of a camera RAW file, for a network on packed RAW such as TMRNet.
 
     Args:
-        path: a file with a Bayer mosaic of any phase; rows and columns before the first red pixel are left out.
+        path: a file with a Bayer mosaic of any phase. Rows and columns before the first red pixel are cropped.
         light: as for :func:`read_exposure`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no camera RAW file, or its mosaic is not a Bayer pattern.
+        ValueError: the file is not a camera RAW file, or its mosaic is not a Bayer pattern.
         ImportError: rawpy is not installed.
     """
     path = Path(path)

@@ -81,15 +81,15 @@ class CheckpointFolder:
         return path
 
     def save_best(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Write the best state so far over the one before; the errors are the same as in :meth:`save`."""
+        """Write the best state so far and replace the previous one; the errors are the same as in :meth:`save`."""
         self._write(self.best, {**state, "step": step})
         return self.best
 
     def load_newest(self) -> dict[str, Any] | None:
         """Return the newest state that can be read, or None if there is no checkpoint.
 
-        A checkpoint that is damaged, a folder or a broken link is skipped, with a line in ``notices``, and renamed to
-        ``*.broken``. The best checkpoint is the last to be tried.
+        A checkpoint that is damaged, a folder or a broken link is skipped and renamed to ``*.broken``, with a line in
+        ``notices``. The best checkpoint is tried last.
 
         Raises:
             ValueError: no checkpoint can be read, although there are some.

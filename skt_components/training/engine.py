@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Engine:
-    """Hold one process of a run: alone, or one of several that torchrun or accelerate started.
+    """Set up one process of a run: the only one, or one of several that torchrun or accelerate started.
 
     Args:
         config: its ``device``, ``precision``, ``accumulate``, ``trackers``, ``channels_last`` and ``compile``.
@@ -33,8 +33,8 @@ class Engine:
         accelerator: Hugging Face's ``Accelerator``, for the loop: ``accumulate``, ``backward``, ``clip_grad_norm_``.
         device: device of this process.
         rank: number of this process.
-        processes: how many there are.
-        is_main: whether this one writes files.
+        processes: number of processes.
+        is_main: True if this process writes files.
         dtype: dtype of pictures and weights.
 
     Raises:
@@ -87,10 +87,10 @@ class Engine:
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, sample: HDRSample) -> tuple[nn.Module, Any]:
         """Put a module on this process's device and, with several processes, into DistributedDataParallel.
 
-        Gradients are synchronized once a step, buffers only if there are batch statistics. Parameters that a step
-        leaves without gradient are searched for in every step only if there are any.
+        Gradients are synchronized once per step, buffers only if there are batch statistics. Only if there are
+        parameters without gradient, every step searches for them.
 
-        The options ``channels_last``, ``precision`` and ``compile`` are applied too.
+        This also applies the options ``channels_last``, ``precision`` and ``compile``.
 
         Args:
             module: called as ``module(bracket, target)``, returns an output with a ``total`` to differentiate; its
@@ -154,9 +154,9 @@ class Engine:
         return result[0]
 
     def maximum(self, number: int) -> int:
-        """Return the largest number that any process gives, without waiting for a device.
+        """Return the maximum of a number over all processes, without waiting for a device.
 
-        Every process must call it, so that a signal to one of them ends all at the same step.
+        Every process must call it. So a signal to one process ends all processes at the same step.
         """
         if self._group is None:
             return number

@@ -50,7 +50,7 @@ class StoppedError(KeyboardInterrupt):
 
 
 class Run:
-    """One training, in the framework or bare: everything around the step that is not the method.
+    """Manage one training, in the framework or bare: everything around the step except the method.
 
     Call in this order: :meth:`resume`; then within :meth:`batches`, for each of :meth:`steps`, :meth:`passes` with
     :meth:`record`, :meth:`guard`, :meth:`log`, :meth:`validate` and :meth:`save` where they are due, :meth:`stop`; at
@@ -68,7 +68,7 @@ class Run:
 
     Attributes:
         start: the first step.
-        network: what is validated and saved: ``module.orm`` or its average.
+        network: the network that is validated and saved: ``module.orm`` or its average.
     """
 
     def __init__(
