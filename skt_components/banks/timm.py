@@ -43,15 +43,15 @@ class TimmFeatureExtractor(nn.Module):
     bilinearly to the finer strides.
 
     Args:
-        name: a timm model with feature maps at every stride of ``reduction``, or at twice every one, for pictures
-            of any size; or a vision transformer; no Swin.
+        name: a timm model that takes pictures of any size and has feature maps at every stride of ``reduction``, or at
+            twice every stride; or a vision transformer. Swin transformers are not supported.
         weights: None: the pip package with weights of ``tf_efficientnet_lite0``, for this model only. A path: a
             ``.pth``, ``.pt`` or ``.safetensors`` state dict in timm's layout; the classifier, and the head of an
-            HRNet, may be missing. ``"pretrained"``: timm's download, or the copy of an earlier one without a network.
-            ``"random"``: no knowledge, for tests; seed it with ``torch.manual_seed``.
+            HRNet, may be missing. ``"pretrained"``: timm's download, or without a connection an earlier download.
+            ``"random"``: random weights for tests; seed them with ``torch.manual_seed``.
         regions: source of the masks; a module is frozen. The default is color regions, not semantic ones.
         reduction: the four strides, coarse to fine.
-        grad_to_input: let gradients flow from the features to the pictures; the framework never asks for them.
+        grad_to_input: pass gradients from the features to the pictures. The framework does not need them.
 
     Attributes:
         channels: channels of the four maps, coarse to fine; ``reduction`` has their strides.

@@ -90,10 +90,14 @@ BRACKETIRE, BRACKETIRE_PLUS = BracketIRELayout(1), BracketIRELayout(4)
 class BracketIRE(SceneDataset):
     """BracketIRE's synthetic data set: 1045 training and 290 test brackets of five 10-bit RAW exposures.
 
-    ``{root}/{Train,Test}/{scene}/{frame}/`` holds ``raw_{1,4,16,64,256}.npy`` (uint16, 0 to 1023, H×W×4: packed R,
-    Gr, Gb, B), ``raw_gt.npy`` (floats from 0 to 16) and ``metadata.npy`` (a pickled dict, which is read without
-    running anything in it); 540×960 packed pixels. With ``scale=4``, BracketIRE+, the exposures are the ones in
-    ``{frame}/x4/``, a quarter as large. ``root`` may also be what :func:`prepare` made of it.
+    ``{root}/{Train,Test}/{scene}/{frame}/`` contains three kinds of files of 540×960 packed pixels:
+
+    - ``raw_{1,4,16,64,256}.npy``: uint16, 0 to 1023, H×W×4: packed R, Gr, Gb, B;
+    - ``raw_gt.npy``: floats from 0 to 16;
+    - ``metadata.npy``: a pickled dict, which is read without running code from it.
+
+    With ``scale=4`` (BracketIRE+) the exposures come from ``{frame}/x4/`` and are a quarter as large. ``root`` may also
+    be a copy that :func:`prepare` wrote.
 
     Samples are on one linear scale: exposure i is divided by 1023 and multiplied by ``4 ** (2 - i)``, where it
     saturates. The target is unchanged. Use ``peak=16`` in networks and losses. The reference is the first exposure.

@@ -43,8 +43,8 @@ def read_exr(path: Path, part: Part = None) -> Pixels:
 
     Args:
         path: the file.
-        part: number or name of a part, of a layer, or ``"part.layer"``; None: the first part that has unnamed channels,
-            with a warning if others have them too, else the only layer.
+        part: number or name of a part, name of a layer, or ``"part.layer"``. None: the first part with unnamed channels
+            (with a warning if other parts also have them), else the only layer.
 
     Raises:
         ValueError: the file is broken, has no such picture, or several layers to choose from.

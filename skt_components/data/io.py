@@ -52,8 +52,8 @@ def read_image(
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the suffix is not supported; the file is broken, not RGB, or holds infinities or NaN; there is no
-            such part, or part must be given; ``nonfinite`` is none of these.
+        ValueError: the suffix is not supported, the file is broken, not RGB or contains infinities or NaN, ``part`` is
+            missing or does not exist, or ``nonfinite`` is unknown.
         ImportError: the package that reads this format is missing.
     """
     check_choice("nonfinite", nonfinite, ("raise", "replace"))

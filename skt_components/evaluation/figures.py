@@ -185,11 +185,11 @@ def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -
     step. Below 1, L_org dominates. Black ticks at the bottom are notices.
 
     Args:
-        metrics: JSON lines, each with its "step" and optionally the name of its "run". A line with "terms" and
-            "gradients" (place -> term -> norm and cosine) is a training step; if a step has "lr" or
-            "samples_per_second", a fourth panel shows them. A line with "validation" (name -> metric -> value) is a
-            validation, one with "baselines" has the scores of pictures without training, drawn as level lines, and a
-            line with "notice" reports an unusual event.
+        metrics: file of JSON lines. Each line has a "step" and optionally the name of its "run". The other keys give
+            the kind of the line. "terms" and "gradients" (place -> term -> norm and cosine): a training step. If a step
+            has "lr" or "samples_per_second", a fourth panel shows them. "validation" (name -> metric -> value): a
+            validation. "baselines": scores of pictures without training, drawn as level lines. "notice": an unusual
+            event.
         path: picture to write.
 
     Raises:

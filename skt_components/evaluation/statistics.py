@@ -136,8 +136,8 @@ def paired_summary(
 
     Raises:
         TypeError: an item is not a tensor.
-        ValueError: the numbers of seeds or of pictures differ, there are no seeds or fewer than two pictures, or an
-            option is out of range; ``groups`` has another length, or fewer than two groups.
+        ValueError: the numbers of seeds or pictures differ, there is no seed, there are fewer than two pictures or
+            groups, ``groups`` has another length, or an option is out of range.
 
     Example:
         >>> import torch

@@ -1,7 +1,7 @@
 """Soft (kernel density) histograms, per region, with an exact gradient and no (pixels x bins) temporary.
 
-:func:`soft_histogram` and the losses call :func:`histogram_difference`, which calls an operator with a derivative; the
-operator makes disjoint regions of bool masks and calls an engine: plain torch, numba or Triton.
+:func:`soft_histogram` and the losses call :func:`histogram_difference`. It calls an operator with a derivative. The
+operator turns bool masks into disjoint regions and calls an engine: plain torch, numba or Triton.
 """
 
 from __future__ import annotations

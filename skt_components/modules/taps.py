@@ -222,8 +222,9 @@ def choose_taps(
 ) -> list[tuple[str, tuple[int, ...]]]:
     """Return the names and shapes of ``count`` stages of a network, at equal distances in the order of execution.
 
-    Of the layers with weights to train whose output can be a stage, the outermost are taken; a layer is replaced by its
-    parts while there are too few. Layers that hold the exposures in the batch are taken only if the others are too few.
+    A candidate is a layer with trained weights whose output can be a stage. The outermost candidates are taken. While
+    there are too few, a layer is replaced by its parts. Layers with the exposures in the batch are used only if there
+    are too few other layers.
 
     Raises:
         ValueError: the network has fewer such layers.

@@ -143,8 +143,8 @@ def simulate_raw_bracket(
         name: for the sample.
 
     Returns:
-        The sample: bracket (N, 4, h, w), or (N, 4, h/4, w/4) for ``camera.scale`` 4, on the target's linear scale;
-        target (4, h, w), the first sub-frame without noise, in [0, 16] times the inverse white balance.
+        The sample. Its bracket is (N, 4, h, w), or (N, 4, h/4, w/4) for ``camera.scale`` 4, on the linear scale of the
+        target. Its target (4, h, w) is the first sub-frame without noise, in [0, 16] times the inverse white balance.
 
     Raises:
         TypeError, ValueError: see :func:`simulate_bracket`.

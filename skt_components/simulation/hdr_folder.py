@@ -68,8 +68,8 @@ class HDRFolder(SampleDataset):
 
     Raises:
         FileNotFoundError: the folder or its pictures are missing.
-        ValueError: an option is outside its range; from ``[]``, naming the file, if a picture is broken,
-            smaller than the crop or black; :meth:`check_pictures` finds them first.
+        ValueError: an option is outside its range. From ``[]``: a picture is broken, smaller than the crop or black;
+            the message names the file. :meth:`check_pictures` finds such pictures before training.
 
     Example:
         >>> dataset = HDRFolder("photos", crop=128, samples_per_epoch=1000)  # doctest: +SKIP

@@ -48,8 +48,8 @@ class HDRSequences(SampleDataset):
 
     Raises:
         FileNotFoundError: the folder or its frames are missing.
-        ValueError: an option is outside its range, or no sequence is long enough; from ``[]``, naming the file, if a
-            frame is broken, smaller than the crop, or of another size than the first of its bracket.
+        ValueError: an option is outside its range, or no sequence is long enough. From ``[]``: a frame is broken,
+            smaller than the crop, or has another size than the first frame of its bracket; the message names the file.
 
     Example:
         >>> data = HDRSequences("S2R-HDR", crop=256, samples_per_epoch=10_000)  # doctest: +SKIP

@@ -146,8 +146,8 @@ def move_sample(sample: HDRSample, device: torch.device | str, dtype: torch.dtyp
 def seed_everything(*key: int | str) -> None:
     """Seed Python, NumPy and PyTorch, on every device, by a key, such as (seed, batch, rank).
 
-    Call it before every batch: the batch then draws numbers that depend on its own number alone, and no state of a
-    generator has to be saved to resume.
+    Call it before every batch. Then the random numbers of a batch depend only on the number of the batch, and no state
+    of a generator must be saved to resume.
     """
     import numpy as np
 

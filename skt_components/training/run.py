@@ -52,9 +52,9 @@ class StoppedError(KeyboardInterrupt):
 class Run:
     """Manage one training, in the framework or bare: everything around the step except the method.
 
-    Call in this order: :meth:`resume`; then within :meth:`batches`, for each of :meth:`steps`, :meth:`passes` with
-    :meth:`record`, :meth:`guard`, :meth:`log`, :meth:`validate` and :meth:`save` where they are due, :meth:`stop`; at
-    the end :meth:`finish`.
+    Call :meth:`resume` first and :meth:`finish` last. Between them open :meth:`batches` and iterate over :meth:`steps`.
+    In each step call :meth:`record` for each of :meth:`passes`, then :meth:`guard` and :meth:`log`, then :meth:`save`
+    and :meth:`validate` if they are due, and :meth:`stop` at the end.
 
     Args:
         run_folder: the folder of the whole run.
