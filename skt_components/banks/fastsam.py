@@ -231,8 +231,8 @@ def _check_layers(layers: str | Sequence[int], network: YOLOv8Seg) -> tuple[tupl
         if strides == [scale * r for r in _REDUCTION] and len(layers) == 4:
             return layers, scale
     raise ValueError(
-        "layers must be 'paper', 'fast' or four layers, coarse to fine, with strides 16, 8, 4, 2 or 32, 16, 8, 4, "
-        f"from the strides {network.strides} by layer; got {layers}"
+        "layers must be 'paper', 'fast' or four layers, coarse to fine, with strides 16, 8, 4, 2 or 32, 16, 8, 4; "
+        f"got {layers}, the strides of the layers are {network.strides}"
     )
 
 

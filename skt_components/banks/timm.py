@@ -182,8 +182,8 @@ def _build_network(
     scale = next((s for s in (1, 2) if {s * r for r in reduction} <= set(strides)), None)
     if scale is None:
         raise ValueError(
-            f"reduction must be among the strides {sorted(set(strides))} of {name!r}, or half of them with the "
-            f"picture at twice its size, got {reduction}"
+            f"reduction must be among the strides {sorted(set(strides))} of {name!r}, or among half of these strides "
+            f"(then the picture is enlarged twice), got {reduction}"
         )
     # The last of several maps with one stride is the deepest.
     wanted = [max(i for i, other in enumerate(strides) if other == scale * s) for s in reduction]

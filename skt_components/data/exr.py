@@ -112,7 +112,7 @@ def _choose_layer(path: Path, layers: list[Layer], headers: dict[int, dict[str, 
     if len(unnamed) > 1:
         warn_caller(
             f"{path}: has {len(unnamed)} parts that could be the picture, {', '.join(x.title for x in unnamed)}; "
-            f"{unnamed[0].title} is read; part= chooses"
+            f"{unnamed[0].title} is read. Pass part= to choose another"
         )
     if not unnamed and len(layers) > 1:
         raise ValueError(f"{path}: has several layers that could be the picture: give part, one of {titles}")

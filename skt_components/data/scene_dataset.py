@@ -142,8 +142,8 @@ class SceneDataset(SampleDataset):
         if not self._peak_warned and (peak := label.numpy().max()) > 1:
             self._peak_warned = True
             warn_caller(
-                f"{scene.label_file}: the label reaches {peak:g}, above 1, the peak: {reason}, or the picture is not "
-                "from this data set"
+                f"{scene.label_file}: the label must not exceed the peak, 1, got {peak:g}: {reason}, or the picture is "
+                "not from this data set"
             )
 
 

@@ -142,8 +142,8 @@ def _trace(
                 if given or fixed or any(side % larger or side < 2 * larger for side in bracket.shape[-2:]):
                     raise ValueError(
                         f"{type(network).__name__} cannot be exported for any batch and all sides that are multiples "
-                        f"of {multiple}: pass dynamic=False for the shape of the bracket alone, or set "
-                        "network.size_multiple to the number that its sides must be multiples of. PyTorch says: "
+                        f"of {multiple}. Pass dynamic=False to export the shape of the bracket alone. Or set "
+                        "network.size_multiple, if the sides must be multiples of another number. PyTorch says: "
                         + " ".join(str(error).split())
                     ) from error
                 multiple = larger

@@ -221,14 +221,14 @@ def load_model(path: str | os.PathLike[str]) -> ReconstructionNetwork:
     if metadata.get("network") not in classes:
         found = f"names {metadata['network']!r}" if "network" in metadata else "names none"
         raise ValueError(
-            f"{path} must name one of the networks {', '.join(sorted(classes))} in its metadata, as save_weights "
-            f"writes it, but {found}; make the network yourself and use load_weights"
+            f"{path} must name one of the networks {', '.join(sorted(classes))} in its metadata, as files of "
+            f"save_weights do, but it {found}: make the network yourself and use load_weights"
         )
     try:
         config = json.loads(metadata["config"])
         largest, held = max(_integers(config), default=0), sum(value.numel() for value in state.values())
         if largest > max(held, 1024):
-            raise ValueError(f"it has the number {largest}, the file {held} weights")
+            raise ValueError(f"it contains the number {largest}, but the file has {held} weights")
         make = partial(classes[metadata["network"]], **config)
         with torch.device("meta"), _CallLimit(_MOST_CALLS * (len(state) + 10)):
             shapes = make().state_dict()

@@ -239,7 +239,7 @@ def choose_taps(
             return [(names[end], found[names[end]][0]) for end in ends]
     raise ValueError(
         f"{type(network).__name__} has {len(names)} layers that can be stages, {count} are needed: pass taps=[{count} "
-        "layer names], each of a layer with weights that returns a map (B, C, H, W) or tokens (B, L, C) of at least "
+        "layer names]. Each layer must have weights and return a map (B, C, H, W) or tokens (B, L, C) with at least "
         f"{_LEAST_CHANNELS} channels"
     )
 

@@ -323,6 +323,6 @@ def split_pictures(
     if not chosen:
         raise ValueError(
             f'split "{split}" has no picture: {len(held_out)} of {len(files)} files are for validation; '
-            "training and validation need a photograph each"
+            "training and validation need at least one photograph each"
         )
     return chosen

@@ -106,13 +106,15 @@ class CheckpointFolder:
                     raise ValueError(f"{path} is not of step {wanted}: it holds {state.get('step')!r}")
             except (ValueError, OSError) as error:
                 skipped.append(path)
-                self.notices.append(f"{' '.join(str(error).split())[:300]}; went on from the one before")
+                self.notices.append(f"{' '.join(str(error).split())[:300]}; continued from the one before")
                 continue
             for broken in skipped:
                 with suppress(FileNotFoundError):  # another process of the run was faster
                     _set_aside(broken)
             if path == self.best and not skipped:
-                self.notices.append(f"{self.folder} has no checkpoint but {path.name}; went on from its step {wanted}")
+                self.notices.append(
+                    f"{self.folder} has no checkpoint but {path.name}; continued from its step {wanted}"
+                )
             return state
         if skipped:
             raise ValueError(f"none of the checkpoints in {self.folder} can be read: {'; '.join(self.notices)}")

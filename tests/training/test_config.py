@@ -377,7 +377,7 @@ def test_options_that_an_edited_file_spells_in_another_way_are_compared(refused,
 def test_a_run_whose_options_are_lost_does_not_become_another(tmp_path):
     run = make_run_folder(TrainConfig(out=tmp_path / "run"))
     (run / "config.toml").write_text("")
-    with pytest.raises(ValueError, match=r"config\.toml has no options, it is not the file of a run"):
+    with pytest.raises(ValueError, match=r"config\.toml has no options, so it is not the file of a run"):
         make_run_folder(TrainConfig(resume=run))
 
 
