@@ -2,6 +2,9 @@
 
 from importlib.metadata import version as package_version
 
+from docutils import nodes
+from sphinx import addnodes
+
 project = "skt_components"
 author = "The skt_components developers"
 copyright = f"2026, {author}"
@@ -39,3 +42,20 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
+
+
+def link_names(app, doctree):
+    """Link `Name` and `package.Name` to the API, so that the pages need no roles and can be read on GitHub."""
+    for code in list(doctree.findall(nodes.literal)):
+        name = code.astext().removeprefix("skt_components.")
+        inside = isinstance(code.parent, (nodes.reference, nodes.title, addnodes.pending_xref))
+        if all(part.isidentifier() for part in name.split(".")) and not inside:
+            target = {"refdomain": "py", "reftype": "obj", "reftarget": f"skt_components.{name}", "refwarn": False}
+            link = addnodes.pending_xref("", refdoc=app.env.docname, **target)
+            code.replace_self(link)
+            link += code
+
+
+def setup(app):
+    """Register :func:`link_names`."""
+    app.connect("doctree-read", link_names)

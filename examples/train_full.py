@@ -1,9 +1,9 @@
-"""Train an HDR network with semantic knowledge transfer: the whole loop, readable from top to bottom.
+"""Train an HDR network with semantic knowledge transfer. This file is the whole loop, from top to bottom.
 
 python examples/train_full.py                                          # procedural scenes, a few minutes on a CPU
 python examples/train_full.py --data hdr-folder --root PHOTOS          # a folder of .hdr / .exr photographs
-python examples/train_full.py --config examples/configs/ahdrnet-tel.toml --root TEL --dry-run  # the paper's, planned
-torchrun --nproc-per-node 4 examples/train_full.py --config ...        # four GPUs, or processes of a CPU
+python examples/train_full.py --config examples/configs/ahdrnet-tel.toml --root TEL --dry-run  # plan of a paper run
+torchrun --nproc-per-node 4 examples/train_full.py --config ...        # four GPUs, or four CPU processes
 python examples/train_full.py --camera raw                             # five noisy, blurred RAW exposures
 python examples/train_full.py --compare --seeds 3                      # also the bare network, and the paired gain
 python examples/train_full.py --orm my_package.nets:MyNet --taps enc body dec
@@ -61,13 +61,13 @@ class Parts(NamedTuple):
 
 
 def build(config: TrainConfig, processes: int) -> Parts:
-    """Make the data, the network, the bank, and the framework around the network; a copy of the network stays bare."""
+    """Make the data, the network, the bank, the framework around the network, and a bare copy of the network."""
     data = build_data(config, processes)
     sample = data.validation[0]
     torch.manual_seed(config.seed)
     network, forward = build_network(config)  # from a bracket (B, N, C, H, W) to linear HDR (B, C, H, W)
     start_network(config, network, data.training)
-    bank = build_bank(config)  # the frozen network that has the semantic knowledge
+    bank = build_bank(config)  # the frozen network with the semantic knowledge
     org_loss, perceptual = build_losses(config, bank)
     bare = BareNetwork(copy.deepcopy(network), org_loss, forward)
     framework = SemanticKnowledgeTransfer(
@@ -102,7 +102,7 @@ def train(
             rate, ramp = learning_rate(config, step), transfer_ramp(config, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            for compares in run.passes(step):  # one, or several whose gradients are accumulated
+            for compares in run.passes(step):  # one pass, or several with accumulated gradients
                 with accelerator.accumulate(model):
                     forward_backward(config, run, model, next(batches), ramp, compares)
             run.guard(step, accelerator.clip_grad_norm_(module.parameters(), config.clip_grad or math.inf))
@@ -120,21 +120,21 @@ def train(
 
 
 def forward_backward(config: TrainConfig, run: Run, model: nn.Module, batch: Any, ramp: float, compares: bool) -> None:
-    """Run one pass: losses of the network and the teacher, and their gradients; on return the graph is freed."""
+    """Compute the losses of network and teacher and their gradients for one pass; free the graph on return."""
     sample, masks = batch
     metadata = config.rendering_metadata(sample)
     output = model(sample.bracket, sample.target, ramp=ramp, generator=masks, metadata=metadata)
     gradients = {}
-    if compares and isinstance(run.module, SemanticKnowledgeTransfer):  # how strongly each term trains the network
+    if compares and isinstance(run.module, SemanticKnowledgeTransfer):  # the influence of each term on the network
         gradients = run.module.compare_gradients(output, ramp, run.engine.gradient_scale)
     run.engine.accelerator.backward(output.total)
     run.record(sample, output, gradients)
 
 
 def train_seed(config: TrainConfig, run_folder: RunFolder, folder: Path, parts: Parts) -> dict[str, Scores]:
-    """Train with one seed, in the framework, bare or both; leave pictures and scores."""
+    """Train with one seed, in the framework, bare or both; write pictures and scores."""
     engine, data = run_folder.engine, parts.data
-    framework = parts.framework.to(engine.device, engine.dtype)  # its bank measures regions of the bare network too
+    framework = parts.framework.to(engine.device, engine.dtype)  # its bank also finds regions for the bare network
     validator = Validator(config, engine, framework, data.validation)
     modules: dict[str, Any] = {} if config.bare else {"framework": framework}
     modules |= {"bare": parts.bare} if config.compare or config.bare else {}
@@ -150,12 +150,12 @@ def main(arguments: list[str]) -> None:
     """Build, train, report."""
     use_huge_pages()
     config = parse_options(arguments)
-    check_bank_weights(config.knowledge_bank, config.weights, download=config.download)  # before any other work
+    check_bank_weights(config.knowledge_bank, config.weights, download=config.download)  # before all other work
     engine = Engine(config)
     for notice in config.unreached_options():
         engine.accelerator.print(name_options(notice), file=sys.stderr)
     with engine.download_in_turn(config):
-        parts = build(config, engine.processes)  # before the folder is made: a mistake leaves nothing behind
+        parts = build(config, engine.processes)  # before the run folder, so that a mistake leaves no files
     if config.dry_run:
         if engine.is_main:
             print(describe_plan(config, parts.framework, parts.data.training[0], processes=engine.processes))

@@ -2,8 +2,8 @@
 The histogram loss alone
 ========================
 
-What the loss sees in a photograph, what its bandwidth does, and how a picture takes the colors of another one. There is
-no network on this page.
+This page shows the histograms that the loss compares, the effect of the bandwidth, and how the loss corrects the colors
+of a picture. It needs no network.
 """
 
 import matplotlib.pyplot as plt
@@ -34,8 +34,8 @@ def show(**pictures):
 # A teacher, a student and regions
 # --------------------------------
 #
-# The teacher is a photograph. The student is the same photograph with wrong colors: too dark, and blue. The regions are
-# found by k-means on color and position; label maps of your own work in the same way.
+# The teacher is a photograph. The student is the same photograph with wrong colors: too dark and too blue. K-means on
+# color and position finds the regions. You can use your own label maps in the same way.
 
 teacher = load(skimage.data.chelsea())
 student = (0.75 * teacher + torch.tensor([-0.03, 0.0, 0.06]).view(3, 1, 1)).clamp(0, 1)
@@ -43,11 +43,11 @@ labels = ColorPositionKMeans(num_regions=4)(teacher)
 show(teacher=teacher, student=student, regions=labels)
 
 # %%
-# What the loss sees
-# ------------------
+# The histograms
+# --------------
 #
-# For each region and channel the loss compares two soft histograms (equations 6 to 10). It does not see where in the
-# region a value is: it compares colors, not details.
+# For each region and channel the loss compares two soft histograms (equations 6 to 10). A histogram does not depend on
+# the position of a value in the region. So the loss compares colors, not details.
 
 histograms = {
     name: soft_histogram(picture, labels=labels, num_regions=4, bandwidth=1 / 64)[0]
@@ -63,13 +63,14 @@ for region, axis in enumerate(axes):
 axes[0].set_ylabel("teacher: solid\nstudent: dashed")
 
 # %%
-# What the bandwidth does
-# -----------------------
+# The bandwidth
+# -------------
 #
-# Each pixel gets a gradient. It is useful where it points towards the teacher's value. Here the student is the teacher
-# plus a constant, so the right direction is known for every pixel, and the curves say for how many pixels the gradient
-# has it. A narrow kernel sees many small peaks of the histogram: its gradient is right for little more than half of the
-# pixels, which is hardly better than chance. A wide kernel is right for up to seven of ten.
+# Each pixel gets a gradient. The gradient is useful if it moves the pixel towards the value of the teacher. Here the
+# student is the teacher plus a constant, so the right direction is known for every pixel. The curves show the share of
+# pixels whose gradient has the right direction. With a narrow kernel, the histogram has many small peaks, and the
+# gradient is right for little more than half of the pixels. This is hardly better than chance. With a wide kernel, it
+# is right for up to seven of ten pixels.
 
 shifts = torch.linspace(0.01, 0.25, 13)
 _, axis = plt.subplots(figsize=(6, 3), layout="constrained")
@@ -87,9 +88,10 @@ axis.legend(title="bandwidth")
 # Colors of another picture
 # -------------------------
 #
-# A free picture can reach any histogram, also with wrong details: the loss says nothing about where a value is. So what
-# is trained must keep the details. A network does. Here it is a color matrix and an offset for the whole picture:
-# twelve numbers. Gradient descent finds those that undo the wrong colors, from the histograms of the regions alone.
+# If every pixel is free, a picture with wrong details can reach the right histogram. So the trained parameters must
+# keep the details, as a network does. Here the parameters are a color matrix and an offset for the whole picture:
+# twelve numbers. Gradient descent uses only the histograms of the regions. It finds twelve numbers that correct the
+# colors.
 
 matrix, offset = torch.eye(3).requires_grad_(), torch.zeros(3, 1, 1, requires_grad=True)
 optimizer = torch.optim.Adam([matrix, offset], lr=0.02)

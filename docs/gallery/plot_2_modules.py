@@ -2,8 +2,8 @@
 Prior fusion and SKAM in a network of your own
 ==============================================
 
-The modules of the framework are plain ``nn.Module`` s. Here two of them work in a small network for one picture: a
-fusion block that puts a prior into the features, and the alignment module that compares features of two networks.
+The modules of the framework are plain ``nn.Module`` objects. This page uses two of them. A fusion block adds a prior to
+the features of a small network. An alignment module compares the features of two networks.
 """
 
 import matplotlib.pyplot as plt
@@ -20,18 +20,18 @@ clean = F.interpolate(photograph, (96, 96), mode="area")
 noisy = clean + 0.15 * torch.randn_like(clean)
 
 # %%
-# A prior goes in
-# ---------------
+# Fusion with a prior
+# -------------------
 #
-# The prior can be anything with the shape (B, P, H, W) at any resolution: features of a frozen network, depth, or, as
-# here, a coarse picture of a twelfth of the size that says which color is where. The block computes attention between
-# channels (equation 4), so its cost grows with the number of pixels, not with its square.
+# The prior is any map of shape (B, P, H, W), at any resolution: for example features of a frozen network, or depth.
+# Here it is the clean picture, reduced to a twelfth of its size. The block computes attention between channels
+# (equation 4). So its cost is proportional to the number of pixels, not to the square of this number.
 
 prior = F.avg_pool2d(clean, 12)
 
 
 class Denoiser(nn.Module):
-    """Two convolutions, a fusion block, and two convolutions; without the block it sees no prior."""
+    """Two convolutions, an optional fusion block with the prior, and two convolutions."""
 
     def __init__(self, fused):
         super().__init__()
@@ -47,7 +47,7 @@ class Denoiser(nn.Module):
 
 
 def train(network, steps=150):
-    """Train on this one picture with new noise in each step; return the error on the noise that is shown."""
+    """Train on this one picture with new noise in each step; return the result for ``noisy``."""
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -71,16 +71,16 @@ for axis, (name, picture) in zip(axes, results.items(), strict=True):
     axis.axis("off")
 
 # %%
-# The prior makes no difference here, and it is good to know why. The attention is one small matrix between channels for
-# the whole picture: a prior can say which channels matter, but not what is where. Priors that must say *where* belong
-# into the features by other means, such as a concatenation.
+# Here the prior has no effect. The reason is that the attention is one small matrix between channels for the whole
+# picture. So a prior can select channels, but it cannot add information about positions. If a prior must give
+# positions, use another method, such as a concatenation.
 #
-# Two networks are aligned
-# ------------------------
+# Alignment of two networks
+# -------------------------
 #
-# SKAM mixes features of a student and a teacher under a random mask, decodes the mixture, and compares the result with
-# the teacher's features (equations 11 and 12). The two may have different channels and sizes. Its loss trains the
-# student; the teacher's features are a constant.
+# SKAM mixes features of a student and a teacher with a random mask. It decodes the mixture and compares the result with
+# the features of the teacher (equations 11 and 12). The two features may have different channels and sizes. The loss
+# trains the student. The features of the teacher are a constant.
 
 student, teacher = torch.rand(1, 16, 48, 48, requires_grad=True), torch.rand(1, 32, 24, 24)
 skam = SKAM(student_channels=16, teacher_channels=32, mask_ratio=0.5)

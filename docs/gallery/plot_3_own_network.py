@@ -2,9 +2,8 @@
 A network of your own in the framework
 ======================================
 
-Any ``nn.Module`` that turns a bracket of exposures into a linear picture can be trained in the framework without a
-change. This page does it with a network that the library does not know, and compares it with the same network trained
-alone.
+The framework can train any ``nn.Module`` that turns a bracket of exposures into a linear picture. The network is not
+changed. This page trains a new network in the framework, and compares it with the same network trained alone.
 """
 
 import copy
@@ -22,7 +21,7 @@ from skt_components.framework import BareNetwork
 # The network and the data
 # ------------------------
 #
-# Three exposures of six channels go in: linear values, and the gamma-coded picture. The network adds a correction to
+# The input has three exposures with six channels each: linear RGB and gamma-coded RGB. The network adds a correction to
 # the linear values of the middle exposure.
 
 
@@ -55,9 +54,9 @@ validation = [SyntheticScenes(6, 128, split="val")[index] for index in range(6)]
 # In the framework, and alone
 # ---------------------------
 #
-# ``taps="auto"`` chooses three layers of the network whose features are compared with the teacher's, and prints them.
-# The bank is EfficientNet-Lite0 with the weights of a pip package. Both networks start with the same weights and see
-# the same samples.
+# ``taps="auto"`` chooses three layers of the network and prints them. Their features are compared with the features of
+# the teacher. The bank is EfficientNet-Lite0 with the weights of a pip package. Both networks start with the same
+# weights and get the same samples.
 
 alone = BareNetwork(copy.deepcopy(network))
 framework = SemanticKnowledgeTransfer(network, TimmFeatureExtractor(), taps="auto")
@@ -83,15 +82,15 @@ axis.set(xlabel="step", ylabel="L_org", yscale="log")
 axis.legend()
 
 # %%
-# What came of it
-# ---------------
+# Results
+# -------
 #
-# Always set a network beside what costs nothing: the middle exposure as it is, and a classical merge.
+# Always compare a network with two methods that need no training: the middle exposure as it is, and a classical merge.
 
 
 @torch.no_grad()
 def results(sample):
-    """Pictures (3, H, W) by name."""
+    """Return pictures (3, H, W) by name."""
     bracket = sample.bracket[None]
     found = baseline_pictures(bracket, sample.exposure_times)
     found |= {"alone": alone.orm(bracket), "in the framework": network(bracket)}
@@ -114,7 +113,7 @@ for axis, (name, picture) in zip(axes, pictures.items(), strict=True):
     axis.axis("off")
 
 # %%
-# Fifty steps of a tiny network show how it is done; they do not show what the framework is worth. That needs longer
-# training, several seeds and intervals: see the page "Does it boost?". The network that you ship is the plain one:
+# Fifty steps of a tiny network show only how to use the framework. They do not show how much it gains. This needs
+# longer training, several seeds and intervals: see the page "Does it boost?". At the end you use the plain network:
 
 print(list(network.state_dict())[:3], "...", sum(p.numel() for p in network.parameters()), "parameters")

@@ -2,7 +2,7 @@
 A RAW bracket, from simulation to picture
 =========================================
 
-Simulate five RAW exposures of a moving scene, look at them, and make HDR pictures from them.
+This page simulates five RAW exposures of a moving scene, draws them, and makes HDR pictures from them.
 """
 
 import matplotlib.pyplot as plt
@@ -17,9 +17,9 @@ from skt_components.ops import render_raw
 # The camera
 # ----------
 #
-# The exposures are from dark to light, each four times as long as the one before. The dark ones are noisy, the long
-# ones are blurred by the motion of camera and objects. The sensor has one color filter per pixel: a picture is stored
-# as four channels (red, green, green, blue) of half the size.
+# The exposures go from dark to bright. Each is four times as long as the one before. The dark exposures are noisy. The
+# long exposures are blurred by the motion of camera and objects. The sensor has one color filter per pixel. So a
+# picture is stored as four channels (red, green, green, blue) of half the size.
 
 camera = RawCamera()
 sample = SyntheticScenes(4, 96, split="val", camera=camera)[1]
@@ -44,7 +44,8 @@ show(exposures, 5)
 # From five exposures to one picture
 # ----------------------------------
 #
-# The reference exposure as it is, a classical merge of all five, and the target.
+# This figure shows the reference exposure as it is, a classical merge of all five exposures, networks for RAW, and the
+# target.
 
 pictures = baseline_pictures(sample.bracket[None], sample.exposure_times)
 for name in pretrained_names():

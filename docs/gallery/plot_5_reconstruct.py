@@ -2,7 +2,7 @@
 An HDR picture from three exposures
 ===================================
 
-Reconstruct an HDR picture from exposures as a camera saves them, with a network that comes with the package.
+This page reconstructs an HDR picture from the files of a camera, with a pretrained network of the package.
 """
 
 import tempfile
@@ -20,8 +20,8 @@ from skt_components.reconstruct import read_exposure, reconstruct
 # Three files
 # -----------
 #
-# Your camera writes them. Here they are simulated, so that the truth is known: three pictures, two stops apart, of a
-# scene in which things move, as 8-bit PNG files.
+# Usually a camera writes these files. Here they are simulated, so that the ground truth is known. They are three 8-bit
+# PNG files of a scene with moving objects, two stops apart.
 
 sample = SyntheticScenes(6, (192, 256), split="val", camera=Camera((1.0, 4.0, 16.0)))[3]
 folder = Path(tempfile.mkdtemp())
@@ -34,8 +34,8 @@ for file, exposure in zip(files, sample.bracket, strict=True):
 # Read and reconstruct
 # --------------------
 #
-# ``read_exposure`` reads the exposure time, the ISO value and the f-number of a camera's file. These files have no such
-# data, so the times are given. The same on the command line:
+# ``read_exposure`` reads the exposure time, the ISO value and the f-number from the file of a camera. These simulated
+# files have no such data, so the times are given here. The command line does the same:
 #
 # .. code-block:: bash
 #
@@ -53,8 +53,8 @@ hdr = reconstruct(
 write_image(folder / "scene.hdr", hdr)
 
 # %%
-# Beside what costs nothing
-# -------------------------
+# Comparison with methods without training
+# ----------------------------------------
 
 pictures = {
     name: picture[0] for name, picture in baseline_pictures(sample.bracket[None], sample.exposure_times).items()

@@ -2,7 +2,8 @@
 Read an evaluation
 ==================
 
-Score networks as the published data sets do, and read what the difference between two of them is worth.
+This page scores networks with a published protocol, and tests whether the difference between two networks is
+significant.
 """
 
 import matplotlib.pyplot as plt
@@ -15,8 +16,8 @@ from skt_components.evaluation import Protocol, baseline_predictions, paired_sum
 # The protocol
 # ------------
 #
-# A protocol says everything that changes a score: the border that is cut, the tiles, the metrics and their versions.
-# This one runs the network on whole pictures.
+# A protocol fixes everything that changes a score: the border that is cropped, the tiles, the metrics and their
+# versions. This protocol runs the network on whole pictures.
 
 protocol = Protocol.matlab()
 print(protocol.describe())
@@ -25,7 +26,7 @@ print(protocol.describe())
 # Scores of every picture
 # -----------------------
 #
-# Two pretrained networks on procedural scenes, beside the reference exposure and the exposure merge.
+# Two pretrained networks, the reference exposure and the exposure merge are scored on procedural scenes.
 
 networks = {name: load_pretrained(name) for name in ("ahdrnet-small", "hdr-transformer-small")}
 scores = {}
@@ -51,8 +52,9 @@ axis.legend(fontsize=8)
 # Is the difference more than chance?
 # -----------------------------------
 #
-# Means of eight pictures say little: pictures differ more than networks do. The paired difference, picture by picture,
-# says more, and its interval says how much. An interval that holds 0 shows nothing.
+# Means over eight pictures are not precise, because pictures differ more than networks. The paired difference, picture
+# by picture, is more precise. Its interval shows how precise. If the interval contains 0, the difference is not
+# significant.
 
 first, second = networks
 print(f"{first} over {second}:")
@@ -61,5 +63,5 @@ print(f"{first} over the exposure merge:")
 print(paired_summary([torch.tensor(scores[first])], [torch.tensor(scores["exposure merge"])]))
 
 # %%
-# ``skt evaluate`` does the same for a whole data set and writes an HTML report with all pictures, their
-# errors, zooms and a table that can be sorted: see the page "Evaluation".
+# ``skt evaluate`` does the same for a whole data set. It writes an HTML report with all pictures, their errors, zooms
+# and a sortable table: see the page "Evaluation".

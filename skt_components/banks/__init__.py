@@ -1,4 +1,4 @@
-"""Knowledge banks: frozen networks that describe a picture by features and regions while another one trains."""
+"""Knowledge banks: frozen networks that describe a picture by features and regions during training."""
 
 from skt_components.banks.cache import CachedBank
 from skt_components.banks.fastsam import FastSAMFeatureExtractor, FastSAMRegions

@@ -35,26 +35,26 @@ class _Record(NamedTuple):
 
 
 class CachedBank(nn.Module):
-    """Wrap a bank and keep its priors on disk, by the content of the picture.
+    """Wrap a bank and store its priors on disk. The content of the picture is the key.
 
     Use it for pictures that repeat in every epoch: ground truth or a fixed validation set, whole or in fixed crops. A
-    call hashes every picture, which waits for the device, and reads a file for each (8 MB for FastSAM-s and 256 x 256
-    pixels, 17 ms on one CPU core), so it saves time if the bank takes longer. Nothing is deleted.
+    call hashes every picture, which waits for the device, and reads one file per picture (8 MB for FastSAM-s and
+    256 x 256 pixels, 17 ms on one CPU core). So it saves time only if the bank is slower. No file is ever deleted.
 
-    The bank, held in :class:`Frozen`, runs without autocast, once for all missing pictures of a batch, and its result
-    is returned bit for bit from then on. Several processes may share the folder.
+    The bank is stored in :class:`Frozen` and runs without autocast, once for all missing pictures of a batch. Later
+    calls return the same result bit for bit. Several processes may share the folder.
 
     Args:
-        bank: the bank; the number of its regions must not change from call to call.
+        bank: the bank. The number of its regions must not change between calls.
         folder: created if missing; priors go to ``<fingerprint[:16]>/<key[:2]>/<key>.safetensors``.
         fingerprint: identifies weights, options and dtype, in letters, digits, ``_``, ``-`` and ``.``; default:
             ``bank.fingerprint``, read again when the bank is moved.
-        dtype: of the returned features, on disk too: torch.float32, or torch.float16 with 11 bits.
+        dtype: dtype of the returned and stored features: torch.float32, or torch.float16 with 11 bits.
 
     Raises:
-        TypeError: if ``bank`` is not an ``nn.Module`` with a bank's members, or ``dtype`` is another one.
-        ValueError: if there is no valid fingerprint.
-        ImportError, OSError: if safetensors is not installed, or the folder or a file cannot be written.
+        TypeError: ``bank`` is not an ``nn.Module`` with the members of a bank, or ``dtype`` is not supported.
+        ValueError: there is no valid fingerprint.
+        ImportError, OSError: safetensors is not installed, or the folder or a file cannot be written.
 
     Example:
         >>> import tempfile

@@ -32,41 +32,41 @@ _REDUCTION = (16, 8, 4, 2)
 class FastSAMFeatureExtractor(nn.Module):
     """Describe pictures by four feature maps of a frozen FastSAM and by the regions that it finds.
 
-    FastSAM's code and weights are under AGPL-3.0, and the weights were trained on SA-1B, whose license allows
-    research. This library has its own network, but the terms of the weights file bind the training that uses it; the
-    trained reconstruction network contains none of it.
+    FastSAM's code and weights are under AGPL-3.0. The weights were trained on SA-1B, whose license allows research.
+    This library has its own network, but the license of the weights file applies to a training that uses it. The
+    trained reconstruction network contains no weights of FastSAM.
 
-    The network is held in :class:`Frozen`. The forward pass keeps no state, so the bank can be copied, compiled, moved
-    to bfloat16 and called from several threads; boxes, scores and masks are always decoded in float32.
+    The network is stored in :class:`Frozen`. The forward pass has no state, so the bank can be copied, compiled, moved
+    to bfloat16 and called from several threads. Boxes, scores and masks are always decoded in float32.
 
     Args:
-        weights: an official ``FastSAM-s.pt`` or ``FastSAM-x.pt``, a checkpoint of any YOLOv8 or YOLO11 segmentation
-            network (``yolo11n-seg.pt``), or a file made by ``convert_checkpoint``; read without running code in it. A
-            model object of ultralytics (``FastSAM(...)``, ``YOLO(...)``), whose weights are copied.
-            ``"FastSAM-s"``, ``"FastSAM-x"`` or None: as :func:`find_fastsam_weights` finds them. ``"random"`` and
-            ``"random-x"``: no knowledge, for tests; seed it with ``torch.manual_seed``.
-        layers: ``"paper"``: the three maps that feed the head and the stride-4 stage, of the picture at twice its size,
-            the closest reading of "features before the representation head". ``"fast"``: four backbone stages of the
-            picture as it is, at a quarter of the cost. Or four layer indices, coarse to fine, with strides 16, 8, 4, 2
-            or 32, 16, 8, 4 (then at twice the size).
+        weights: one of these. A file: an official ``FastSAM-s.pt`` or ``FastSAM-x.pt``, a checkpoint of any YOLOv8 or
+            YOLO11 segmentation network (``yolo11n-seg.pt``), or a file of ``convert_checkpoint``. It is read without
+            running code from it. A model object of ultralytics (``FastSAM(...)``, ``YOLO(...)``): its weights are
+            copied. ``"FastSAM-s"``, ``"FastSAM-x"`` or None: :func:`find_fastsam_weights` finds the file. ``"random"``
+            and ``"random-x"``: random weights for tests; seed them with ``torch.manual_seed``.
+        layers: ``"paper"``: the three inputs of the head and the stride-4 stage, of the picture at twice its size. This
+            is the closest interpretation of "features before the representation head". ``"fast"``: four backbone stages
+            of the picture at its own size, at a quarter of the cost. Or four layer indices, coarse to fine, with
+            strides 16, 8, 4, 2 or 32, 16, 8, 4 (then with the picture at twice its size).
         max_regions: K, the best masks kept per picture. There are K + 1 regions: 0 is the background.
-        overlap: keep overlapping masks, without ``labels``. By default every pixel belongs to the smallest mask that
-            covers it, or to the background.
+        overlap: keep overlapping masks; ``labels`` is then None. By default every pixel belongs to the smallest mask
+            that covers it, or to the background.
         conf: smallest confidence of a mask, in [0, 1].
         iou: overlap of two boxes above which only the better one is kept, in [0, 1].
-        full_resolution: decide the masks per pixel; False: per cell of the prototypes (4 pixels, 2 at twice the size),
-            which is faster and makes blocky borders.
-        regions: a region source used instead of FastSAM's head, which then does not run.
-        grad_to_input: let gradients flow through the features to the pictures.
+        full_resolution: compute the masks per pixel. False: per cell of the prototypes (4 pixels, 2 at twice the size),
+            which is faster but makes blocky borders.
+        regions: a region source that replaces FastSAM's head. The head then does not run.
+        grad_to_input: pass gradients through the features to the pictures.
         download: download missing weights of FastSAM-s or FastSAM-x to the cache.
 
     Attributes:
-        channels: of the four maps, coarse to fine; ``reduction`` has their strides, (16, 8, 4, 2).
+        channels: channels of the four maps, coarse to fine; ``reduction`` has their strides, (16, 8, 4, 2).
         num_regions: K + 1, or ``regions.num_regions``.
 
     Raises:
-        FileNotFoundError: if there are no weights; the message says where to get them.
-        ValueError: if the file is refused or is of another network, or an argument is out of range.
+        FileNotFoundError: there are no weights; the message says where to get them.
+        ValueError: the file is rejected or is for another network, or an argument is out of range.
 
     Example:
         >>> bank = FastSAMFeatureExtractor("random", max_regions=4)
@@ -231,8 +231,8 @@ def _check_layers(layers: str | Sequence[int], network: YOLOv8Seg) -> tuple[tupl
         if strides == [scale * r for r in _REDUCTION] and len(layers) == 4:
             return layers, scale
     raise ValueError(
-        "layers must be 'paper', 'fast' or four layers, coarse to fine, with strides 16, 8, 4, 2 or 32, 16, 8, 4, "
-        f"from the strides {network.strides} by layer; got {layers}"
+        "layers must be 'paper', 'fast' or four layers, coarse to fine, with strides 16, 8, 4, 2 or 32, 16, 8, 4; "
+        f"got {layers}, the strides of the layers are {network.strides}"
     )
 
 

@@ -42,16 +42,16 @@ def find_fastsam_weights(weights: str | os.PathLike[str] | None = None, *, downl
     """Return the existing file of FastSAM's weights; nothing is downloaded unless ``download``.
 
     Args:
-        weights: "FastSAM-s" or "FastSAM-x": ``<name>.safetensors`` or ``<name>.pt`` in PyTorch's cache,
-            ``torch.hub.get_dir()/checkpoints`` (with a suffix, only that file, and one in the working directory
-            first); anything else is a path. None: the file named by the environment variable SKT_FASTSAM_WEIGHTS,
-            without it "FastSAM-s".
+        weights: "FastSAM-s" or "FastSAM-x" finds ``<name>.safetensors`` or ``<name>.pt`` in PyTorch's cache,
+            ``torch.hub.get_dir()/checkpoints``. A name with a suffix finds only this file, first in the working
+            directory. Anything else is a path. None: the file in the environment variable SKT_FASTSAM_WEIGHTS, or
+            "FastSAM-s" without it.
         download: download named weights from the releases of ultralytics/assets if the cache lacks them.
 
     Raises:
-        TypeError: if ``weights`` is not a path.
-        FileNotFoundError, IsADirectoryError: if there is no such file; the message says how to get it.
-        OSError: if the download fails or is not FastSAM; no file is left then.
+        TypeError: ``weights`` is not a path.
+        FileNotFoundError, IsADirectoryError: there is no such file; the message says how to get it.
+        OSError: the download fails or is not FastSAM. No file is left then.
     """
     if weights is None:
         named = os.environ.get(_VARIABLE)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 
 class Frozen(nn.Module):
-    """Hold a network that is used and moved with its parent, but is not part of the parent's state.
+    """Hold a network that moves with its parent, but is not part of the parent's state.
 
-    The network gets ``requires_grad=False`` and eval mode, in place, and stays in eval mode. ``state_dict()``,
-    ``parameters()``, ``buffers()``, ``modules()`` and ``apply()`` of a parent do not see it, so checkpoints, optimizers
-    and DistributedDataParallel leave it alone; ``to()``, ``half()``, ``share_memory()``, memory formats, deepcopy and
-    pickle reach it. Gradients flow through the network to its input. Under FSDP each process keeps a whole copy.
+    The network gets ``requires_grad=False`` and eval mode in place, and stays in eval mode. ``state_dict()``,
+    ``parameters()``, ``buffers()``, ``modules()`` and ``apply()`` of a parent do not include it. So checkpoints,
+    optimizers and DistributedDataParallel ignore it. ``to()``, ``half()``, ``share_memory()``, memory formats, deepcopy
+    and pickle include it. Gradients pass through the network to its input. With FSDP each process has a whole copy.
 
     Raises:
         TypeError: if ``network`` is not an ``nn.Module``.

@@ -36,16 +36,16 @@ def read_label_map(
     Args:
         path: the file; Pillow or tifffile is needed for its format.
         ignore: a number that means "no region", such as 255; it becomes -1.
-        compact: renumber the other numbers to 0..R-1 in rising order, for ids with gaps such as 26001. The result
-            cannot be compared with other pictures.
+        compact: renumber the other numbers to 0..R-1 in rising order. Use it for ids with gaps, such as 26001. Then
+            labels of different pictures cannot be compared.
 
     Returns:
         int64 ``(H, W)``, -1 where there is no region.
 
     Raises:
-        TypeError: if ``ignore`` is not an integer.
-        FileNotFoundError: if there is no such file.
-        ValueError: if the suffix is not supported, or the file is damaged or not a map of integers.
+        TypeError: ``ignore`` is not an integer.
+        FileNotFoundError: the file does not exist.
+        ValueError: the suffix is not supported, or the file is damaged or not a map of integers.
 
     Example:
         >>> labels = read_label_map("scene_regions.png", ignore=255)  # doctest: +SKIP

@@ -129,7 +129,7 @@ def priors_from_masks(features: Sequence[Tensor], masks: Bool[Tensor, "b r h w"]
 class EmptyBank(nn.Module):
     """Return no features and one region per picture: the ablation "without FastSAM".
 
-    A teacher for it (:class:`SPGRM` with ``prior_channels=()``) is a plain second stage, and L_color compares the
+    Use it with :class:`SPGRM` with ``prior_channels=()``, which is a plain second stage. L_color then compares
     histograms of whole pictures.
 
     Example:
@@ -166,8 +166,8 @@ def describe_region_source(regions: object) -> str:
         return named
     if regions is not None and (hasattr(regions, "state_dict") or " at 0x" in repr(regions)):
         raise ValueError(
-            f"region source {type(regions).__name__} must have an attribute fingerprint, a str of its options and "
-            "weights, so that priors of different sources are not confused"
+            f"region source {type(regions).__name__} must have an attribute fingerprint: a str that identifies its "
+            "options and weights, so that stored priors of different sources are not mixed"
         )
     return repr(regions)
 

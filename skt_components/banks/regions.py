@@ -23,9 +23,10 @@ _FLAT = 1e-6  # a channel whose deviation is below this share of its size is tre
 class ColorPositionKMeans:
     """Cut each picture into color regions by k-means on (R, G, B, x, y); no weights, no randomness.
 
-    Centers start on a regular grid and are fitted on the picture reduced to ``working_size``; then every pixel takes
-    the nearest one. Ties go to the lower index, a region without pixels keeps its center, and the labels of a picture
-    do not depend on the rest of the batch. One object of two colors becomes two regions; two of one color may be one.
+    The centers start on a regular grid and are fitted to the picture, reduced to ``working_size``. Then every pixel
+    gets the label of the nearest center. At equal distance the lower index is taken. A region without pixels keeps its
+    center. The labels of a picture do not depend on the rest of the batch. An object with two colors becomes two
+    regions. Two objects of one color may become one region.
 
     Args:
         num_regions: K, regions per picture, at least 1.
@@ -72,23 +73,24 @@ class ColorPositionKMeans:
 
 @dataclass(frozen=True)
 class FeatureKMeans:
-    """Cut each picture into regions by k-means on a bank's features, with color and position beside them.
+    """Cut each picture into regions by k-means on a bank's features, color and position.
 
-    Each channel is standardized over its picture and the features are divided by ``sqrt(C)``, so that two unrelated
-    places are about sqrt(2) apart for every network. Centers start on a regular grid and are fitted at the resolution
-    of the feature map. Then the distances in features are enlarged bilinearly, the distances in color and position are
-    added per pixel, and each pixel takes the nearest center. Ties and empty regions: :class:`ColorPositionKMeans`.
+    Each channel is standardized over its picture, and the features are divided by ``sqrt(C)``. So two unrelated places
+    have a distance of about sqrt(2) for every network. The centers start on a regular grid and are fitted at the
+    resolution of the feature map. Then the feature distances are enlarged bilinearly, the distances in color and
+    position are added per pixel, and each pixel gets the label of the nearest center. Equal distances and empty regions
+    are handled as in :class:`ColorPositionKMeans`.
 
-    The regions look alike *to the network* (an eye, the rim of a cup) and are no segmentation: a large object or a
-    plain background is cut into parts. The defaults were chosen by eye on photographs with ``tf_efficientnet_lite0``;
-    finer maps than the coarsest give scattered edges and textures.
+    A region has similar features *in the network* (an eye, the rim of a cup). It is not a segment: a large object or a
+    plain background is cut into parts. The defaults were chosen by eye on photographs with ``tf_efficientnet_lite0``.
+    With finer maps than the coarsest, regions are scattered along edges and textures.
 
     Args:
         num_regions: K, regions per picture, at least 1.
         iterations: rounds of assignment and update, at least 1.
         level: index of the feature map, from 0, the coarsest.
-        position_weight: weight of the position, in units of the picture's longer side; 0 leaves it out.
-        color_weight: weight of the color in [0, 1]; 0 leaves it out.
+        position_weight: weight of the position, in units of the picture's longer side; 0: no position.
+        color_weight: weight of the color in [0, 1]; 0: no color.
 
     Example:
         >>> regions = FeatureKMeans(num_regions=4)
@@ -164,7 +166,7 @@ class FeatureKMeans:
 
 @dataclass(frozen=True)
 class GridRegions:
-    """Cut each picture into equal rectangles: a control without knowledge of the picture.
+    """Cut each picture into equal rectangles, for control experiments.
 
     Args:
         rows: rectangles along the height.

@@ -15,7 +15,7 @@ from skt_components.ops.checks import check_choice
 def check_bank_weights(name: str, weights: str | os.PathLike[str] | None = None, *, download: bool = False) -> None:
     """Raise the error of :func:`make_knowledge_bank` for missing weights, before anything else is built.
 
-    FileNotFoundError says where to get FastSAM's weights; ValueError refuses another spelling of "fastsam".
+    The message of FileNotFoundError says where to get FastSAM's weights. Another spelling of "fastsam" is a ValueError.
     """
     if name != "fastsam" and name.lower().split("-")[0] == "fastsam":
         raise ValueError(f"name must be fastsam, got {name!r}; weights select FastSAM-s or FastSAM-x")

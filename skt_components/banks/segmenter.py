@@ -20,21 +20,21 @@ _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class SegmenterRegions(nn.Module):
     """Use the class map of a semantic-segmentation network as the regions of a bank: one region per class.
 
-    The network is called with normalized pictures (B, 3, H, W) and gives scores (B, K, h, w) of K classes at any
-    resolution: as a tensor (segmentation_models_pytorch), as the attribute ``logits`` (Hugging Face ``transformers``),
-    or under the key "out" (torchvision). They are enlarged bilinearly, and each pixel takes its likeliest class. The
-    network is frozen in place, stays in eval mode, and is part of no state dict.
+    The network gets normalized pictures (B, 3, H, W) and returns scores (B, K, h, w) of K classes at any resolution: as
+    a tensor (segmentation_models_pytorch), as the attribute ``logits`` (Hugging Face ``transformers``), or under the
+    key "out" (torchvision). The scores are enlarged bilinearly, and each pixel gets its most probable class. The
+    network is frozen in place, stays in eval mode, and is in no state dict.
 
     Args:
         network: the network.
         num_regions: K, its number of classes.
-        mean: per channel, with which pictures in [0, 1] are normalized; ImageNet's by default.
-        std: per channel.
+        mean: mean per channel for the normalization of pictures in [0, 1]; by default ImageNet's.
+        std: standard deviation per channel.
         multiple: pictures are padded to multiples of this many pixels.
 
     Raises:
         TypeError: ``network`` is not an ``nn.Module``.
-        ValueError: a number is out of range; from a call, if the network gives other scores.
+        ValueError: a number is out of range, or in a call the network returns other scores.
 
     Example:
         >>> regions = SegmenterRegions(nn.Conv2d(3, 5, 8, stride=8), num_regions=5)

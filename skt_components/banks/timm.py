@@ -34,27 +34,27 @@ _HRNET_HEAD = ("incre_modules", "downsamp_modules", "final_layer")
 class TimmFeatureExtractor(nn.Module):
     """Describe pictures by four feature maps of a frozen timm backbone and by regions.
 
-    The network is held in :class:`Frozen`. Nothing is downloaded unless ``weights="pretrained"``.
+    The network is stored in :class:`Frozen`. Nothing is downloaded unless ``weights="pretrained"``.
 
-    A backbone that begins at stride 4 (ConvNeXt, RepViT) runs on the picture at twice its size, at four times the
-    cost. HRNets give their four branches and the stem, the inputs of the representation head. A vision transformer
-    (ViT, DINOv2, DINOv3, SAM's encoder) has maps of one stride: the maps of four blocks, from a quarter of the depth
-    to the end, are enlarged bilinearly to the finer strides; the last one is the coarsest level, and a patch covers 16
-    pixels.
+    A backbone whose first stride is 4 (ConvNeXt, RepViT) gets the picture at twice its size, at four times the cost. An
+    HRNet gives its four branches and the stem, which are the inputs of the representation head. All maps of a vision
+    transformer (ViT, DINOv2, DINOv3, SAM's encoder) have one stride. The maps of four blocks are used, from a quarter
+    of the depth to the end. The last block is the coarsest level, with patches of 16 pixels. The others are enlarged
+    bilinearly to the finer strides.
 
     Args:
-        name: a timm model with feature maps at every stride of ``reduction``, or at twice every one, for pictures
-            of any size; or a vision transformer; no Swin.
+        name: a timm model that takes pictures of any size and has feature maps at every stride of ``reduction``, or at
+            twice every stride; or a vision transformer. Swin transformers are not supported.
         weights: None: the pip package with weights of ``tf_efficientnet_lite0``, for this model only. A path: a
             ``.pth``, ``.pt`` or ``.safetensors`` state dict in timm's layout; the classifier, and the head of an
-            HRNet, may be missing. ``"pretrained"``: timm's download, or the copy of an earlier one without a network.
-            ``"random"``: no knowledge, for tests; seed it with ``torch.manual_seed``.
+            HRNet, may be missing. ``"pretrained"``: timm's download, or without a connection an earlier download.
+            ``"random"``: random weights for tests; seed them with ``torch.manual_seed``.
         regions: source of the masks; a module is frozen. The default is color regions, not semantic ones.
         reduction: the four strides, coarse to fine.
-        grad_to_input: let gradients flow from the features to the pictures; the framework never asks for them.
+        grad_to_input: pass gradients from the features to the pictures. The framework does not need them.
 
     Attributes:
-        channels: of the four maps, coarse to fine; ``reduction`` has their strides.
+        channels: channels of the four maps, coarse to fine; ``reduction`` has their strides.
         scale: 1, or 2 if the backbone runs on the picture at twice its size.
         num_regions: number of regions that a picture can have.
 
@@ -182,8 +182,8 @@ def _build_network(
     scale = next((s for s in (1, 2) if {s * r for r in reduction} <= set(strides)), None)
     if scale is None:
         raise ValueError(
-            f"reduction must be among the strides {sorted(set(strides))} of {name!r}, or half of them with the "
-            f"picture at twice its size, got {reduction}"
+            f"reduction must be among the strides {sorted(set(strides))} of {name!r}, or among half of these strides "
+            f"(then the picture is enlarged twice), got {reduction}"
         )
     # The last of several maps with one stride is the deepest.
     wanted = [max(i for i, other in enumerate(strides) if other == scale * s) for s in reduction]

@@ -18,17 +18,17 @@ LEVELS = 4
 class TransformerLevels(nn.Module):
     """Run a vision transformer and make four levels of the maps of four of its blocks, without any weights.
 
-    The picture is padded to a multiple of the coarsest stride and resized so that a patch covers that stride: 16
-    pixels, whatever the patch of the network. The blocks at a quarter, a half, three quarters and the end of the depth
-    give the levels: the last one the coarsest as it is, earlier ones enlarged bilinearly to the finer strides. All
-    levels have the channels of the transformer; class and register tokens are left out. Maps have passed the final
-    layer norm, except those of SAM's encoder, which has none.
+    The picture is padded to a multiple of the coarsest stride. It is resized so that a patch covers this stride: 16
+    pixels, for every patch size of the network. The blocks at a quarter, a half, three quarters and the end of the
+    depth give the levels. The last block is the coarsest level. The others are enlarged bilinearly to the finer
+    strides. All levels have the channels of the transformer. Class and register tokens are removed. The maps pass the
+    final layer norm (SAM's encoder has none).
 
     Args:
         name: a timm model.
         reduction: four strides, coarse to fine, each a divisor of the first.
         state: state dict of the whole network; None: random weights.
-        source: of the state, for messages.
+        source: source of the state, for messages.
 
     Raises:
         ValueError: the strides do not divide the coarsest, or the state does not fit.

@@ -21,9 +21,9 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, as torch
 class VGG19Features(nn.Module):
     """Return chosen feature maps of a frozen VGG19, differentiable with respect to the pictures.
 
-    The map φ(i, j) is the j-th convolution, after its ReLU, behind the i-th max-pooling: (0, 2) is often called
-    relu1_2 and (4, 4) relu5_4. Pictures are normalized by ImageNet's mean and standard deviation and never
-    resized. The network ends at the last of ``layers`` and is held in :class:`Frozen`.
+    The map φ(i, j) is the output of the j-th convolution after the i-th max-pooling, after its ReLU. (0, 2) is often
+    called relu1_2, and (4, 4) relu5_4. Pictures are normalized by ImageNet's mean and standard deviation, and never
+    resized. The network ends at the last of ``layers`` and is stored in :class:`Frozen`.
 
     Args:
         layers: pairs (i, j), i from 0 and j from 1; the maps come in this order.

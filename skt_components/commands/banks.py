@@ -46,10 +46,11 @@ def show(
     """Draw a bank's priors for your pictures: the four feature levels and the regions.
 
     Args:
-        pictures: .png, .jpg (display-like), or .hdr, .exr (tone-mapped here by the mu-law, relative to their maximum).
+        pictures: .png or .jpg with display values, or .hdr or .exr, which are tone-mapped with the mu-law relative to
+            their maximum.
         out: PNG to write; must be new.
-        bank: a model of timm by its name, or fastsam (weights under AGPL-3.0).
-        weights: file of the bank's weights; "random" shows a bank without knowledge.
+        bank: name of a timm model, or fastsam (weights under AGPL-3.0).
+        weights: file with the bank's weights; "random": random weights.
         layers: layers of fastsam that give the features.
         regions: fastsam's own masks (other banks: color), or k-means on color or on features.
         num_regions: regions per picture.

@@ -25,13 +25,13 @@ else:
 
 
 def verify(dataset: str, root: Path, /, *, crop: int | None = None) -> int:
-    """Read every file once; list by path what is missing or broken.
+    """Read every file once, and list missing and broken files by path.
 
     Args:
         dataset: kalantari, tel, challenge123, hu, bracketire, bracketire-plus, hdr-folder, or a .toml file that
             describes a layout of folders.
         root: folder of the data set, as published or as prepared.
-        crop: side of the crops to come, which the pictures of hdr-folder must hold.
+        crop: side of the training crops; smaller pictures of hdr-folder are a problem.
 
     Returns:
         1 if there are problems.
@@ -54,7 +54,7 @@ def prepare(dataset: str, root: Path, out: Path, /, *, half: bool = False) -> No
             layout of folders.
         root: folder of the data set as published.
         out: folder to write; an earlier run continues.
-        half: labels as float16 even where digits are lost.
+        half: store labels as float16, even if digits are lost.
     """
     written = prepare_dataset(dataset, root, out, half=half)
     size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
@@ -80,7 +80,7 @@ def preview(
         root: folder of the data set, as published or as prepared.
         picture: picture to write.
         split: part of the data set.
-        scenes: how many, evenly from the list.
+        scenes: number of scenes, evenly spread over the list.
         crop: side of random crops instead of whole scenes.
         overwrite: replace the picture if it exists.
     """
@@ -113,13 +113,13 @@ def simulate(
     Args:
         dataset: layout of the files.
         out: folder to write; an earlier run continues.
-        photos: folder of .hdr and .exr pictures; without it procedural scenes.
-        sequences: folder of folders of .exr frames, one a sequence, instead of photos.
-        train: training scenes.
-        test: test scenes.
-        height: of the targets, packed for RAW.
-        width: of the targets, packed for RAW.
-        seed: of scenes, motion and noise.
+        photos: folder of .hdr and .exr pictures; default: procedural scenes.
+        sequences: folder with one folder of .exr frames for each sequence, instead of photos.
+        train: number of training scenes.
+        test: number of test scenes.
+        height: height of the targets, packed for RAW.
+        width: width of the targets, packed for RAW.
+        seed: seed of scenes, motion and noise.
     """
     if sequences is not None and photos is not None:
         raise ValueError("photos and sequences exclude each other")

@@ -42,7 +42,7 @@ class Networks:
     against_orm: str | None = None
     """Network of the second model; the default is --orm."""
     against_official: bool = False
-    """As --official, for the second model."""
+    """Like --official, for the second model."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
 
@@ -106,8 +106,8 @@ def evaluate(
 ) -> int:
     """Score networks on a data set, and write tables, pictures and a report.
 
-    In --out: metrics.json, metrics.csv, report.html and a folder of pictures for each model. The same command again
-    continues where the last one stopped. Exit status 1: at least one picture could not be evaluated.
+    --out gets metrics.json, metrics.csv, report.html and a folder of pictures for each model. Run the same command
+    again to continue after an interruption. Exit status 1: at least one picture could not be evaluated.
 
     Args:
         results: what is written.
@@ -155,12 +155,12 @@ def choose_protocol(options: Options) -> Protocol:
             check_count(name, value, least)
     if options.data == "synthetic" and options.root is not None:
         choices = f"hdr-folder or {', '.join(PUBLISHED)}"
-        raise ValueError(f"--root is a folder of data, which --data synthetic does not read: choose --data {choices}")
+        raise ValueError(f"--root is not for --data synthetic, which reads no files: choose --data {choices}")
     usual = "simulated" if options.simulated else options.data
     name = options.protocol or (usual if usual in evaluation.PROTOCOLS else "kalantari")
     protocol, domain = evaluation.PROTOCOLS[name], options.published.layout.domain
     if protocol.domain != domain:
-        raise ValueError(f"--protocol {name} is for {protocol.domain} pictures, those of {options.data} are {domain}")
+        raise ValueError(f"--protocol {name} needs {protocol.domain} pictures, but --data {options.data} has {domain}")
     return replace(protocol, tile=None) if options.tile else protocol
 
 

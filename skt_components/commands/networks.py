@@ -19,7 +19,7 @@ def networks() -> None:
         print("  ".join(map(str.ljust, row, widths)).rstrip())
     print(
         "\nbracket: as published; ahdrnet, hdr-transformer and sctnet also take RAW, tmrnet also sRGB\n"
-        "half precision: the types of torch.autocast that keep the output within one hundredth\n"
+        "half precision: the types of torch.autocast that change the output by at most one hundredth\n"
         "tiles: of tiled inference, the same as the whole picture, or nearly the same\n"
         "weights: included, load_pretrained(NAME); authors, the file of the network's authors, NETWORK.from_official"
     )

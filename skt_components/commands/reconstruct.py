@@ -49,16 +49,16 @@ def reconstruct(
 ) -> None:
     """Make an HDR picture from exposures of one scene.
 
-    Writes the HDR picture, a .png to look at, and beside them reference exposure and exposure merge, which need no
-    network.
+    The command writes the HDR picture and a tone-mapped .png. It also writes the reference exposure and the exposure
+    merge, which need no network.
 
     Args:
         pictures: one file for each exposure, in any order.
         out: HDR picture to write, .hdr or .exr.
         network: a pretrained network by its name, or a file of weights from a training run.
         times: exposure time of each picture, such as 1/60; default: from EXIF.
-        align: align pictures of a hand-held camera first.
-        transfer: of the pictures' values; default: srgb.
+        align: first align the pictures of a hand-held camera.
+        transfer: transfer function of the pictures' values; default: srgb.
         tile: side of the tiles of the network.
         device: auto, cpu, cuda, ...
         overwrite: replace files that exist.
@@ -122,7 +122,7 @@ def _warn_of_other_steps(light: Sequence[float | None]) -> None:
     if not any(all(trained / 1.25 <= step <= trained * 1.25 for step in steps) for trained in _TRAINED_STEPS):
         apart = ", ".join(f"{math.log2(step):.1f}" for step in steps)
         print(
-            f"warning: the exposures are {apart} stops apart; the pretrained networks know equal steps of "
+            f"warning: the exposures are {apart} stops apart; the pretrained networks were trained with equal steps of "
             f"{', '.join(f'{math.log2(step):g}' for step in _TRAINED_STEPS)} stops and may fail at others: "
             "compare with the merge",
             file=sys.stderr,

@@ -14,10 +14,10 @@ _FILE = "train_full.py"
 
 
 def train(options: Sequence[str]) -> None:
-    """Train a network in the framework; --eject FILE writes the loop for your changes.
+    """Train a network in the framework. --eject FILE writes the loop to a file that you can change.
 
     Args:
-        options: of the loop, or ``--eject FILE``.
+        options: options of the loop, or ``--eject FILE``.
 
     Raises:
         FileExistsError: the file to write exists.
@@ -45,7 +45,7 @@ def loop_file() -> Path:
 
 def _run(options: Sequence[str]) -> None:
     if any(option in ("-h", "--help") for option in options):
-        print("skt train --eject FILE writes the training loop to a file of yours; these are the loop's options:\n")
+        print("skt train --eject FILE writes the training loop to your own file. Options of the loop:\n")
     path, before = str(loop_file()), sys.argv
     sys.argv = [path, *options]
     try:

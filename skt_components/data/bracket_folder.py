@@ -225,9 +225,9 @@ def read_layout(layout: str | os.PathLike[str] | DescribedLayout) -> DescribedLa
 
 
 class BracketFolder(SceneDataset):
-    """Brackets of sRGB exposures in any layout of folders, which a TOML file describes.
+    """Read brackets of sRGB exposures in any layout of folders. A TOML file describes the layout.
 
-    The file is a dozen lines; this one has three JPEG exposures and a label in a folder for each scene:
+    This example is for folders with three JPEG exposures and a label for each scene:
 
     .. code-block:: toml
 
@@ -240,28 +240,29 @@ class BracketFolder(SceneDataset):
         exposure_unit = "times"           # or "stops", the default
         transfer = "srgb"                 # of the exposures; or "gamma2.2", the default, or "linear"
 
-    Paths are below the folder of the split. ``{scene}`` is the part of a path that tells the scenes apart; it may be
-    a part of the name of a folder or file, such as ``"{scene}_1/ldr.tif"``. Optional keys: ``white``, the number of an
-    exposure that is white (the largest of its type, 255 or 65535, by default); ``label_white``, the radiance at which
-    the shortest exposure saturates (1 by default), by which labels are divided; ``scenes = { train = 96, test = 27 }``
-    and ``size = [1000, 1500]`` (height, width), which :func:`verify` compares. Exposures are ``.tif``, ``.png`` or
-    ``.jpg``, of 8 or 16 bits.
+    Paths are below the folder of the split. ``{scene}`` is the part of a path that differs between scenes. It may be a
+    part of the name of a folder or file, such as ``"{scene}_1/ldr.tif"``. Exposures are ``.tif``, ``.png`` or ``.jpg``
+    with 8 or 16 bits. Optional keys:
 
-    Samples have the form of :class:`Kalantari17`'s: linear radiance relative to the shortest exposure, which has the
-    time 1, and the exposures in the display encoding gamma 2.2, whatever their own transfer function.
+    - ``white``: the number of an exposure that means white (by default the largest of its type, 255 or 65535);
+    - ``label_white``: the radiance at which the shortest exposure saturates (1 by default). Labels are divided by it;
+    - ``scenes = { train = 96, test = 27 }`` and ``size = [1000, 1500]`` (height, width): :func:`verify` compares them.
+
+    Samples have the form of :class:`Kalantari17`: linear radiance relative to the shortest exposure, which has time 1,
+    and the exposures as display values of gamma 2.2. This holds for every transfer function of the files.
 
     Args:
         root: folder of the data set, or what :func:`prepare` made of it.
         layout: the TOML file, or a published data set: "challenge123" (SAFNet's) or "hu" (Hu's synthetic one).
         split: "train" or "test".
         crop: height and width in pixels; None: whole scenes. In the test split windows spread evenly.
-        seed: of the crops.
+        seed: seed of the crops.
         samples_per_epoch: length with a crop; None is one sample per scene.
         augment: "none", or "dihedral": the eight symmetries of the square, in training.
 
     Raises:
         FileNotFoundError: the folder, a split or a scene's file is missing.
-        ValueError: an option or the description is wrong; from ``[]``, if a file, which the message names, is broken.
+        ValueError: an option or the description is wrong, or, from ``[]``, a file is broken; the message names it.
 
     Example:
         >>> data = BracketFolder("Challenge123", "challenge123", crop=256)  # doctest: +SKIP

@@ -90,14 +90,18 @@ BRACKETIRE, BRACKETIRE_PLUS = BracketIRELayout(1), BracketIRELayout(4)
 class BracketIRE(SceneDataset):
     """BracketIRE's synthetic data set: 1045 training and 290 test brackets of five 10-bit RAW exposures.
 
-    ``{root}/{Train,Test}/{scene}/{frame}/`` holds ``raw_{1,4,16,64,256}.npy`` (uint16, 0 to 1023, H×W×4: packed R,
-    Gr, Gb, B), ``raw_gt.npy`` (floats from 0 to 16) and ``metadata.npy`` (a pickled dict, which is read without
-    running anything in it); 540×960 packed pixels. With ``scale=4``, BracketIRE+, the exposures are the ones in
-    ``{frame}/x4/``, a quarter as large. ``root`` may also be what :func:`prepare` made of it.
+    ``{root}/{Train,Test}/{scene}/{frame}/`` contains three kinds of files of 540×960 packed pixels:
 
-    Samples are on one linear scale: exposure i divided by 1023 and multiplied by ``4 ** (2 - i)``, where it saturates;
-    the target as it is. Networks and losses take ``peak=16``. The reference is the first exposure. ``metadata`` has the
-    white balance and the matrix from the camera's RGB to linear sRGB.
+    - ``raw_{1,4,16,64,256}.npy``: uint16, 0 to 1023, H×W×4: packed R, Gr, Gb, B;
+    - ``raw_gt.npy``: floats from 0 to 16;
+    - ``metadata.npy``: a pickled dict, which is read without running code from it.
+
+    With ``scale=4`` (BracketIRE+) the exposures come from ``{frame}/x4/`` and are a quarter as large. ``root`` may also
+    be a copy that :func:`prepare` wrote.
+
+    Samples are on one linear scale: exposure i is divided by 1023 and multiplied by ``4 ** (2 - i)``, where it
+    saturates. The target is unchanged. Use ``peak=16`` in networks and losses. The reference is the first exposure.
+    ``metadata`` contains the white balance and the matrix from the camera's RGB to linear sRGB.
 
     Args:
         root: folder of the data set, as published or as prepared.
@@ -105,18 +109,19 @@ class BracketIRE(SceneDataset):
         crop: height and width of the target in packed pixels (for ``scale=4`` the bracket's are a quarter); None:
             whole frames. In the test split windows spread evenly.
         scale: 1, or 4 for BracketIRE+.
-        border: packed pixels of the bracket that are left out on each side. None is the published protocol: 10 for
-            crops in training (4 for BracketIRE+), 0 for whole training frames, 5 in the test split (2 for
-            BracketIRE+). The NTIRE 2024 challenge left out none.
-        seed: of the crops.
+        border: packed pixels of the bracket that are cropped on each side. None is the published protocol: 10 for crops
+            in training (4 for BracketIRE+), 0 for whole training frames, 5 in the test split (2 for BracketIRE+). The
+            NTIRE 2024 challenge used 0.
+        seed: seed of the crops.
         samples_per_epoch: length with a crop; None is one sample per frame.
-        augment: of crops in training. "none"; "dihedral": the eight symmetries of the mosaic, red staying where red
-            is (with ``scale=4`` transposition only, because the small planes have no other); "planes": flips and
-            transposition of the packed planes as in the published code, which shifts the colors by a pixel.
+        augment: augmentation of training crops. "none". "dihedral": the eight symmetries of the mosaic, which keep red
+            samples on red positions (with ``scale=4`` only transposition, the only symmetry of the small planes).
+            "planes": flips and transposition of the packed planes as in the published code, which shift the colors by
+            a pixel.
 
     Raises:
         FileNotFoundError: the folder, a split or a frame's file is missing.
-        ValueError: an option is out of range; from ``[]``, if a file, which the message names, is broken.
+        ValueError: an option is out of range, or, from ``[]``, a file is broken; the message names it.
 
     Example:
         >>> data = BracketIRE("bracketire", crop=128, augment="dihedral")  # doctest: +SKIP

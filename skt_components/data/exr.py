@@ -43,8 +43,8 @@ def read_exr(path: Path, part: Part = None) -> Pixels:
 
     Args:
         path: the file.
-        part: number or name of a part, of a layer, or ``"part.layer"``; None: the first part that has unnamed channels,
-            with a warning if others have them too, else the only layer.
+        part: number or name of a part, name of a layer, or ``"part.layer"``. None: the first part with unnamed channels
+            (with a warning if other parts also have them), else the only layer.
 
     Raises:
         ValueError: the file is broken, has no such picture, or several layers to choose from.
@@ -112,7 +112,7 @@ def _choose_layer(path: Path, layers: list[Layer], headers: dict[int, dict[str, 
     if len(unnamed) > 1:
         warn_caller(
             f"{path}: has {len(unnamed)} parts that could be the picture, {', '.join(x.title for x in unnamed)}; "
-            f"{unnamed[0].title} is read; part= chooses"
+            f"{unnamed[0].title} is read. Pass part= to choose another"
         )
     if not unnamed and len(layers) > 1:
         raise ValueError(f"{path}: has several layers that could be the picture: give part, one of {titles}")

@@ -29,28 +29,31 @@ def read_image(
 ) -> Float[Tensor, "3 h w"]:
     """Read a picture as float32 RGB, with the values that the file stores.
 
-    ``.hdr``: Radiance RGBE of any orientation, with or without run lengths, as radiance: divided by the factors of its
-    EXPOSURE and COLORCORR lines. ``.exr``: the channels R, G and B, or luminance Y with or without RY and BY, in the
-    display window, zero where there is no data; all other channels, alpha included, are ignored. ``.tif``: uint8 / 255,
-    uint16 / 65535, floats as they are; gray is repeated three times, alpha is dropped; losslessly compressed, upright
-    as its orientation tag says. ``.npy``: the same number types, of any byte order, H×W×3 or 3×H×W (a 3×H×3 array
-    counts as H×W×3). Negative values (colors outside the gamut in EXR files) are kept; primaries are not converted.
+    - ``.hdr``: Radiance RGBE of any orientation, with or without run lengths. The values are divided by the factors of
+      the EXPOSURE and COLORCORR lines, which gives radiance.
+    - ``.exr``: the channels R, G and B, or luminance Y with or without RY and BY, in the display window. Pixels without
+      data are zero. All other channels, also alpha, are ignored.
+    - ``.tif``: uint8 / 255, uint16 / 65535, or unchanged floats. Gray is repeated three times, alpha is dropped. The
+      file may have lossless compression. The picture is turned upright by its orientation tag.
+    - ``.npy``: the same number types, of any byte order, H×W×3 or 3×H×W (a 3×H×3 array counts as H×W×3).
+
+    Negative values (colors outside the gamut in EXR files) are kept. Primaries are not converted.
 
     Args:
         path: file with one of the suffixes above.
-        part: of a file with several: the number of a TIFF page, from 0; the number or name of an EXR part, a layer
-            such as "diffuse", or "part.layer". None: the first TIFF page that is not reduced, or the first EXR part
-            with unnamed channels, with a warning if there are others; else the only EXR layer.
-        nonfinite: "raise" an error if there are infinities or NaN; "replace" NaN by 0, and infinities by the largest
-            and smallest finite value of the picture.
+        part: which part of the file to read: the number of a TIFF page, from 0; the number or name of an EXR part; an
+            EXR layer such as "diffuse"; or "part.layer". None: the first TIFF page that is not reduced, or the first
+            EXR part with unnamed channels (with a warning if there are others), else the only EXR layer.
+        nonfinite: "raise": infinities and NaN are an error. "replace": NaN becomes 0, and infinities become the largest
+            or smallest finite value of the picture.
 
     Returns:
         (3, H, W) float32 RGB.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the suffix is not supported; the file is broken, not RGB, or holds infinities or NaN; there is no
-            such part, or part must be given; ``nonfinite`` is none of these.
+        ValueError: the suffix is not supported, the file is broken, not RGB or contains infinities or NaN, ``part`` is
+            missing or does not exist, or ``nonfinite`` is unknown.
         ImportError: the package that reads this format is missing.
     """
     check_choice("nonfinite", nonfinite, ("raise", "replace"))
@@ -70,7 +73,7 @@ def read_image(
 def write_image(
     path: str | os.PathLike[str], image: Float[Tensor, "3 h w"], *, overwrite: bool = False, half: bool = False
 ) -> None:
-    """Write a picture in the format of the suffix; an error leaves no file behind, or the old file as it was.
+    """Write a picture in the format of the suffix. After an error there is no new file, and an old file is unchanged.
 
     ``.hdr``: RGBE, values >= 0, each within 1/128 of the pixel's largest channel. ``.exr``: float32, or
     float16 with ``half``. ``.tif``: uint16, values in [0, 1], rounded to the nearest (halves to even).

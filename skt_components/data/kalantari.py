@@ -149,28 +149,29 @@ class Kalantari17(SceneDataset):
 
     ``{root}/{Training,Test}/{scene}/`` holds three 16-bit ``.tif`` exposures, ``exposure.txt`` (three lines: their
     exposure values in stops) and ``HDRImg.hdr``, the radiance in the reference exposure, the middle one. The
-    exposures are sorted by name as text, as in the published code (``10.tif`` comes before ``8.tif``), and the values
-    are in this order; a warning says so if the brightness does not rise with them. ``root`` may also be what
-    :func:`prepare` made of it: the same samples, faster.
+    exposures are sorted by name as text, as in the published code (``10.tif`` comes before ``8.tif``). The values are
+    in this order. If the brightness does not rise with the values, there is a warning. ``root`` may also be a copy that
+    :func:`prepare` wrote: it gives the same samples faster.
 
-    The default preprocessing is the one of HDR-Transformer and SCTNet: the exposures divided by 65536, linear radiance
-    ``ldr ** 2.2 / t`` with ``t = 2 ** EV``, labels as they are, no border left out, no augmentation. Colors are always
-    in the order R, G, B; ``from_official`` converts the published weights of these networks, which expect B, G, R.
-    The archive as downloaded is read too: its ``Test/EXTRA`` and ``Test/PAPER`` are folders of scenes.
+    The default preprocessing is the same as in HDR-Transformer and SCTNet. Exposures are divided by 65536. Linear
+    radiance is ``ldr ** 2.2 / t`` with ``t = 2 ** EV``. Labels are unchanged. There is no border and no augmentation.
+    Colors are always in the order R, G, B. The published weights of these networks expect B, G, R, and
+    ``from_official`` converts them. The archive can be used as downloaded: its ``Test/EXTRA`` and ``Test/PAPER`` are
+    folders of scenes.
 
     Args:
         root: folder of the data set, as published or as prepared.
         split: "train" or "test".
         crop: height and width in pixels; None: whole scenes. In the test split windows spread evenly.
-        seed: of the crops.
+        seed: seed of the crops.
         samples_per_epoch: length with a crop; None is one sample per scene.
         augment: "none", or "dihedral": the eight symmetries of the square, in training.
         ldr_scale: divisor of the 16-bit numbers: 65536 as in the published code, or 65535.
-        exposure_norm: "raw" takes the exposure values as they are, "relative_to_min" makes the shortest 0.
+        exposure_norm: "raw" uses the exposure values of the file. "relative_to_min" shifts the smallest value to 0.
 
     Raises:
         FileNotFoundError: the folder, a split or a scene's file is missing.
-        ValueError: an option is out of range; from ``[]``, if a file, which the message names, is broken.
+        ValueError: an option is out of range, or, from ``[]``, a file is broken; the message names it.
 
     Example:
         >>> data = Kalantari17("sig17", crop=256, augment="dihedral", samples_per_epoch=10_000)  # doctest: +SKIP

@@ -13,12 +13,12 @@ from skt_components.ops.checks import check_count
 class MixedSamples(SampleDataset):
     """Draw each training sample from one of several data sets.
 
-    The choice depends on (seed, epoch, index) alone, as the samples do.
+    The choice depends only on (seed, epoch, index), like the samples.
 
     Args:
-        datasets: data sets of one length, domain and size of samples.
-        shares: of the samples that each data set gives; they are divided by their sum.
-        seed: of the choice.
+        datasets: data sets of equal length, domain and sample size.
+        shares: share of the samples for each data set; they are divided by their sum.
+        seed: seed of the choice.
 
     Raises:
         ValueError: there is no data set, lengths differ, or the shares do not fit.
@@ -52,8 +52,8 @@ class MixedSamples(SampleDataset):
 class SamplePool(SampleDataset):
     """Render a number of training samples once, and use them again in every epoch.
 
-    A sample is rendered when it is first asked for, and kept in memory. Useful where rendering takes as long as a
-    training step, such as simulated RAW brackets. Each loader process has a pool of its own.
+    A sample is rendered at its first use, and kept in memory. This helps if rendering takes as long as a training step,
+    as for simulated RAW brackets. Each loader process has its own pool.
 
     Args:
         dataset: gives the samples.

@@ -23,13 +23,13 @@ def prepare(
     half: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Store a data set uncompressed in vertical strips of 64 pixels, from which random crops are read fast.
+    """Store a data set uncompressed in vertical strips of 64 pixels, so that random crops are read fast.
 
     For each scene ``{out}/{split}/{scene}/`` gets ``frames.npy`` (uint16, strips × H × planes × 64), ``label.npy`` and
-    ``scene.json`` (checksums, exposure values or colors, source files). Labels take the smallest form that
-    holds them exactly: the RGBE bytes of ``.hdr`` files, float16, or float32. The data sets read the folder like the
-    original and give the same samples bit for bit. An interrupted run continues where it stopped; scenes whose files
-    changed are stored again; every file is written whole or not at all.
+    ``scene.json`` (checksums, exposure values or colors, source files). Labels are stored in the smallest exact format:
+    the RGBE bytes of ``.hdr`` files, float16, or float32. The data set classes read the folder like the original and
+    give the same samples bit for bit. An interrupted run continues where it stopped. Scenes whose files changed are
+    stored again. Every file is written completely or not at all.
 
     Args:
         dataset: a name in ``PUBLISHED``, or a TOML file that describes a layout, see :class:`BracketFolder`.
@@ -44,8 +44,8 @@ def prepare(
     Raises:
         FileNotFoundError: the data set or one of its files is missing.
         FileExistsError: ``out`` holds something else.
-        ValueError: the name is unknown or the description wrong, ``out`` lies inside ``root``, or scenes are broken;
-            all others are stored first.
+        ValueError: the name is unknown, the description is wrong, ``out`` is inside ``root``, or scenes are broken. All
+            other scenes are stored first.
         OSError: ``out`` has too little space.
 
     Example:

@@ -59,7 +59,7 @@ def read_index(root: Path) -> Index:
     index = _read_json(path)
     try:
         if index["format"] != FORMAT:
-            raise ValueError(f"{path}: format {index['format']!r}, this version reads {FORMAT}: prepare it anew")
+            raise ValueError(f"{path}: format {index['format']!r}, this version reads {FORMAT}: prepare it again")
         scenes = {str(split): [str(name) for name in names] for split, names in index["scenes"].items()}
         return Index(str(index["dataset"]), scenes, bool(index.get("simulated", False)))
     except (KeyError, TypeError, AttributeError) as error:
@@ -85,7 +85,7 @@ def check_scenes(folder: Path, scenes: list[str]) -> None:
     if missing:
         raise FileNotFoundError(
             f"{folder}: {len(missing)} of {len(scenes)} scenes are not prepared yet, such as {missing[0]}: run prepare "
-            "again, it goes on where it stopped"
+            "again, it continues where it stopped"
         )
 
 
@@ -130,7 +130,7 @@ def write_scene(folder: Path, scene: StoredScene, sources: dict[str, list[int]],
 def open_scene(layout: SceneLayout, folder: Path) -> StoredScene:
     """Read the description of a prepared scene; its pictures stay in their files."""
     if not (folder / _SCENE).is_file():
-        raise FileNotFoundError(f"{folder}: is not prepared yet: run prepare again, it goes on where it stopped")
+        raise FileNotFoundError(f"{folder}: is not prepared yet: run prepare again, it continues where it stopped")
     entry = _read_json(folder / _SCENE)
     info, width, kind = entry.get("info"), entry.get("width"), entry.get("label")
     if not isinstance(info, dict) or type(width) is not int or not 0 < width < 2**31:

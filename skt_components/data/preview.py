@@ -21,8 +21,8 @@ from skt_components.ops.transfer import mu_law, srgb_encode
 def show_exposures(sample: HDRSample) -> Float[Tensor, "n 3 _h _w"]:
     """Return a sample's exposures in display values [0, 1].
 
-    These are the LDR pictures of an sRGB bracket. For RAW they are each exposure's own sensor values, rendered with the
-    sample's metadata and sRGB-encoded, with twice as many pixels in both axes.
+    For an sRGB bracket these are its LDR pictures. For RAW they are the sensor values of each exposure, rendered with
+    the metadata of the sample and sRGB-encoded, with twice as many pixels in both axes.
 
     Args:
         sample: one sample, without a batch axis.

@@ -26,7 +26,7 @@ class Header(NamedTuple):
 
     Attributes:
         scanlines: number of them.
-        length: of a scanline in pixels.
+        length: length of a scanline in pixels.
         axes: sign and name of both axes, such as ``"-Y+X"``: scanlines from top to bottom, pixels to the right.
         exposure: factors of R, G and B by which the radiance was multiplied.
         start: offset of the pixels.

@@ -22,12 +22,12 @@ class HDRSample(NamedTuple):
     (``name`` and ``domain`` become lists of str); pinned memory works too.
 
     Attributes:
-        bracket: (N, 6, H, W) float32, per exposure the linearized RGB and then the LDR RGB in [0, 1]; for RAW data
-            (N, 4, h, w), packed R, Gr, Gb, B on one linear scale.
+        bracket: float32. sRGB: (N, 6, H, W), for each exposure the linearized RGB, then the LDR RGB in [0, 1]. RAW:
+            (N, 4, h, w), packed R, Gr, Gb, B, all exposures on one linear scale.
         exposure_times: (N,) float32; relative to the shortest, which is 1, unless the data set states otherwise.
-        target: (3, H, W) float32, linear radiance relative to the peak; for RAW data (4, h, w), or (4, 4 h, 4 w) for
-            fourfold super-resolution, packed and on the scale of the bracket, whose peak is 16.
-        name: of the scene, for logs and reports.
+        target: float32 linear radiance. sRGB: (3, H, W), relative to the peak. RAW: packed (4, h, w), or (4, 4 h, 4 w)
+            for fourfold super-resolution, on the scale of the bracket, whose peak is 16.
+        name: name of the scene, for logs and reports.
         domain: ``"srgb"`` or ``"raw"``.
         metadata: how to display RAW data, as keywords of ``DomainTransfer("raw")``: ``white_balance`` (3,), factors
             of R, G and B, and ``color_matrix`` (3, 3) from the camera's linear RGB to linear sRGB. Empty for sRGB.

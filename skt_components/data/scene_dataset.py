@@ -24,12 +24,12 @@ _MAX_OPEN = 64  # mapped files; each holds a file descriptor
 
 
 class SceneDataset(SampleDataset):
-    """Samples from scenes in folders, as published or as :func:`prepare` stored them.
+    """Read samples from scenes in folders, as published or as :func:`prepare` stored them.
 
-    Without ``crop`` sample i is scene i, whole. With one, sample i of an epoch is a window into a scene: all scenes
-    are drawn equally often, all positions are equally likely; the windows of the test split are fixed and spread
-    evenly, over the scenes too if there are more scenes than samples. The options are described where a data set is
-    derived from it: :class:`Kalantari17`, :class:`BracketIRE`.
+    Without ``crop``, sample i is the whole scene i. With ``crop``, a sample is a window of a scene. In training all
+    scenes are drawn equally often, and all positions are equally probable. The windows of the test split are fixed and
+    spread evenly; if there are more scenes than samples, they are spread over the scenes too. The derived classes, such
+    as :class:`Kalantari17` and :class:`BracketIRE`, describe the options.
 
     Attributes:
         is_prepared: True if ``root`` holds what :func:`prepare` stored.
@@ -142,8 +142,8 @@ class SceneDataset(SampleDataset):
         if not self._peak_warned and (peak := label.numpy().max()) > 1:
             self._peak_warned = True
             warn_caller(
-                f"{scene.label_file}: the label reaches {peak:g}, above 1, the peak: {reason}, or the picture is not "
-                "from this data set"
+                f"{scene.label_file}: the label must not exceed the peak, 1, got {peak:g}: {reason}, or the picture is "
+                "not from this data set"
             )
 
 

@@ -45,12 +45,12 @@ class Verification(NamedTuple):
 def verify(dataset: str, root: str | os.PathLike[str], *, progress: bool = True) -> Verification:
     """Read every file of a data set once and list missing and broken files.
 
-    It compares with the published data set: the number of scenes in each split, the files of each scene, their
-    formats, bit depths and sizes in pixels (where the published size is unknown, the size of most labels). It also
-    checks that exposures are within their range, labels finite and not negative, exposure values increasing, and that
-    the exposures become brighter with them. For a prepared data set it compares all checksums. If ``simulated.json``
-    says that ``simulate_dataset`` wrote the folder, or its originals, any number of scenes is accepted, and the label
-    size of most scenes of a split.
+    These are compared with the published data set: the number of scenes in each split, the files of each scene, their
+    formats, bit depths and sizes in pixels (if the published size is unknown, the size of most labels). Also checked:
+    exposures are within their range, labels are finite and not negative, exposure values increase, and the exposures
+    become brighter with them. For a prepared data set all checksums are compared. If ``simulated.json`` says that
+    ``simulate_dataset`` wrote the folder or its originals, any number of scenes is accepted, and the size of most
+    labels of a split is the right size.
 
     Args:
         dataset: a name in ``PUBLISHED``, or a TOML file that describes a layout, see :class:`BracketFolder`.

@@ -1,4 +1,4 @@
-"""Pictures that need no training, beside which every network is shown."""
+"""Pictures that need no training, for comparison with every network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def baseline_pictures(
         scale: how many times as large as the bracket the target is.
 
     Raises:
-        TypeError, ValueError: as these functions.
+        TypeError, ValueError: as in these functions.
 
     Example:
         >>> import torch
@@ -41,7 +41,7 @@ def baseline_pictures(
 def baseline_predictions(
     sample: HDRSample, protocol: Protocol, *, scale: int = 1
 ) -> dict[str, Float[Tensor, "1 o h w"]]:
-    """Return the pictures of :func:`baseline_pictures`, made as the protocol runs a network.
+    """Return the pictures of :func:`baseline_pictures`, with the border and tiles of a protocol.
 
     Args:
         sample: one sample, without a batch axis.

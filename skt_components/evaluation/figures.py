@@ -40,7 +40,7 @@ class SampleRow(NamedTuple):
     """One scene of :func:`save_samples`; pictures are ``(3, H, W)`` display values in [0, 1].
 
     Attributes:
-        name: of the scene.
+        name: name of the scene.
         ldrs: the exposures.
         results: title -> picture.
         target: the true picture.
@@ -99,10 +99,10 @@ _ZOOM = 4  # the zoomed window's side is this part of the picture's
 
 
 def save_samples(path: str | os.PathLike[str], rows: Sequence[SampleRow]) -> None:
-    """Draw each scene: its exposures and regions, every result beside the target, a zoom, and every error map.
+    """Draw each scene: exposures, regions, all results with the target, a zoom, and all error maps.
 
-    The zoom shows the window where the exposure merge (without one: the first result) has its largest error, which is
-    often a ghost.
+    The zoom shows the window with the largest error of the exposure merge, which is often a ghost. Without a merge, it
+    shows the largest error of the first result.
 
     Args:
         path: picture to write.
@@ -180,16 +180,16 @@ def _worst_window(row: SampleRow) -> tuple[int, int, int]:
 def save_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """Draw a run's ``metrics.jsonl``: loss terms, shares of the gradient, validation PSNR-mu, learning rate and speed.
 
-    A color stands for a term, a line style for a run; a curve below another one is a wide band. The share is the norm
-    of a weighted term's gradient divided by the norm of the gradient of L_org in the same step: below 1, L_org
-    dominates. Black ticks at the bottom are notices.
+    Each term has a color and each run has a line style. A curve that is hidden by another curve is drawn as a wide
+    band. The share is the norm of a weighted term's gradient divided by the norm of the gradient of L_org in the same
+    step. Below 1, L_org dominates. Black ticks at the bottom are notices.
 
     Args:
-        metrics: JSON lines, each with its "step" and optionally the name of its "run". A line with "terms" and
-            "gradients" (place -> term -> norm and cosine) is a training step; if a step has "lr" or
-            "samples_per_second", a fourth panel shows them. A line with "validation" (name -> metric -> value) is a
-            validation, one with "baselines" has the scores of pictures without training, drawn as level lines, and a
-            line with "notice" reports an unusual event.
+        metrics: file of JSON lines. Each line has a "step" and optionally the name of its "run". The other keys give
+            the kind of the line. "terms" and "gradients" (place -> term -> norm and cosine): a training step. If a step
+            has "lr" or "samples_per_second", a fourth panel shows them. "validation" (name -> metric -> value): a
+            validation. "baselines": scores of pictures without training, drawn as level lines. "notice": an unusual
+            event.
         path: picture to write.
 
     Raises:
@@ -328,9 +328,9 @@ class PriorsRow(NamedTuple):
 def save_priors(path: str | os.PathLike[str], rows: Sequence[PriorsRow]) -> None:
     """Draw one row per bank or picture: the picture, each feature level, the regions on the picture.
 
-    A level is shown by its three principal components as red, green and blue: places with similar features have similar
-    colors; colors of different levels are unrelated. Each region has a color over the gray picture; the smaller of two
-    overlapping regions lies on top.
+    The colors of a level are its first three principal components as red, green and blue. Pixels with similar features
+    have similar colors. Colors of different levels are unrelated. Each region has a color on the gray picture. If two
+    regions overlap, the smaller is on top.
 
     Args:
         path: picture to write.

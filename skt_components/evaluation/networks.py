@@ -88,15 +88,15 @@ def load_networks(
 ) -> list[EvaluatedNetwork]:
     """Make networks with their weights, from this library, its authors or other code.
 
-    Networks are named after their files, or after the callable without a file; equal names get numbers, and names that
-    a folder beside the other results cannot have get a digest.
+    The name of a network is the name of its file, or of its callable if there is no file. Equal names get numbers. A
+    name that cannot be the name of a folder gets a digest.
 
     Args:
-        choices: for each network (``checkpoint``, ``orm``, ``official``): a file of weights, the name of a pretrained
-            network, None for other code that loads its own; a name in :data:`NETWORKS`, ``package.module:callable``, or
-            "saved" for the network that the file of :func:`save_weights` names; True for weights of the network's
-            authors.
-        domain: of the data, "srgb" or "raw".
+        choices: three values for each network. ``checkpoint``: a file of weights, the name of a pretrained network, or
+            None for other code that loads its own weights. ``orm``: a name in :data:`NETWORKS`,
+            ``package.module:callable``, or "saved" for the network named in a file of :func:`save_weights`.
+            ``official``: True for weights of the network's authors.
+        domain: domain of the data, "srgb" or "raw".
         scale: how many times as large as their brackets the data's targets are, 1 or 4.
         tile: side of blended tiles; None: run the networks as the protocol prescribes.
         device: where the networks run.

@@ -33,7 +33,7 @@ _CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """Fix all settings between a network and the scores in a table, so that two tables compare.
+    """Fix all settings between a network and the scores in a table, so that two tables can be compared.
 
     Start from a named protocol and change it with :func:`dataclasses.replace`: ``replace(Protocol.tel(), tile=None)``
     is Tel's protocol with whole pictures.
@@ -51,7 +51,7 @@ class Protocol:
         ssim_clip: clip to [0, 1] for SSIM.
         ssim_sample_covariance: see :func:`~skt_components.metrics.ssim`.
         ssim_border: see :func:`~skt_components.metrics.ssim`.
-        border: pixels (packed pixels for RAW) on each side of the bracket that the network does not get.
+        border: pixels (packed pixels for RAW) that are cropped from each side of the bracket before the network.
         crop: RGB pixels on each side that are not compared.
         tile: side of the tiles, padded with ones, on which the network runs; None: the whole picture.
         demosaicing: method for RAW, "bilinear" or "malvar".

@@ -23,7 +23,7 @@ Scores = Mapping[str, Mapping[str, float]]
 
 
 class EvaluationResults:
-    """Scores by picture, written to ``metrics.json`` of a folder after every picture.
+    """Store scores by picture, in ``metrics.json`` of a folder, after every picture.
 
     Finished pictures of an earlier run are loaded, so that an evaluation can continue. A folder with results of other
     models, data or protocols is rejected.
@@ -31,10 +31,11 @@ class EvaluationResults:
     Args:
         folder: is created if it does not exist.
         description: plain values that must be equal for the scores to belong together (models, data, protocol).
-        source: returns a text that identifies the files of the picture with a name, such as :func:`picture_source`, or
-            None if there is no such picture; it must be equal for all finished pictures. None: do not compare.
-        names: the pictures of this run. Other finished ones stay in ``metrics.json``, under "others", for a run that
-            includes them. None: all.
+        source: function of the name of a picture. It returns a text that identifies the files of the picture, such as
+            :func:`picture_source`, or None if there is no such picture. The text must be unchanged for all finished
+            pictures. None: do not compare.
+        names: the pictures of this run. Other finished pictures stay in ``metrics.json``, under "others", for a run
+            that includes them. None: all.
 
     Raises:
         ValueError: the folder holds results with another description or of other files, or its ``metrics.json`` is
@@ -176,7 +177,7 @@ class EvaluationResults:
         try:
             content = json.loads(self.json_file.read_text(encoding="utf-8"))
             if "sha256" in content and content["sha256"] != _digest(content):  # older files have none
-                raise ValueError("its scores are not those that were written")
+                raise ValueError("its scores were changed after they were written")
             others = content.get("others", {})
             kinds = {kind: content[kind] | others.get(kind, {}) for kind in ("pictures", "warnings", "errors")}
             kinds["pictures"] = {

@@ -41,7 +41,7 @@ def bootstrap_mean(
         bounds: the lowest and the highest possible value, such as (-1, 1) for SSIM; the interval stays inside.
         confidence: share of the resampled means inside the interval, in (0, 1).
         resamples: number of bootstrap samples.
-        seed: of the draws; the same values give the same interval.
+        seed: seed of the draws; the same values give the same interval.
 
     Returns:
         Mean and interval; its ends are nan for one picture, or if a value is infinite or nan.
@@ -68,11 +68,11 @@ class PairedSummary(NamedTuple):
         gain: mean of ours - theirs over seeds and pictures.
         low: lower end of the interval.
         high: upper end of the interval.
-        confidence: of the interval.
+        confidence: confidence of the interval.
         seed_gains: mean gain over the pictures for each seed.
         pictures: number of pictures.
         wins: number of seeds with a gain above 0.
-        standard_error: of the gain, computed from the differences between seeds only; None for one seed.
+        standard_error: standard error of the gain, computed from the differences between seeds only; None for one seed.
         metric: unit and name.
     """
 
@@ -107,27 +107,27 @@ def paired_summary(
 ) -> PairedSummary:
     r"""Compute the mean gain of paired values, and its interval under other seeds and other pictures.
 
-    All seeds are validated on the same pictures: seeds and pictures are crossed factors, not nested. So each resample
-    draws seeds, and then *one* set of pictures for all of them. With pictures drawn separately for each seed, the
-    variation between pictures would average out over the seeds, and the interval would be too narrow.
+    All seeds are validated on the same pictures. So seeds and pictures are crossed factors, not nested. Each resample
+    draws seeds, and then *one* set of pictures for all of these seeds. If pictures were drawn separately for each seed,
+    the variation between pictures would average out, and the interval would be too narrow.
 
-    A plain bootstrap of three seeds never leaves the range of the three values, and a nominal 95 % interval covers the
-    true gain in three of four cases. Therefore the deviations between seeds, and those between pictures, are widened
-    by :math:`\sqrt{n / (n - 1)}\; t_{n-1} / z`, Student's quantile over the normal one: 1.4 * 6.5 for two seeds,
-    1.2 * 2.2 for three, close to 1 for a hundred pictures.
+    A plain bootstrap of three seeds never leaves the range of the three values. A nominal 95 % interval then covers the
+    true gain in only three of four cases. Therefore the deviations between seeds and between pictures are widened by
+    :math:`\sqrt{n / (n - 1)}\; t_{n-1} / z`, Student's quantile over the normal one: 1.4 * 6.5 for two seeds, 1.2 * 2.2
+    for three, close to 1 for a hundred pictures.
 
-    Views of one scene have similar gains. With ``groups``, a resample draws scenes instead of pictures; an interval
-    that treats such pictures as independent is far too narrow.
+    Views of one scene have similar gains. An interval that treats them as independent is far too narrow. With
+    ``groups``, a resample draws scenes instead of pictures.
 
     With one seed, the interval is over pictures only, and ``str`` says so.
 
     Args:
         ours: for each seed ``(P,)``, one value per picture.
         theirs: values of the other method, for the same seeds and pictures in the same order.
-        groups: for each picture, the scene that it is a view of; None: all pictures are independent.
-        confidence: probability that the interval holds the true gain, in (0, 1).
+        groups: for each picture, the scene that it shows; None: all pictures are independent.
+        confidence: probability that the interval contains the true gain, in (0, 1).
         resamples: number of bootstrap samples.
-        seed: of the draws; the same values give the same interval.
+        seed: seed of the draws; the same values give the same interval.
         metric: unit and name of the values, for ``str``.
 
     Returns:
@@ -136,8 +136,8 @@ def paired_summary(
 
     Raises:
         TypeError: an item is not a tensor.
-        ValueError: the numbers of seeds or of pictures differ, there are no seeds or fewer than two pictures, or an
-            option is out of range; ``groups`` has another length, or fewer than two groups.
+        ValueError: the numbers of seeds or pictures differ, there is no seed, there are fewer than two pictures or
+            groups, ``groups`` has another length, or an option is out of range.
 
     Example:
         >>> import torch

@@ -32,13 +32,13 @@ def tiled_inference(
 ) -> Float[Tensor, "b o sh sw"]:
     """Run a network on overlapping tiles and blend their outputs.
 
-    The result equals the output for the whole picture, up to rounding, if the network's receptive field reaches at most
-    3/8 of the overlap (1/2 with ``blend="none"``), and its layers depend on the position of a tile only through
-    ``size_multiple``. AHDRNet's reaches 43 pixels. Networks with window attention or statistics of the whole picture
-    give slightly different outputs; blending hides the seams.
+    The result equals the output for the whole picture up to rounding under two conditions. The receptive field of the
+    network reaches at most 3/8 of the overlap (1/2 with ``blend="none"``; AHDRNet's reaches 43 pixels). Its layers
+    depend on the position of a tile only through ``size_multiple``. Networks with window attention or statistics of the
+    whole picture give slightly different outputs. Blending hides the seams.
 
-    Only the tiles are on the network's device; bracket and output stay on the bracket's device, so a large picture
-    needs no other memory there. Gradients are off; the network's mode (train, eval) stays as it is.
+    Only the tiles are on the network's device. Bracket and output stay on the bracket's device. Gradients are off. The
+    mode of the network (train or eval) is not changed.
 
     Args:
         network: maps a bracket ``(b, N, C, h, w)`` to a picture ``(b, O, s h, s w)`` with an integer s (1, or 4 for
@@ -46,12 +46,12 @@ def tiled_inference(
         bracket: ``(B, N, C, H, W)``, on any device.
         tile: largest height and width of the tiles, multiples of ``size_multiple``. All tiles have one size, as small
             as the same number of tiles allows.
-        overlap: pixels that adjacent tiles share at least; at most a tile less ``size_multiple``.
+        overlap: smallest number of pixels that adjacent tiles share; at most the tile size minus ``size_multiple``.
         blend: "linear": fade over the middle quarter of the overlap; "none": switch at its middle.
         batch: number of tiles per forward pass.
-        size_multiple: number that the sides of the network's input must be multiples of. Tiles start at multiples too,
-            and the picture's last row and column are repeated if a tile reaches further.
-        forward_orm: how to call the network, ``forward_orm(network, tiles)``; ``network(tiles)`` when None.
+        size_multiple: the sides of the network's input must be multiples of this number. Tiles also start at multiples.
+            If a tile is larger than the rest of the picture, the last row and column are repeated.
+        forward_orm: function that calls the network, ``forward_orm(network, tiles)``. None: ``network(tiles)``.
         device: where the network runs; None: the device of its parameters, or of the bracket if it has none.
         progress: show a bar on a terminal if tqdm is installed.
 
@@ -97,9 +97,9 @@ def official_tiles(
 ) -> Float[Tensor, "b o sh sw"]:
     """Run a network on adjacent tiles, the last ones padded with ones, as HDR-Transformer and SCTNet are evaluated.
 
-    The outputs have seams, and are influenced by the padding at the right and the bottom, as the published scores are.
-    The official code also runs tiles that consist of padding only, if a side is a multiple of the tile; they do not
-    change the result and are omitted here.
+    The outputs have seams, and the padding influences them at the right and the bottom, as in the published scores. If
+    a side is a multiple of the tile, the official code also runs tiles of padding alone. They do not change the result
+    and are omitted here.
 
     Args:
         network: see :func:`tiled_inference`, also for ``batch``, ``forward_orm``, ``device``, ``progress``, the result

@@ -15,8 +15,8 @@ def check_promise(path: Path, promised: int, *, ratio: int = MOST_UNPACKED) -> N
     size = path.stat().st_size
     if promised > ratio * size:
         raise ValueError(
-            f"{path}: its header promises {promised} bytes of pixels, more than {ratio} times the {size} of the file: "
-            "it is damaged, or not a picture"
+            f"{path}: its header promises {promised} bytes of pixels, more than {ratio} times the {size} bytes of the "
+            "file: it is damaged, or not a picture"
         )
 
 

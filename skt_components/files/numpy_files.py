@@ -45,7 +45,7 @@ def read_header(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no such array, or its length and header differ.
+        ValueError: if it is not such an array, or its length and header differ.
     """
     shape, fortran, dtype, offset, size = _read_layout(path)
     if dtype.hasobject or dtype.kind not in kinds or dtype.itemsize > 8:

@@ -12,7 +12,7 @@ def read_toml(path: str | os.PathLike[str], kind: str = "configuration file") ->
 
     Args:
         path: the file.
-        kind: of file, for the message.
+        kind: kind of file, for the message.
 
     Raises:
         FileNotFoundError: the file does not exist.

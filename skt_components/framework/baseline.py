@@ -135,7 +135,7 @@ class BareNetwork(nn.Module):
         Args:
             bracket: input exposures.
             orm: a network to run instead, such as a moving average of the trained one.
-            metadata: of the framework's ``reconstruct``, without effect here.
+            metadata: metadata of the framework's ``reconstruct``, without effect here.
             **inputs: further inputs of the network, as in ``forward``.
         """
         orm = self.orm if orm is None else orm

@@ -102,8 +102,8 @@ def warn_without_gradient(layers: Sequence[str], stages: Sequence[Tensor], hdr: 
     for name, stage in zip(layers, stages, strict=True):
         if not stage.requires_grad:
             warn_caller(
-                f"tap {name!r} carries no gradient, so L_feat can not train the network there: its layers are "
-                "frozen, or it is inside checkpoint(..., use_reentrant=True)"
+                f"tap {name!r} has no gradient, so L_feat cannot train the network there: its layers are frozen, or "
+                "it is inside checkpoint(..., use_reentrant=True)"
             )
 
 

@@ -14,11 +14,11 @@ from skt_components.ops.checks import check_same_shape, check_tensor
 
 
 class TermGradient(NamedTuple):
-    """Norm and direction of one weighted term's gradient at one place.
+    """Hold norm and direction of the gradient of one weighted term at one place.
 
     Attributes:
-        norm: its Euclidean norm.
-        cosine: cosine of its angle to the gradient of L_org; 0 where one of them is 0.
+        norm: Euclidean norm of the gradient.
+        cosine: cosine of the angle between this gradient and the gradient of L_org; 0 if one of them is 0.
     """
 
     norm: float
@@ -36,8 +36,8 @@ def compare_gradients(
         terms: weighted scalars by name; the others are compared with the first.
         places: tensors in the terms' graph by the name of the place. Places without tensors that require a gradient
             are left out.
-        scale: factor of the terms, by which the gradients are divided again, so that small gradients in half precision
-            do not become 0.
+        scale: factor of the terms, so that small gradients in half precision do not become 0. The gradients are
+            divided by it afterwards.
 
     Returns:
         place -> term -> gradient.
@@ -84,14 +84,14 @@ def region_distance(
 ) -> Float[Tensor, "b r"]:
     """Return the color error of each region.
 
-    The area between the cumulative histograms of picture and target (the Wasserstein distance of their values),
-    averaged over the channels: 0.01 means that the region's values must move by a hundredth of white on average,
-    wherever they are in the region.
+    The error is the area between the cumulative histograms of picture and target (the Wasserstein distance of their
+    values), averaged over the channels. An error of 0.01 means that the values must move by a hundredth of white on
+    average. The positions of the values in the region do not matter.
 
     Args:
         pictures: tone-mapped pictures, clipped to [0, 1].
         targets: tone-mapped ground truth, same shape.
-        priors: its regions; the targets' for numbers that can be compared between steps and networks.
+        priors: priors with the regions. Use the priors of the targets to compare steps and networks.
         num_bins: bins of the histograms, the resolution of the distance.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Make the teacher, and run network and teacher once to learn the widths and layouts of their stages."""
+"""Make the teacher, and run network and teacher once to find the widths and layouts of their stages."""
 
 from __future__ import annotations
 
@@ -118,14 +118,14 @@ def probe_network(
     for layer, stage, of in zip(taps.layers, stages, layouts, strict=True):
         if not of:
             raise ValueError(
-                f"tap {layer!r} gives {tuple(stage.shape)} for a bracket of shape {tuple(sample.shape)}: it must be a "
-                "map (B, C, H, W) or (B, H, W, C), tokens (B, L, C) of the whole picture, or these of every exposure. "
-                "Choose another layer; suggest_taps lists the possible ones"
+                f"tap {layer!r} gives {tuple(stage.shape)} for a bracket of shape {tuple(sample.shape)}: it must give "
+                "a map (B, C, H, W) or (B, H, W, C), or tokens (B, L, C), of the picture or of every exposure. "
+                "Choose another layer; suggest_taps lists the possible layers"
             )
         if {"BCHW", "BHWC"} <= {layout.axes for layout in of}:
             warn_caller(
-                f"tap {layer!r} gives {tuple(stage.shape)}, which can be (B, C, H, W) or (B, H, W, C): it is taken as "
-                "the first. Pass a sample that is not square"
+                f"tap {layer!r} gives {tuple(stage.shape)}, which can be (B, C, H, W) or (B, H, W, C): (B, C, H, W) is "
+                "used. Pass a sample that is not square"
             )
     chosen = [of[0] for of in layouts]
     return hdr, [layout.count_channels(stage.shape) for layout, stage in zip(chosen, stages, strict=True)], chosen
@@ -154,9 +154,9 @@ def _run_network(orm: nn.Module, bracket: Tensor, forward_orm: ForwardORM) -> ob
         raise
     except Exception as error:  # a network may raise anything on input that it was not made for
         raise ValueError(
-            f"the network did not run on a bracket of shape {tuple(bracket.shape)}: {error}. Pass "
-            "sample=<a bracket it takes>, sample_inputs={...} if it has further inputs, or forward_orm=<a function of "
-            "orm and bracket> if it is called differently"
+            f"the network did not run on a bracket of shape {tuple(bracket.shape)}: {error}. Pass sample=<a bracket "
+            "for this network>. If it has further inputs, pass sample_inputs={...}. If it is not called as "
+            "orm(bracket), pass forward_orm=<a function of orm and bracket>"
         ) from error
 
 

@@ -81,59 +81,60 @@ class StepOutput(NamedTuple):
 class SemanticKnowledgeTransfer(nn.Module):
     """Train any HDR network with semantic knowledge transfer; at inference use the network alone.
 
-    The network is not changed: no layer is added to it, and its state dict keeps its keys. By default network and
-    teacher (the SPGRM with its pyramid) learn jointly: L_spg, L_content and L_color train both, L_org trains the
-    network, L_feat trains the network and the SKAMs, and no loss trains the bank. With ``joint=False,
-    detach_teacher=True`` L_spg trains the teacher alone, and all other losses train the network.
+    The network is not changed: no layer is added, and its state dict keeps its keys. By default the network and the
+    teacher (the SPGRM with its pyramid) learn jointly. L_spg, L_content and L_color train both. L_org trains the
+    network. L_feat trains the network and the SKAMs. No loss trains the bank. With ``joint=False, detach_teacher=True``
+    L_spg trains only the teacher, and all other losses train the network.
 
     Args:
         orm: the reconstruction network, any ``nn.Module``.
-        knowledge_bank: a bank, see :class:`KnowledgeBank`. It is frozen in place, stays in eval mode, and is part of
-            no state dict.
+        knowledge_bank: a bank, see :class:`KnowledgeBank`. It is frozen in place, stays in eval mode, and is in no
+            state dict.
         taps: names of the network's three layers whose outputs are aligned with the teacher's stages;
-            ``suggest_taps`` lists candidates. "auto" chooses and prints three: of the outermost layers with weights,
-            the last of each third in the order of execution. None takes the network's ``fusion_taps`` if it has them,
-            else "auto".
-        orm_loss: L_org, called as ``orm_loss(hdr, target)``; L1 after mu-law when None. If it has weights, they
-            are frozen and stay out of every state dict.
+            ``suggest_taps`` lists candidates. "auto" chooses three layers and prints them: it sorts the outermost
+            layers with weights by order of execution, and takes the last of each third. None takes the network's
+            ``fusion_taps`` if it has them, else "auto".
+        orm_loss: L_org, called as ``orm_loss(hdr, target)``. None: L1 after the mu-law. If it has weights, they are
+            frozen and in no state dict.
         domain: "srgb", "raw", or a :class:`DomainTransfer` with other options.
-        weights: weights of the terms; ``LossWeights.recommended(joint)`` when None. May be replaced between steps.
-        forward_orm: how to call the network, ``forward_orm(orm, bracket, **inputs) -> hdr``, where ``inputs`` are the
-            further keyword arguments of ``forward``; ``orm(bracket, **inputs)`` when None.
-        spgrm: the teacher. When None, an :class:`SPGRM` made of the network's own kind of fusion module, if it has
+        weights: weights of the terms. None: ``LossWeights.recommended(joint)``. You may replace them between steps.
+        forward_orm: function that calls the network, ``forward_orm(orm, bracket, **inputs) -> hdr``. ``inputs`` are the
+            further keyword arguments of ``forward``. None: ``orm(bracket, **inputs)``.
+        spgrm: the teacher. None: an :class:`SPGRM`, with the fusion modules of the network if it has
             ``make_fusion_module``.
-        perceptual: the feature term of eq. 5, such as a ``PerceptualLoss``; required when its weight is not 0. Its
-            weights are frozen and stay out of every state dict.
-        color_loss: L_color, called as ``SemanticHistogramLoss`` is; ``SemanticHistogramLoss()`` when None.
-        latent_channels: width of the SKAMs' latent space; the width of the network's stage, but at most 64, when None.
+        perceptual: the feature term of eq. 5, such as a ``PerceptualLoss``. It is required if its weight is not 0. Its
+            own weights are frozen and in no state dict.
+        color_loss: L_color, called like ``SemanticHistogramLoss``. None: ``SemanticHistogramLoss()``.
+        latent_channels: width of the SKAMs' latent space. None: the width of the network's stage, at most 64.
         mask_ratio: share of the latent that the SKAMs take from the teacher, in [0, 1].
-        joint: let gradients of the teacher's losses pass through its input into the network.
-        detach_teacher: stop L_content, L_color and L_feat from training the teacher. With ``joint=False`` L_spg alone
-            trains it, on constant pictures. ``joint=False`` without ``detach_teacher`` is allowed: L_content and
-            L_color then train the teacher too, on constant pictures of the network.
-        detach_features: stop L_feat from training the teacher, which could lower this loss by making its features
-            small.
-        priors_of: the picture that the bank describes. "tonemapped" is the paper's: the network's own output, whose
-            regions and features move while it learns. "target" is the tone-mapped ground truth: its priors are right
-            from the first step and the same in every epoch, so they can be cached, but the teacher then gets features
-            of the answer and has less to learn from the picture itself.
+        joint: pass gradients of the teacher's losses through its input into the network.
+        detach_teacher: do not train the teacher with L_content, L_color and L_feat. With ``joint=False`` only L_spg
+            trains it, on constant pictures. You may use ``joint=False`` without ``detach_teacher``. Then L_content and
+            L_color also train the teacher, on constant pictures of the network.
+        detach_features: do not train the teacher with L_feat. Otherwise the teacher can lower this loss by making its
+            features small.
+        priors_of: the picture that the bank describes. "tonemapped" is the choice of the paper: the output of the
+            network. Its regions and features change while the network learns. "target" is the tone-mapped ground truth.
+            Its priors are right from the first step and equal in every epoch, so they can be cached. But then the
+            teacher gets features of the ground truth and learns less from the picture.
         teacher_stride: ``stride`` of the default :class:`SPGRM`. None makes its stages half as large as the bracket:
-            2 for sRGB, 4 for RAW, whose picture is twice as large. 1 is the paper's, at many times the work.
-        teacher_domain: where L_spg compares. "rgb" is eq. 13 as it stands. "network" undoes the demosaicing first:
-            for RAW, L_spg then measures the values at the sensor, as L_org does. No difference for sRGB.
-        limit_alignment: keep L_feat from outgrowing L_org, whatever the scale of a stage: divide the stage by its root
-            mean square if that is above 1, and multiply its loss so that it is at most L_org. None does so unless
-            ``orm`` is a network of this library with its ``fusion_taps``.
-        sample: a bracket ``(B, N, C, H, W)`` to run the network on once, to read the channels of its stages; zeros
-            of 64x64 in the shape of the domain when None. If shapes leave a doubt about a stage, the network runs once
-            more, on two brackets of half the height.
+            2 for sRGB, 4 for RAW, whose picture is twice as large. 1 is the value of the paper, at many times the work.
+        teacher_domain: domain in which L_spg compares. "rgb" is eq. 13 literally. "network" first undoes the
+            demosaicing. Then for RAW, L_spg compares the values of the sensor, as L_org does. For sRGB there is no
+            difference.
+        limit_alignment: limit L_feat for any scale of the stages. A stage is divided by its root mean square if that is
+            above 1, and its loss is scaled to at most L_org. None: True, except for a network of this library with its
+            ``fusion_taps``.
+        sample: a bracket ``(B, N, C, H, W)``. The network runs on it once, to find the channels of its stages. None:
+            zeros of 64x64 in the shape of the domain. If the shape of a stage is ambiguous, the network runs again, on
+            two brackets of half the height.
         sample_inputs: further inputs of ``forward_orm`` for the sample, such as ``{"exposure_times": times}``.
 
     Raises:
         TypeError: an argument has the wrong kind, or a loss cannot be called as required.
-        ValueError: taps are not three or none are found, a tapped layer does not exist or its output is no stage, the
-            sample does not fit the network, ``perceptual`` is missing while its weight is not 0, ``teacher_stride`` is
-            not a whole number >= 1, or the bank's channels and strides are not four levels, coarse to fine.
+        ValueError: there are not three taps, a tapped layer does not exist, its output cannot be a stage, the sample
+            does not fit the network, ``perceptual`` is missing while its weight is not 0, ``teacher_stride`` is not a
+            whole number >= 1, or the bank's channels and strides are not four levels, coarse to fine.
         RuntimeError: a tapped layer does not run, or returns no tensor.
 
     Example:
@@ -222,19 +223,19 @@ class SemanticKnowledgeTransfer(nn.Module):
         """Return the losses and pictures of one step.
 
         Args:
-            bracket: input exposures, as the network takes them.
+            bracket: input exposures for the network.
             target: linear ground truth in the network's output domain.
-            labels: regions to use instead of the bank's, ``(B, H, W)`` integers for the tone-mapped picture (twice
-                the target's size for packed RAW); values outside [0, ``num_regions``) mean "no region".
+            labels: regions that replace the bank's, ``(B, H, W)`` integers. They have the size of the tone-mapped
+                picture (twice the target's size for packed RAW). Values outside [0, ``num_regions``) mean "no region".
             num_regions: number of regions in ``labels``; required with ``labels``.
-            generator: source of the SKAMs' random masks, or one for each sample, so that a batch and its parts get the
-                same masks.
-            ramp: factor in [0, 1] of the weights of content, color and alignment in ``orm_loss``, and, if ``joint``,
-                of the gradient that L_spg sends into the network. At 0 these terms are still computed, and every
+            generator: random generator for the masks of the SKAMs, or one for each sample. With one for each sample, a
+                batch and its parts get the same masks.
+            ramp: factor in [0, 1] of the weights of content, color and alignment in ``orm_loss``. With ``joint`` it is
+                also a factor of the gradient of L_spg in the network. At 0 these terms are still computed, and every
                 parameter has a gradient.
-            metadata: of RAW data, such as ``HDRSample.metadata``: ``white_balance`` (B, 3) and ``color_matrix``
-                (B, 3, 3). Output and target are rendered with it for the bank, the teacher and all losses except
-                L_org. None or an empty mapping is the paper's: demosaicing and mu-law alone.
+            metadata: metadata of RAW data, such as ``HDRSample.metadata``: ``white_balance`` (B, 3) and
+                ``color_matrix`` (B, 3, 3). Output and target are rendered with it for the bank, the teacher and all
+                losses except L_org. None or an empty mapping means demosaicing and mu-law alone, as in the paper.
             **inputs: further inputs of the network, such as exposure times or noise levels, passed to ``forward_orm``.
 
         Raises:
@@ -309,7 +310,7 @@ class SemanticKnowledgeTransfer(nn.Module):
         Args:
             bracket: input exposures.
             orm: a network to run instead, such as a moving average of the trained one.
-            metadata: of RAW data, as in ``forward``.
+            metadata: metadata of RAW data, as in ``forward``.
             **inputs: further inputs of the network, as in ``forward``.
         """
         hdr = self._run_network(self.orm if orm is None else orm, bracket, inputs)
@@ -322,18 +323,18 @@ class SemanticKnowledgeTransfer(nn.Module):
     ) -> dict[str, dict[str, TermGradient]]:
         """Return the norm of each weighted term's gradient, and its angle to the gradient of L_org.
 
-        Call it before ``backward``; it costs one backward pass per term. In a healthy run the norms of the transfer
-        terms are below that of ``org``, and none points against it for long.
+        Call it before ``backward``. It costs one backward pass per term. In a good run the norms of the transfer terms
+        are below the norm of ``org``, and no cosine stays negative.
 
         Args:
-            output: of the step.
-            ramp: of the step.
-            scale: of a gradient scaler, which keeps small gradients of fp16 from becoming 0.
+            output: what ``forward`` returned for this step.
+            ramp: the ``ramp`` of this step.
+            scale: scale of the gradient scaler, so that small fp16 gradients do not become 0.
 
         Returns:
             place -> term -> :class:`TermGradient`. Places are "parameters" (the network's), "picture" (its linear
-            output) and "stage 1" to "stage 3" (its tapped stages); places without a gradient are missing. A network
-            with reentrant activation checkpointing needs ``checkpoint(..., use_reentrant=False)`` for it.
+            output) and "stage 1" to "stage 3" (its tapped stages). Places without a gradient are missing. A network
+            with activation checkpointing needs ``checkpoint(..., use_reentrant=False)``.
         """
         check_fraction("ramp", ramp)
         weighted = {"org": output.terms["org"], **self._weight(output.terms, ramp)}

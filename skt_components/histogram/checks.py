@@ -74,7 +74,7 @@ def check_values(name: str, values: Tensor, low: float, high: float, bandwidth: 
     if outside > 0.25 or above.double().mean() > 0.001 or below.double().mean() > 0.05:
         warn_caller(  # always the same text, so that Python shows it once and not in every step
             f"many values of {name} are outside value_range {(low, high)}: they hardly count and have no "
-            "gradient. Pass value_range, or pictures in it."
+            "gradient. Pass another value_range, or pictures inside it."
         )
 
 
@@ -84,7 +84,7 @@ def full_precision(x: Tensor) -> Tensor:
     if x.dtype != dtype and x.dtype in (torch.float16, torch.bfloat16):
         cost = "7 % (and what is below 6e-8 of it vanishes)" if x.dtype == torch.float16 else "48 %"
         warn_caller(
-            f"histogram of {x.dtype} values: rounding them already moves the gradient by about {cost} at the default "
+            f"the histogram is of {x.dtype} values: their rounding changes the gradient by about {cost} at the default "
             f"bandwidth. Compute the picture in float32 (outside autocast)."
         )
     return x.to(dtype)

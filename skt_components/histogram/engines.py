@@ -19,8 +19,8 @@ _broken: set[str] = set()  # engines that failed in this process
 def run_engine(function: str, engine: str, required: bool, *arguments: Any) -> Tensor:
     """Return ``function(*arguments)`` of an engine, of which the last argument is :class:`Bins`.
 
-    numba and Triton break in many ways: with another NumPy, without a compiler, with a damaged cache. If the engine
-    fails and is not ``required``, there is one warning, and plain torch computes from then on.
+    numba and Triton can fail: with another NumPy, without a compiler, or with a damaged cache. If the engine fails and
+    is not ``required``, there is one warning, and plain torch computes all later histograms.
 
     Raises:
         RuntimeError: the engine is ``required`` and fails.

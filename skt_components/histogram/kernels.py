@@ -60,7 +60,7 @@ def sigmoid_bandwidth(slope: float = 400.0, *, bin_width: float = 1 / 256) -> fl
     ``exp(-(d / bandwidth)^2)`` is ``bandwidth^2 / 2``.
 
     Args:
-        slope: of the sigmoids, in the inverse unit of the values; 400 in SKF's code.
+        slope: slope of the sigmoids, in the inverse unit of the values; 400 in SKF's code.
         bin_width: range of the values over the number of bins.
 
     Raises:

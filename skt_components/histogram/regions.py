@@ -63,8 +63,8 @@ def _count_regions(labels: Tensor) -> int:
     largest = int(labels.max()) if labels.numel() else -1
     if largest == 255 and not (labels == 254).any():
         warn_caller(
-            "labels go from below 254 to 255, which counts as a region: if it marks pixels to be ignored, pass "
-            "num_regions; labels of num_regions and more belong to no region"
+            "label 255 counts as a region, although there is no label 254. If 255 marks pixels to ignore, pass "
+            "num_regions: labels of num_regions and above belong to no region"
         )
     if largest <= 255:
         return max(largest + 1, 0)
@@ -72,8 +72,8 @@ def _count_regions(labels: Tensor) -> int:
     for below, above in itertools.pairwise(known[-3:]):
         if above > 255 and above >= _FAR * (below + 1):
             warn_caller(
-                f"labels of {above} and more are far beyond the others, up to {below}: they count in no region, as "
-                "marks of pixels to be ignored. If they are regions, pass num_regions"
+                f"labels of {above} and above are far from the others, which go up to {below}: they probably mark "
+                "pixels to ignore, and count in no region. If they are regions, pass num_regions"
             )
             return below + 1
     if largest >= _MOST_INFERRED:
@@ -92,8 +92,7 @@ def _to_bool(masks: Tensor) -> Tensor:
     if masks.dtype != torch.uint8:  # without fullgraph=True the loss then runs uncompiled, and verifies them
         raise ValueError(
             f"masks inside torch.compile and torch.vmap must be bool, floating-point or uint8, got {masks.dtype}: "
-            "values cannot be read there, nor on the meta device, to detect a label map, which goes into labels=; pass "
-            "masks.bool()"
+            "values cannot be read there, nor on the meta device. Pass masks.bool(), or a label map as labels="
         )
     return masks.bool()
 
@@ -107,12 +106,12 @@ def _verify_binary(masks: Tensor) -> Tensor:
     if integers:
         raise ValueError(
             f"masks of {masks.dtype} must hold 0 and 1, or 0 and 255, got {masks.unique()[-8:].tolist()}. "
-            "A label map goes into labels=, a pixel to ignore into no mask; masks that are weights must be "
+            "Pass a label map as labels=. Exclude pixels to ignore from all masks. Masks that are weights must be "
             'floating-point, with soft_masks="weighted" or "literal"'
         )
     raise ValueError(
-        "masks hold values other than 0 and 1. A label map goes into labels=; otherwise pass masks > 0.5, or choose "
-        'soft_masks="weighted" (pixels counted in proportion) or "literal" (the picture multiplied, eq. 10)'
+        "masks must hold 0 and 1, got other values. Pass a label map as labels=. For other masks pass masks > 0.5, or "
+        'choose soft_masks="weighted" (counts pixels in proportion) or "literal" (multiplies the picture, eq. 10)'
     )
 
 

@@ -1,7 +1,7 @@
 """Soft (kernel density) histograms, per region, with an exact gradient and no (pixels x bins) temporary.
 
-:func:`soft_histogram` and the losses call :func:`histogram_difference`, which calls an operator with a derivative; the
-operator makes disjoint regions of bool masks and calls an engine: plain torch, numba or Triton.
+:func:`soft_histogram` and the losses call :func:`histogram_difference`. It calls an operator with a derivative. The
+operator turns bool masks into disjoint regions and calls an engine: plain torch, numba or Triton.
 """
 
 from __future__ import annotations
@@ -45,20 +45,21 @@ def soft_histogram(
 ) -> Float[Tensor, "b r c n"]:
     """Compute histograms with a Gaussian kernel, ``H_{r,c,i} = sum_j m_{r,j} exp(-((x_{c,j} - c_i) / bandwidth)^2)``.
 
-    Equations 6 to 8. Infinities contribute nothing and have no gradient; NaN makes its whole histogram NaN. Only
-    ``values`` receives a gradient; there is no second derivative.
+    This is equations 6 to 8. Infinities contribute nothing and have no gradient. A NaN makes its whole histogram NaN.
+    Only ``values`` gets a gradient. There is no second derivative.
 
     Args:
         values: pictures, any floating dtype; half precision is computed in float32, with a warning.
         masks: regions that may overlap, bool or floating weights; both need a device synchronization.
-        labels: regions as integers in [0, num_regions), others in none; any number of regions costs as much as one.
+        labels: regions as integers in [0, num_regions). Other integers mean "no region". Any number of regions costs as
+            much as one.
         num_regions: regions in ``labels``. None takes it from the largest label, which needs a device
             synchronization and breaks ``torch.compile(fullgraph=True)``.
         num_bins: number of bins N.
         value_range: outer edges of the first and last bin.
         bandwidth: kernel width in the unit of ``values``, sigma of eq. 7; see the conventions page.
-        backend: "torch"; "numba", for the CPU; "triton", for float32 and less on CUDA; or "auto", the fastest
-            installed. Below a quarter of a bin, with weights, and with masks of too many atoms, torch computes always.
+        backend: "torch"; "numba" (CPU); "triton" (CUDA, float32 and half precision); or "auto", the fastest installed.
+            torch always computes bandwidths below a quarter of a bin, weights, and masks with too many atoms.
 
     Returns:
         Float32, or float64 for float64 values; R = 1 without regions.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class HistogramTarget:
-    """Histograms and regions of a fixed teacher, which replace it in a loss; made by the loss's ``precompute``.
+    """Hold histograms and regions of a fixed teacher. A loss makes it by ``precompute`` and takes it as the teacher.
 
     Example:
         >>> import torch

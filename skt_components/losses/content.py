@@ -28,7 +28,7 @@ def content_loss(
     Args:
         student: tone-mapped picture T(H_in) of the reconstruction network.
         teacher: refined picture of the SPGRM.
-        perceptual: the feature term, such as a :class:`PerceptualLoss`; no such term when None.
+        perceptual: the feature term, such as a :class:`PerceptualLoss`; None: no feature term.
         perceptual_weight: lambda of eq. 5, >= 0.
 
     Raises:

@@ -46,23 +46,24 @@ def semantic_histogram_loss(
 ) -> Float[Tensor, ""] | Float[Tensor, "b"]:
     """Compute the squared distance of the soft histograms of two pictures, region by region (eq. 10).
 
-    Per picture ``1/R sum_r 1/C sum_c sum_i (H^S - H^T)^2``. The pixels outside a region cancel in eq. 10; they are
-    never computed.
+    The loss of a picture is ``1/R sum_r 1/C sum_c sum_i (H^S - H^T)^2``. In eq. 10 the pixels outside a region cancel,
+    so they are not computed.
 
     Args:
         student: picture to train, nominally in ``value_range``.
-        teacher: picture to compare with; receives a gradient too unless detached. Or a target from
+        teacher: picture to compare with. It also gets a gradient, unless it is detached. Or a target from
             :meth:`SemanticHistogramLoss.precompute`, which contains its regions.
-        masks: regions, bool or binary (0 and 1, integers also 0 and 255), verified once for each tensor. Inside
-            ``torch.compile`` and ``torch.vmap``, where values cannot be read, floats count as weights, uint8 as inside
-            where not 0, and other integers are rejected (the loss runs uncompiled without ``fullgraph=True``).
-        labels: instead of masks, regions as integers in [0, num_regions); pixels with others belong to none.
+        masks: regions, bool or binary (0 and 1, integers also 0 and 255). Their values are checked once for each
+            tensor. Inside ``torch.compile`` and ``torch.vmap`` values cannot be read. There, float masks are weights,
+            uint8 masks include the pixels that are not 0, and other integers are rejected (without ``fullgraph=True``
+            the loss then runs uncompiled).
+        labels: regions as integers in [0, num_regions), instead of masks. Other integers mean "no region".
         num_regions: as in :func:`~skt_components.soft_histogram`.
         valid: regions that count in the average 1/R; all regions when None, including empty ones.
         num_bins, value_range, bandwidth, backend: as in :func:`~skt_components.soft_histogram`.
         normalization: "pixels" divides histograms by the picture's pixel count, "area" by the region's, "none"
             keeps the counts of eq. 8.
-        soft_masks: None for binary masks. For others there are two different losses: "weighted" counts a pixel in
+        soft_masks: None for binary masks. Soft masks have two different losses: "weighted" counts a pixel in
             proportion to its mask, "literal" multiplies the picture by the mask as eq. 10 does.
         reduction: over the batch: "mean", "sum" or "none".
 
@@ -126,7 +127,7 @@ def histogram_loss(
 ) -> Float[Tensor, ""] | Float[Tensor, "b"]:
     """Compute the squared distance of the soft histograms of two pictures, ``1/C sum_c sum_i (H^S - H^T)^2`` (eq. 9).
 
-    Arguments, result and errors are as in :func:`semantic_histogram_loss`, with the picture as the only region.
+    Arguments, result and errors are as in :func:`semantic_histogram_loss`. The picture is the only region.
 
     Example:
         >>> import torch

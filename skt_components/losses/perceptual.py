@@ -61,7 +61,7 @@ class PerceptualLoss(nn.Module):
     """Compute :func:`perceptual_loss` with a fixed extractor.
 
     Args:
-        extractor, layer_weights: as in :func:`perceptual_loss`. A module is frozen, in place, and stays in eval mode;
+        extractor, layer_weights: as in :func:`perceptual_loss`. A module is frozen in place and stays in eval mode;
             ``VGG19Features`` and the knowledge banks add nothing to ``state_dict``.
 
     Example:

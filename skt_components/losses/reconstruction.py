@@ -44,8 +44,8 @@ def mu_rms_loss(
 ) -> Float[Tensor, ""]:
     """Compute the root mean square difference after mu-law of each picture, averaged over the batch.
 
-    PSNR-mu is ``-20 log10`` of one picture's loss. The gradient is proportional to each error, and 0 where a picture
-    equals its target. Arguments and errors as in :func:`mu_l1_loss`; the first axis is the batch.
+    PSNR-mu is ``-20 log10`` of one picture's loss. The gradient is proportional to each error, and 0 if a picture
+    equals its target. Arguments and errors are as in :func:`mu_l1_loss`. The first axis is the batch.
 
     Example:
         >>> import torch

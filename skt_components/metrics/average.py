@@ -10,8 +10,8 @@ from torch import Tensor
 class MeanMetric:
     """Average a metric's values over pictures.
 
-    Each picture counts once, independent of its batch, and no errors are averaged before the logarithm of a PSNR.
-    :meth:`update` reads the values and so waits for a CUDA device: call it in evaluation, not in every training step.
+    Each picture counts once, independent of its batch. Errors are not averaged before the logarithm of a PSNR.
+    :meth:`update` reads the values, which waits for a CUDA device. Call it in evaluation, not in every training step.
 
     Args:
         name: the metric's name, used in error messages and ``repr``.

@@ -25,9 +25,9 @@ def color_video_vdp(
     """Compute ColorVideoVDP of each picture in just-objectionable differences (JOD): 10 for equal ones, less for worse.
 
     Args:
-        prediction: ``(B, 3, H, W)`` RGB, BT.709 primaries. For displays called linear, such as "standard_hdr_linear" (a
-            30-inch 4K monitor of 1500 cd/m2), linear light in cd/m2; for the others, such as "standard_4k", in the
-            display's own encoding in [0, 1].
+        prediction: ``(B, 3, H, W)`` RGB, BT.709 primaries. For a display with "linear" in its name, such as
+            "standard_hdr_linear" (a 30-inch 4K monitor of 1500 cd/m2): linear light in cd/m2. For other displays, such
+            as "standard_4k": values in [0, 1] in the display's own encoding.
         target: same.
         display: one of the package's display models.
         luminance: cd/m2 of the value 1 of linear pictures; None if they are in cd/m2 or encoded.

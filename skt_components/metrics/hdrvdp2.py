@@ -58,9 +58,9 @@ def hdr_vdp2(
 ) -> HDRVDP2Output:
     """Compute HDR-VDP-2 (version 2.21): how visible the difference of each picture pair is, and the quality Q.
 
-    Differentiable in ``test``. On sixteen pairs in 86 runs Q agreed with the published code to 1e-11, and C_max to
-    1e-11 of itself. With ``dtype=torch.float32``, which halves the memory, they agreed to 1e-3, and the maps are less
-    exact where no difference is visible.
+    The result is differentiable in ``test``. In 86 runs on sixteen pairs, Q agreed with the published code to 1e-11,
+    and C_max to a relative 1e-11. ``dtype=torch.float32`` halves the memory. Then both agreed to 1e-3, and the maps are
+    less exact where no difference is visible.
 
     Args:
         test: ``(B, C, H, W)``, the picture to judge, in ``color_encoding``. NaN counts as 1e-5.
@@ -119,8 +119,9 @@ def hdr_vdp2(
 class HDRVDP2Loss(nn.Module):
     """Compute ``100 - Q`` of HDR-VDP-2, the mean over the batch: 0 for equal pictures. Options of :func:`hdr_vdp2`.
 
-    Q weighs every band by the logarithm of its error, so the gradient grows as the error falls: add it to a loss
-    that compares pixels, with a small weight. Its graph takes 2.5 GB per megapixel in float64, half of it in float32.
+    Q depends on the logarithm of the error of every band, so the gradient grows when the error falls. Add it with a
+    small weight to a loss that compares pixels. Its graph needs 2.5 GB per megapixel in float64, and half of it in
+    float32.
 
     Example:
         >>> loss = HDRVDP2Loss("luminance", pixels_per_degree=30.0)

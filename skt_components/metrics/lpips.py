@@ -30,9 +30,9 @@ def lpips(
 ) -> Float64[Tensor, " b"]:
     """Compute the learned perceptual distance (LPIPS 0.1) of each picture, 0 for equal ones.
 
-    The package ``lpips`` contains the weights of the distance. The weights of the network below it, AlexNet trained on
-    ImageNet in all published HDR tables, are torchvision's and part of no package. Pictures are compared as they are:
-    tone-map HDR first. A loaded network is kept for the next call.
+    The package ``lpips`` contains the weights of the distance. The weights of the feature network come from torchvision
+    and are in no package. All published HDR tables use AlexNet, trained on ImageNet. Pictures are compared as they are,
+    so tone-map HDR pictures first. A loaded network is kept for the next call.
 
     Args:
         prediction: ``(B, 3, H, W)`` RGB, display-like in [0, peak], at least 32x32; computed in float32.

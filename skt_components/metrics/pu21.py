@@ -107,7 +107,7 @@ def display_luminance(
 ) -> Float[Tensor, "*shape"]:
     """Compute the luminance of a display, gain-gamma-offset model: ``L = (peak - black) V^gamma + black``.
 
-    Its black is ``peak / contrast`` plus the room's light that the screen, 0.5 % reflective, returns:
+    Its black is ``peak / contrast`` plus the light of the room that the screen reflects (0.5 %):
     ``0.005 ambient / pi``. SCTNet's evaluation has ``peak=55, ambient=10`` for 8-bit tone-mapped pictures.
 
     Args:
@@ -144,7 +144,8 @@ def psnr_pu21(
     """Compute the PSNR of PU21-encoded pictures, with 256, the code of 100 cd/m2, as the peak.
 
     Pictures must be absolute: multiply relative radiance by the luminance of its white, or see
-    :func:`display_luminance`. Pictures without a value above 1 cd/m2, and of many whole numbers only, warn.
+    :func:`display_luminance`. There is a warning for pictures without a value above 1 cd/m2, and for pictures of many
+    whole numbers only.
 
     Args:
         prediction: C = 1 or 3.

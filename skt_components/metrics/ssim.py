@@ -38,17 +38,17 @@ def ssim(
 ) -> Float64[Tensor, " b"]:
     """Compute the structural similarity of each picture; the default is the form of the HDR literature.
 
-    Gaussian window of 11x11, sigma 1.5, K1 = 0.01, K2 = 0.03, mean over pixels and channels. Published numbers
-    differ in the rest:
+    All forms have a Gaussian window of 11x11, sigma 1.5, K1 = 0.01, K2 = 0.03, and a mean over pixels and channels.
+    Published numbers differ in the other settings:
 
     - HDR-Transformer and SCTNet: ``clip=True``. The same number as scikit-image's ``structural_similarity`` of clipped
       pictures with ``gaussian_weights=True``, ``sigma=1.5`` and ``use_sample_covariance=False``.
     - BracketIRE: ``sample_covariance=True``, scikit-image's ``use_sample_covariance=True``.
-    - MATLAB on one channel: ``border="replicate"``. On H x W x 3 numbers, which it takes for a volume:
-      ``border="volume"``. Both follow its documentation and were never compared with MATLAB itself.
+    - MATLAB on one channel: ``border="replicate"``. MATLAB treats H x W x 3 numbers as a volume: ``border="volume"``.
+      Both follow its documentation and were never compared with MATLAB.
 
-    HDR-Transformer and SCTNet scale to [0, 255] and clip there, for SSIM but not for PSNR. It matters only where a
-    picture leaves [0, peak]; the default keeps such errors visible, as :func:`psnr` does.
+    HDR-Transformer and SCTNet scale to [0, 255] and clip there, for SSIM but not for PSNR. This matters only for
+    pictures with values outside [0, peak]. By default such errors are not hidden, as in :func:`psnr`.
 
     Args:
         prediction: on the scale of ``peak``; H and W at least 11 for ``border="valid"``.
@@ -56,9 +56,9 @@ def ssim(
         peak: value of white, such as 1.0 or 255, > 0.
         clip: clip both pictures to [0, peak] first.
         sample_covariance: use variances of a sample, 121/120 times the population's.
-        border: "valid": windows wholly inside the picture only; "replicate": a window around every pixel, with the
-            outermost pixels repeated; "volume": the same with a window of 11x11x11 that spans the channels.
-        crop: pixels left out on each side before anything else.
+        border: "valid": only windows inside the picture. "replicate": a window around every pixel, with repeated border
+            pixels. "volume": as "replicate", with a window of 11x11x11 over the channels too.
+        crop: pixels that are first cropped from each side.
 
     Example:
         >>> picture = torch.rand(2, 3, 16, 16)

@@ -16,13 +16,13 @@ from skt_components.modules.fusion import DilatedResidualDenseBlock
 class AHDRNet(ReconstructionNetwork):
     """Attention-guided HDR reconstruction: encode each frame, attend to the reference, fuse with three DRDBs.
 
-    Frame k except the reference has an attention branch, ``att{k}1`` and ``att{k}2``, counted from 1. For packed RAW
-    (BracketIRE): ``AHDRNet(5, 4, 4, reference=0, peak=16)``; this and ``scale`` are our adaptations.
+    Each frame k except the reference has an attention branch, ``att{k}1`` and ``att{k}2``, counted from 1. Use
+    ``AHDRNet(5, 4, 4, reference=0, peak=16)`` for packed RAW (BracketIRE). This and ``scale`` are our adaptations.
 
     Args:
         num_layers: dilated convolutions per DRDB.
-        growth: channels that each of them adds.
-        unused_layers: add, frozen, the layers ``attConv{k}`` that the authors' network has but never runs.
+        growth: channels that each convolution adds.
+        unused_layers: add frozen layers ``attConv{k}``. The authors' network has them, but never runs them.
         num_frames, in_channels, out_channels, features, reference, peak, scale, checkpointing: see
             :class:`ReconstructionNetwork`.
 

@@ -33,10 +33,11 @@ def export_program(
     Args:
         network: any network; it is traced in eval mode and not changed.
         bracket: an input ``(B, N, C, H, W)``; None for random ones, with networks of this library only.
-        dynamic: let the program take any batch size and any sides that are multiples of the network's
-            ``size_multiple``, at least twice that; otherwise the bracket's shape only. If a network has no
-            ``size_multiple``, the smallest one with which it can be traced is taken.
-        forward_orm: how to call the network, ``forward_orm(network, bracket) -> hdr``; ``network(bracket)`` when None.
+        dynamic: True: the program takes any batch size, and any sides that are multiples of the network's
+            ``size_multiple`` and at least twice as large. If the network has no ``size_multiple``, the smallest
+            multiple that can be traced is used. False: the program takes only the shape of the bracket.
+        forward_orm: function that calls the network, ``forward_orm(network, bracket) -> hdr``. None:
+            ``network(bracket)``.
 
     Raises:
         TypeError: the network does not return a picture.
@@ -62,10 +63,10 @@ def export_onnx(
     opset: int = 20,
     tolerance: float = 1e-4,
 ) -> float:
-    """Write an ONNX file whose output agrees with PyTorch's in onnxruntime; return the largest relative difference.
+    """Write an ONNX file and compare it with PyTorch in onnxruntime. Return the largest relative difference.
 
     Args:
-        path: the ``.onnx`` file; it is replaced if it exists, its folder must exist.
+        path: the ``.onnx`` file. It is replaced if it exists. Its folder must exist.
         network, bracket, dynamic, forward_orm: as for :func:`export_program`; if dynamic, a second size is compared
             too.
         opset: version of ONNX's operators.
@@ -141,8 +142,8 @@ def _trace(
                 if given or fixed or any(side % larger or side < 2 * larger for side in bracket.shape[-2:]):
                     raise ValueError(
                         f"{type(network).__name__} cannot be exported for any batch and all sides that are multiples "
-                        f"of {multiple}: pass dynamic=False for the shape of the bracket alone, or set "
-                        "network.size_multiple to the number that its sides must be multiples of. PyTorch says: "
+                        f"of {multiple}. Pass dynamic=False to export the shape of the bracket alone. Or set "
+                        "network.size_multiple, if the sides must be multiples of another number. PyTorch says: "
                         + " ".join(str(error).split())
                     ) from error
                 multiple = larger

@@ -75,11 +75,11 @@ class ContextAwareTransformer(SwinStage):
 class HDRTransformer(SwinNetwork):
     """Ghost-free HDR reconstruction with context-aware transformer blocks.
 
-    Each frame except the reference has an attention branch. For packed RAW (BracketIRE):
-    ``HDRTransformer(5, 4, 4, reference=0, peak=16)``; this and ``scale`` are our adaptations.
+    Each frame except the reference has an attention branch. Use ``HDRTransformer(5, 4, 4, reference=0, peak=16)`` for
+    packed RAW (BracketIRE). This and ``scale`` are our adaptations.
 
-    The arguments are explained at :class:`ReconstructionNetwork` and :class:`SwinNetwork`; ``fusion_taps`` are the
-    three transformers of the published network.
+    :class:`ReconstructionNetwork` and :class:`SwinNetwork` explain the arguments. ``fusion_taps`` are the three
+    transformers of the published network.
 
     Raises:
         ValueError: as for :class:`SwinNetwork`.

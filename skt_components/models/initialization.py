@@ -27,12 +27,12 @@ def fit_last_layer(
     mu: float = 5000.0,
     forward: ForwardORM = call_network,
 ) -> None:
-    """Solve for the last convolution of a network so that its output is as close to the target as it can be.
+    """Solve for the last convolution of a network, so that its output is as close to the target as possible.
 
-    With random weights a network begins with a gray picture, and learns for hundreds of steps what the reference
-    exposure shows at once. Its random features, though, hold that picture: this function finds the weights of the last
-    layer by weighted least squares, for the squared error after the mu-law to first order, with a small ridge penalty.
-    All other weights stay as they are. A few dozen training samples are enough.
+    With random weights, the first output of a network is gray. It needs hundreds of steps to learn a picture that is
+    already in the reference exposure. But its random features contain this picture. This function finds the weights of
+    the last layer by weighted least squares with a small ridge penalty. It minimizes a first-order approximation of the
+    squared error after the mu-law. All other weights stay unchanged. A few dozen training samples are enough.
 
     Args:
         network: a network whose last layer is a convolution of stride 1, then nothing or ``peak * sigmoid``.
@@ -45,7 +45,8 @@ def fit_last_layer(
         forward: function ``forward(network, bracket) -> hdr``.
 
     Raises:
-        ValueError: the layer does not exist, is no convolution of stride 1 in one group, or does not make the picture.
+        ValueError: the layer does not exist, is not a convolution of stride 1 with one group, or does not make the
+            picture.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -86,10 +87,10 @@ def fit_last_layer(
 def initialize_from_samples(
     network: ReconstructionNetwork, bracket: Float[Tensor, "b n c h w"], target: Float[Tensor, "b o sh sw"]
 ) -> None:
-    """Prepare the random weights of one of our networks for training: :func:`fit_last_layer` with calm residuals.
+    """Prepare the random weights of a network of this library for training.
 
-    The last layers of residual branches are scaled down first
-    (:meth:`ReconstructionNetwork.damp_residuals`), which lets a higher learning rate work.
+    First scale down the last layers of residual branches (:meth:`ReconstructionNetwork.damp_residuals`), which allows a
+    higher learning rate. Then apply :func:`fit_last_layer`.
 
     Args:
         network: a new network.

@@ -32,7 +32,7 @@ class ReconstructionNetwork(nn.Module):
     - ``reference``: index of the reference exposure; None for the middle one.
     - ``peak``: largest value of the output, and of packed RAW in the bracket: 1 for sRGB data, 16 for BracketIRE.
     - ``scale``: side of the output per side of the bracket, 1 or 4 (BracketIRE+).
-    - ``checkpointing``: compute the large blocks again in the backward pass: less memory, more time, same gradient.
+    - ``checkpointing``: compute the large blocks again in the backward pass. Less memory, more time, same gradient.
 
     Args:
         config: the constructor's arguments by name (``locals()`` in its first line), saved beside the weights.
@@ -96,8 +96,8 @@ class ReconstructionNetwork(nn.Module):
         """Return linear HDR in [0, peak], at ``scale`` times the size of the bracket.
 
         Raises:
-            TypeError: the bracket is no floating-point tensor.
-            ValueError: it has other frames or channels than the constructor was given.
+            TypeError: the bracket is not a floating-point tensor.
+            ValueError: the number of frames or channels is not the one of the constructor.
         """
         check_tensor("bracket", bracket, layout="(B, N, C, H, W)")
         if bracket.ndim != 5 or bracket.shape[1:3] != (self.num_frames, self.in_channels):

@@ -27,10 +27,10 @@ def pretrained_names() -> list[str]:
 
 
 def load_pretrained(name: str) -> ReconstructionNetwork:
-    """Load a network that comes with this library, trained, on the CPU in eval mode.
+    """Load a pretrained network of this library, on the CPU in eval mode.
 
-    The cards of the networks (training data, scores beside reference exposure and merge, limits, licence) are in
-    docs/pretrained.md.
+    docs/pretrained.md describes the networks: training data, scores of network, reference exposure and merge, limits
+    and license.
 
     Args:
         name: one of :func:`pretrained_names`.
@@ -59,12 +59,12 @@ def pretrained_file(name: str | os.PathLike[str]) -> Path:
 
 
 def load_initial_weights(source: str | os.PathLike[str], network: nn.Module, *, official: bool = False) -> None:
-    """Load weights into a network that is then trained further, all of them or none.
+    """Load initial weights into a network: all of them, or none after an error.
 
     Args:
         source: one of :func:`pretrained_names`, or a file of weights.
         network: one of this library or of your own.
-        official: the file is from the authors of the network, whose channels have another order.
+        official: True if the file comes from the authors of the network, whose channels have another order.
 
     Raises:
         FileNotFoundError: there is no such file.

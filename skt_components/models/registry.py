@@ -178,10 +178,10 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
     """Write the model's own state dict as safetensors, atomically.
 
     Args:
-        path: a ``.safetensors`` file; it is replaced if it exists, its folder must exist.
-        model: any module. The names are the same if it, or a part of it, is compiled, or if it is inside DataParallel,
-            DistributedDataParallel or AveragedModel. With a :class:`ReconstructionNetwork` the file's metadata names
-            its class and constructor arguments, for :func:`load_model`.
+        path: a ``.safetensors`` file. It is replaced if it exists. Its folder must exist.
+        model: any module. The names in the file do not depend on compilation, nor on DataParallel,
+            DistributedDataParallel and AveragedModel around the module. For a :class:`ReconstructionNetwork` the
+            metadata contains its class and constructor arguments, which :func:`load_model` reads.
 
     Raises:
         ImportError: safetensors is not installed.
@@ -200,12 +200,12 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
 
 
 def load_model(path: str | os.PathLike[str]) -> ReconstructionNetwork:
-    """Make the network of this library that :func:`save_weights` wrote, with its weights, on the CPU in eval mode.
+    """Load a network of this library from a file of :func:`save_weights`, on the CPU in eval mode.
 
     Raises:
         ImportError: safetensors is not installed.
         FileNotFoundError: there is no such file.
-        ValueError: the file does not name its network, or does not fit it.
+        ValueError: the file does not name its network, or the weights do not fit it.
 
     Example:
         >>> import tempfile
@@ -221,14 +221,14 @@ def load_model(path: str | os.PathLike[str]) -> ReconstructionNetwork:
     if metadata.get("network") not in classes:
         found = f"names {metadata['network']!r}" if "network" in metadata else "names none"
         raise ValueError(
-            f"{path} must name one of the networks {', '.join(sorted(classes))} in its metadata, as save_weights "
-            f"writes it, but {found}; make the network yourself and use load_weights"
+            f"{path} must name one of the networks {', '.join(sorted(classes))} in its metadata, as files of "
+            f"save_weights do, but it {found}: make the network yourself and use load_weights"
         )
     try:
         config = json.loads(metadata["config"])
         largest, held = max(_integers(config), default=0), sum(value.numel() for value in state.values())
         if largest > max(held, 1024):
-            raise ValueError(f"it has the number {largest}, the file {held} weights")
+            raise ValueError(f"it contains the number {largest}, but the file has {held} weights")
         make = partial(classes[metadata["network"]], **config)
         with torch.device("meta"), _CallLimit(_MOST_CALLS * (len(state) + 10)):
             shapes = make().state_dict()
@@ -267,7 +267,7 @@ class _CallLimit(TorchFunctionMode):
 
 
 def load_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
-    """Load a state dict (``.safetensors``, ``.pth`` or ``.pt``) into ``model``, all keys or none.
+    """Load a state dict (``.safetensors``, ``.pth`` or ``.pt``) into ``model``: all keys, or none after an error.
 
     The model may be compiled or wrapped, as for :func:`save_weights`.
 

@@ -63,12 +63,12 @@ class CrossChannelBlock(nn.Module):
 class SCTNet(SwinNetwork):
     """HDR reconstruction by attention over space, then over the channels of semantically alike frames.
 
-    Each frame has ``features / num_frames`` channels throughout, and each except the reference a branch of channel
-    attention. The authors' network keeps the padding of the last windows, this one crops it. For packed RAW
-    (BracketIRE): ``SCTNet(5, 4, 4, reference=0, peak=16)``; this and ``scale`` are our adaptations.
+    Each frame has ``features / num_frames`` channels in all layers. Each frame except the reference has a branch of
+    channel attention. The authors' network keeps the padding of the last windows; this network crops it. Use
+    ``SCTNet(5, 4, 4, reference=0, peak=16)`` for packed RAW (BracketIRE). This and ``scale`` are our adaptations.
 
-    The other arguments are explained at :class:`ReconstructionNetwork` and :class:`SwinNetwork`; ``fusion_taps`` are
-    the last three of four stages.
+    :class:`ReconstructionNetwork` and :class:`SwinNetwork` explain the other arguments. ``fusion_taps`` are the last
+    three of four stages.
 
     Args:
         features: a multiple of ``num_frames``.

@@ -21,15 +21,15 @@ class SPGRM(nn.Module):
     last convolution starts at zero, so that an untrained teacher returns its input.
 
     Args:
-        prior_channels: channels of the semantic features, coarse to fine (a bank's ``channels``). If empty, the
-            stages are the fusion modules alone, and ``num_heads`` and ``levels`` have no effect.
+        prior_channels: channels of the semantic features, coarse to fine (``channels`` of a bank). If empty, the stages
+            are the fusion modules alone, and ``num_heads`` and ``levels`` have no effect.
         channels, features: channels of the picture; width of the network and of its feature pyramid.
-        make_fusion: makes the fusion module of a stage, such as the ORM's ``make_fusion_module``; None for dilated
-            residual dense blocks.
+        make_fusion: function that makes the fusion module of a stage, such as ``make_fusion_module`` of the ORM. None:
+            dilated residual dense blocks.
         num_heads: heads of the prior fusion blocks; divides ``features``.
         levels: pyramid level that guides each of the three stages; by default the finest, which includes the others.
-        stride: side of the picture's blocks whose pixels become channels in between, at 1 / stride^2 of the cost; 1 in
-            the paper.
+        stride: side of a block of pixels that becomes the channels of one pixel inside the network. The cost is
+            1 / stride^2. In the paper it is 1.
         checkpointing: compute the stages again in the backward pass, as in :class:`ReconstructionNetwork`.
 
     Raises:
@@ -78,7 +78,7 @@ class SPGRM(nn.Module):
         """Return the refined picture, same shape and domain as ``tonemapped``; ``features`` run coarse to fine.
 
         Raises:
-            TypeError: ``tonemapped`` is no floating-point tensor.
+            TypeError: ``tonemapped`` is not a floating-point tensor.
             ValueError: wrong axes or channels, an empty batch, or ``features`` of other channels than
                 ``prior_channels``.
         """

@@ -72,8 +72,8 @@ class SPyNet(nn.Module):
         Both are display-encoded RGB in [0, 1]; the flow has float32 at least, also under autocast.
 
         Raises:
-            TypeError: an argument is no floating-point tensor.
-            ValueError: they are no RGB pictures, or their shapes differ.
+            TypeError: an argument is not a floating-point tensor.
+            ValueError: an argument is not an RGB picture, or their shapes differ.
         """
         check_tensor("reference", reference, ndim=4, layout="(B, 3, H, W)", channels=3)
         check_tensor("moving", moving, ndim=4, layout="(B, 3, H, W)", channels=3)

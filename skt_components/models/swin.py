@@ -128,10 +128,10 @@ class SwinStage(nn.Module):
 class SwinNetwork(ReconstructionNetwork):
     """Base of the networks made of Swin stages.
 
-    Brackets whose sides are not multiples of the window are padded by reflection at the bottom and at the right, and
-    the output is cropped. Frame k, counted from 1, is encoded by ``{encoder}{k}``. Each frame except the reference has
-    a branch: with three frames ``{branch}{three_frames[0]}`` and ``{branch}{three_frames[1]}``, the authors' names,
-    else ``{branch}{k}``.
+    If the sides of a bracket are not multiples of the window, it is padded by reflection at the bottom and at the
+    right, and the output is cropped. ``{encoder}{k}`` encodes frame k, counted from 1. Each frame except the reference
+    has a branch. With three frames the branches have the authors' names, ``{branch}{three_frames[0]}`` and
+    ``{branch}{three_frames[1]}``. Otherwise the name is ``{branch}{k}``.
 
     The constructors share these arguments:
 

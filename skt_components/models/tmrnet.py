@@ -59,17 +59,17 @@ class ResidualTrunk(nn.Module):
 class TMRNet(ReconstructionNetwork):
     """Temporally modulated recurrent network: align the exposures to the reference and accumulate them one by one.
 
-    The defaults are the published network for BracketIRE. For sRGB brackets, our adaptation: ``TMRNet(3, 6, 3)``.
-    Every frame must have the radiance scale of the target. The optical flow network starts at random; load trained
-    weights with ``network.spynet.load_official(...)`` before training.
+    The defaults are the published network for BracketIRE. ``TMRNet(3, 6, 3)`` is our adaptation for sRGB brackets.
+    Every frame must have the radiance scale of the target. The optical flow network starts with random weights. Load
+    trained weights with ``network.spynet.load_official(...)`` before training.
 
     Args:
         num_frames, in_channels, out_channels, checkpointing: see :class:`ReconstructionNetwork`.
         features: width of the network; a multiple of 8.
         num_blocks: residual blocks in the feature extraction, the shared trunk, each frame's trunk, the reconstruction.
         reference: index of the reference exposure; None for the first of packed RAW, the middle one of sRGB.
-        activation: None for a linear output as in the authors' network, "sigmoid" for an output in [0, peak], "auto"
-            for None with packed RAW and "sigmoid" with sRGB.
+        activation: None: a linear output, as in the authors' network. "sigmoid": an output in [0, peak]. "auto": None
+            for packed RAW, "sigmoid" for sRGB.
         flow_features: channels of the first layer of :class:`SPyNet`'s levels, 32 in the published network.
         peak: largest value of the output with the sigmoid; None for 16 with packed RAW, 1 with sRGB.
 

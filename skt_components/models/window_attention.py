@@ -22,15 +22,17 @@ Place = tuple[int, slice, slice]
 class WindowAttention(nn.Module):
     """Multi-head self-attention within square windows, with a learned bias per head and relative position.
 
-    With a shift the last windows hold pixels from opposite edges of the map, which must not attend to each other: four
-    kinds of window and masks, whatever the map's size. On the CPU a few windows at a time are computed, and again in
-    the backward pass, so that no tensor holds the attention of all windows, and there is no second derivative;
-    elsewhere, and when compiled or exported, ``scaled_dot_product_attention`` is used.
+    With a shift, the last windows contain pixels from opposite edges of the map, which must not attend to each other.
+    So there are four kinds of windows and masks, for every size of the map.
+
+    On the CPU a few windows are computed at a time, and again in the backward pass. So no tensor holds the attention of
+    all windows, but there is no second derivative. On other devices, and when compiled or exported,
+    ``scaled_dot_product_attention`` is used.
 
     Args:
         num_heads: divides ``features``.
         window_size: side of a window in pixels.
-        shift: pixels that the windows lie further down and right, less than ``window_size``.
+        shift: offset of the windows in pixels, down and to the right; less than ``window_size``.
 
     Raises:
         ValueError: an argument is out of range.

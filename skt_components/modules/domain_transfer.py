@@ -30,14 +30,14 @@ class DomainTransfer(nn.Module):
     ``domain="srgb"``: ``(B, 3, H, W)`` linear RGB -> ``(B, 3, H, W)``.
     ``domain="raw"``: ``(B, 4, h, w)`` packed R, Gr, Gb, B -> ``(B, 3, 2h, 2w)``.
 
-    In the paper T demosaics RAW and applies the mu-law, in the sensor's greenish colors. With the metadata
-    ``white_balance`` and ``color_matrix``, one for all pictures or one per picture, it renders the colors that
-    a knowledge bank was trained on.
+    In the paper T demosaics RAW and applies the mu-law. The result has the greenish colors of the sensor. With the
+    metadata ``white_balance`` and ``color_matrix`` (for all pictures or one per picture), T renders normal colors, as
+    in the pictures that a knowledge bank was trained on.
 
     Args:
         domain: "srgb" or "raw".
         mu: amount of compression.
-        peak: linear value that maps to 1; None for 1 with sRGB and 16 with RAW (BracketIRE's scale).
+        peak: linear value that maps to 1; None: 1 for sRGB, 16 for RAW (BracketIRE's scale).
         cfa_pattern: Bayer pattern of RAW data.
         method: demosaicing method, "bilinear" or "malvar".
 
@@ -74,7 +74,7 @@ class DomainTransfer(nn.Module):
     def forward(
         self, hdr: Float[Tensor, "b c h w"], *, white_balance: Gains | None = None, color_matrix: Matrix | None = None
     ) -> Float[Tensor, "b 3 *hw"]:
-        """Return the tone-mapped picture of linear ``hdr``, nominally in [0, 1]; in float32, or float64 if ``hdr`` is.
+        """Return the tone-mapped picture of ``hdr``, nominally in [0, 1], in float32 (float64 for float64 input).
 
         Args:
             hdr: linear picture, relative to ``peak``.
@@ -82,8 +82,8 @@ class DomainTransfer(nn.Module):
             color_matrix: from the camera's balanced linear RGB to linear sRGB, ``(3, 3)`` or ``(B, 3, 3)``.
 
         Raises:
-            TypeError: ``hdr`` or ``color_matrix`` is no floating-point tensor.
-            ValueError: wrong shapes, or metadata of RAW data with ``domain="srgb"``.
+            TypeError: ``hdr`` or ``color_matrix`` is not a floating-point tensor.
+            ValueError: a shape is wrong, or there is metadata of RAW data with ``domain="srgb"``.
         """
         if self.domain == "srgb":
             check_tensor("hdr", hdr, ndim=4, layout="(B, 3, H, W)", channels=3)
@@ -108,13 +108,13 @@ class DomainTransfer(nn.Module):
     ) -> Float[Tensor, "b c *hw"]:
         """Return the linear picture whose transfer, with the same metadata, is ``tonemapped``.
 
-        Exact for sRGB. For RAW it samples the color filter array, so that ``inverse(T(raw)) == raw`` up to
-        rounding; ``T(inverse(x)) == x`` holds only for pictures that a demosaicing can produce.
+        The inverse is exact for sRGB. For RAW it samples the color filter array, so ``inverse(T(raw)) == raw`` up to
+        rounding. ``T(inverse(x)) == x`` holds only for pictures that demosaicing can produce.
 
         Raises:
-            TypeError: ``tonemapped`` or ``color_matrix`` is no floating-point tensor.
-            ValueError: wrong shapes, metadata of RAW data with ``domain="srgb"``, or gains of 0 or a singular matrix
-                on the CPU; on other devices values are not checked and the picture is then not finite.
+            TypeError: ``tonemapped`` or ``color_matrix`` is not a floating-point tensor.
+            ValueError: a shape is wrong, there is metadata of RAW data with ``domain="srgb"``, or on the CPU a gain is
+                0 or the matrix is singular. On other devices values are not checked, and the picture is not finite.
         """
         check_tensor("tonemapped", tonemapped, ndim=4, layout="(B, 3, H, W)", channels=3)
         linear = mu_law_inverse(at_least_float32(tonemapped), self.mu) * self.peak

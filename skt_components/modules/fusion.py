@@ -57,11 +57,11 @@ class DilatedResidualDenseBlock(nn.Module):
     Args:
         channels: channels in and out.
         num_layers: dilated 3x3 convolutions.
-        growth: channels that each of them adds.
-        dilation: their dilation.
+        growth: channels that each convolution adds.
+        dilation: dilation of the convolutions.
 
     Raises:
-        ValueError: an argument is no whole number, or below 1 (``num_layers``: below 0).
+        ValueError: an argument is not a whole number, or is below 1 (``num_layers``: below 0).
 
     Example:
         >>> import torch
@@ -95,8 +95,8 @@ class DilatedResidualDenseBlock(nn.Module):
 class PriorFusionBlock(nn.Module):
     """Mix the channels of the image features, guided by the semantic prior (eq. 4).
 
-    ``out = W_c V . Softmax(K . Q / gamma) + F``: Q comes from the prior, K and V from the features F, each by a
-    1x1 and a depth-wise 3x3 convolution. The attention is over channels, so its cost is linear in the pixels.
+    ``out = W_c V . Softmax(K . Q / gamma) + F``. Q comes from the prior. K and V come from the features F. Each is made
+    by a 1x1 and a depth-wise 3x3 convolution. The attention is over channels, so its cost is linear in the pixels.
 
     Args:
         channels: channels of the image features.
@@ -147,7 +147,7 @@ class PriorFusionBlock(nn.Module):
         """Return the fused features; ``prior`` is resized bilinearly to their size.
 
         Raises:
-            TypeError: an argument is no floating-point tensor, or has another dtype than the block without autocast.
+            TypeError: an argument is not a floating-point tensor, or has another dtype than the block without autocast.
             ValueError: wrong axes, channels or batch sizes.
         """
         self.check_inputs(features, prior)
@@ -186,8 +186,8 @@ class SemanticGuidedFusion(nn.Module):
     Args:
         channels: channels of the image features.
         prior_channels: channels of the prior.
-        fusion: the inner fusion module, ``(B, C, H, W) -> (B, C, H, W)``; a dilated residual dense block when
-            None. The paper uses the ORM's own kind.
+        fusion: the inner fusion module, ``(B, C, H, W) -> (B, C, H, W)``. None: a dilated residual dense block. The
+            paper uses the same kind as the ORM.
         num_heads: heads of the prior fusion block.
 
     Example:
@@ -208,7 +208,8 @@ class SemanticGuidedFusion(nn.Module):
         """Return the refined features, same shape.
 
         Raises:
-            TypeError: an argument is no floating-point tensor, or has another dtype than the module without autocast.
+            TypeError: an argument is not a floating-point tensor, or has another dtype than the module without
+                autocast.
             ValueError: wrong axes, channels or batch sizes, or the inner fusion module changes the shape.
         """
         self.prior_fusion.check_inputs(features, prior)  # before the inner module, which may not check

@@ -14,18 +14,19 @@ from skt_components.ops.checks import check_count, check_sides
 class FeaturePyramid(nn.Module):
     """Combine the levels of p_f, coarse to fine, at one width (before eq. 3).
 
-    The usual top-down pyramid: a 1x1 convolution per level, each level added to the coarser one upsampled by
-    nearest neighbor, then a 3x3 convolution.
+    This is the usual top-down pyramid. Each level passes a 1x1 convolution. The coarser level is upsampled by nearest
+    neighbor and added. A 3x3 convolution follows.
 
     Args:
         in_channels: channels of each level, coarse to fine.
         out_channels: channels of every output level.
-        levels: indices of the levels to return; None for all. Layers that only the other levels need do not exist,
-            so that every parameter contributes to the output.
+        levels: indices of the levels to return; None: all. Layers that only other levels need are not made, so every
+            parameter contributes to the output.
 
     Raises:
-        TypeError: ``in_channels`` is no sequence.
-        ValueError: ``in_channels`` is empty, a width is no whole number >= 1, or ``levels`` names no existing level.
+        TypeError: ``in_channels`` is not a sequence.
+        ValueError: ``in_channels`` is empty, a width is not a whole number >= 1, or a level of ``levels`` does not
+            exist.
 
     Example:
         >>> import torch

@@ -34,11 +34,11 @@ class SKAMOutput(NamedTuple):
 
 
 class SKAM(nn.Module):
-    """Fill the student's features with the teacher's through complementary masks and decode the mixture.
+    """Mix the features of student and teacher by complementary masks, and decode the mixture.
 
-    ``F_E = Decoder(Enc_S(F_S) * (1 - I) + Enc_T(F_T) * I)`` and ``loss = MSE(F_E, F_T)``. The mask is drawn for
-    every element of the latent, anew at each call. The teacher's features are a constant here (switch:
-    ``detach_teacher=False``), so the loss trains the student, both encoders and the decoder.
+    ``F_E = Decoder(Enc_S(F_S) * (1 - I) + Enc_T(F_T) * I)`` and ``loss = MSE(F_E, F_T)``. Each call draws a new mask
+    with one value for every element of the latent. The teacher's features are a constant, so the loss trains the
+    student, both encoders and the decoder. ``detach_teacher=False`` changes this.
 
     Args:
         student_channels: channels of the student's feature.
@@ -47,7 +47,7 @@ class SKAM(nn.Module):
         mask_ratio: share of the latent taken from the teacher, in [0, 1].
 
     Raises:
-        ValueError: a width is no whole number >= 1, or ``mask_ratio`` is outside [0, 1].
+        ValueError: a width is not a whole number >= 1, or ``mask_ratio`` is outside [0, 1].
 
     Example:
         >>> import torch
@@ -85,17 +85,17 @@ class SKAM(nn.Module):
         """Return the alignment loss and the enhanced feature.
 
         Args:
-            student: the student's feature; a larger one is averaged to the teacher's size, the latent of a smaller one
-                resized bilinearly.
+            student: the student's feature. If it is larger than the teacher's, it is averaged to that size. If it is
+                smaller, its latent is resized bilinearly.
             teacher: the teacher's feature.
-            mask: the mask to use instead of a random one, at the latent's shape; bool, or floating-point 0 and 1.
-            generator: source of the mask's randomness, or one for each sample of the batch.
-            detach_teacher: keep the loss from training the teacher.
+            mask: a mask instead of a random one, in the shape of the latent; bool, or floating-point 0 and 1.
+            generator: random generator for the mask, or one generator for each sample of the batch.
+            detach_teacher: do not train the teacher.
 
         Raises:
-            TypeError: a feature is not a floating-point tensor, or ``mask`` is neither a bool nor a floating-point one.
-            ValueError: the batch is empty, the batch sizes differ, or ``mask`` has another shape than the latent or,
-                checked on the CPU outside of a compiled graph only, other values than 0 and 1.
+            TypeError: a feature is not a floating-point tensor, or ``mask`` is neither bool nor floating-point.
+            ValueError: the batch is empty, the batch sizes differ, or ``mask`` has another shape than the latent, or
+                other values than 0 and 1. The values are checked only on the CPU, outside a compiled graph.
         """
         check_tensor("student", student, ndim=4, layout="(B, C, H, W)", channels=self.student_channels)
         check_tensor("teacher", teacher, ndim=4, layout="(B, C, H, W)", channels=self.teacher_channels)

@@ -43,7 +43,7 @@ def find_layouts(shape: Sequence[int], size: tuple[int, int], batch: int, frames
     """Return the layouts that an output of this shape can have, the most probable first; none if it is no stage.
 
     Args:
-        shape: of the output.
+        shape: shape of the output.
         size: height and width of the picture.
         batch: number of pictures.
         frames: exposures of each; a network may fold them, or all but the reference, into the batch.
@@ -92,7 +92,7 @@ def as_feature_map(feature: Tensor, size: tuple[int, int], layout: StageLayout |
             ``(B, L, C)`` in row-major order, or a map with an axis of frames.
         size: height and width of the picture. The sides of tokens and channels-last maps are the picture's, divided by
             a whole number and rounded up, also after padding the picture to a multiple.
-        layout: of the stage; None takes the most probable one, ``(B, C, H, W)`` if both fit.
+        layout: layout of the stage; None takes the most probable one, ``(B, C, H, W)`` if both fit.
 
     Raises:
         ValueError: the output is none of these.

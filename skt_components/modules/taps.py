@@ -30,12 +30,12 @@ class TapError(RuntimeError):
 class FeatureTaps:
     """Collect the outputs of named layers while a model runs.
 
-    Hooks exist only inside :meth:`capture`: outside it the model is untouched, so that ``deepcopy``,
-    ``state_dict``, pickling and DDP never see them, and no graph outlives the step that made it.
+    Hooks exist only inside :meth:`capture`. Outside, the model has no hooks, so ``deepcopy``, ``state_dict``, pickling
+    and DDP work as before. No graph is kept after the step that made it.
 
     Args:
-        layers: names as in ``model.named_modules()``, such as ``"body.2"``. A layer that runs several times in
-            one forward gives its last output; ``"body[0]"`` or ``"body[-2]"`` names another call.
+        layers: names as in ``model.named_modules()``, such as ``"body.2"``. If a layer runs several times in one
+            forward pass, its last output is used. ``"body[0]"`` or ``"body[-2]"`` selects another call.
 
     Raises:
         ValueError: ``layers`` is empty or holds something other than names.
@@ -63,15 +63,15 @@ class FeatureTaps:
 
     @contextmanager
     def capture(self, model: nn.Module) -> Iterator[list[Tensor]]:
-        """Record the layers while ``model`` runs within the block; after it the list holds one tensor per layer.
+        """Record the layers while ``model`` runs inside the block. After the block, the list has one tensor per layer.
 
-        Captures may nest and may run in any order; each fills its own list. Of a layer that returns a tuple or list
-        the first tensor is recorded. The first capture of a compiled model sets options of ``torch.compile`` for the
-        whole process and discards what was compiled before, so that compiled graphs see the taps and can be
-        differentiated several times.
+        Captures may be nested and may run in any order. Each fills its own list. If a layer returns a tuple or list,
+        its first tensor is recorded. The first capture of a compiled model sets options of ``torch.compile`` for the
+        whole process and discards compiled code. Then compiled graphs call the hooks and can be differentiated several
+        times.
 
         Raises:
-            ValueError: the model has no such layer (similar names are listed).
+            ValueError: the model does not have a layer. The message lists similar names.
             TapError: a layer did not run, or not as often as its index requires, or returned no tensor.
         """
         parsed = [_parse(spec) for spec in self.layers]
@@ -187,15 +187,15 @@ def suggest_taps(
     """Print the layers whose output can be a stage, in the order in which they run, with the shapes.
 
     Args:
-        model: any network. It runs in eval mode and without gradient: once, and if the shapes leave a doubt once more,
-            on a picture of half the height.
+        model: any network. It runs once in eval mode without gradient. If the shapes are ambiguous, it runs again on a
+            picture of half the height.
         sample: an input of the network.
         forward_orm: function that calls it, ``forward_orm(model, sample)``; None for ``model(sample)``.
         max_depth: depth of nested modules to include; None for all.
 
     Returns:
-        ``(name, shape)`` of each layer whose output the framework can align: maps, tokens, and first tensors of tuples,
-        of at least 8 channels.
+        ``(name, shape)`` of each layer whose output the framework can align: maps, tokens, and first tensors of tuples.
+        They have at least 8 channels.
 
     Example:
         >>> import torch
@@ -222,8 +222,9 @@ def choose_taps(
 ) -> list[tuple[str, tuple[int, ...]]]:
     """Return the names and shapes of ``count`` stages of a network, at equal distances in the order of execution.
 
-    Of the layers with weights to train whose output can be a stage, the outermost are taken; a layer is replaced by its
-    parts while there are too few. Layers that hold the exposures in the batch are taken only if the others are too few.
+    A candidate is a layer with trained weights whose output can be a stage. The outermost candidates are taken. While
+    there are too few, a layer is replaced by its parts. Layers with the exposures in the batch are used only if there
+    are too few other layers.
 
     Raises:
         ValueError: the network has fewer such layers.
@@ -238,7 +239,7 @@ def choose_taps(
             return [(names[end], found[names[end]][0]) for end in ends]
     raise ValueError(
         f"{type(network).__name__} has {len(names)} layers that can be stages, {count} are needed: pass taps=[{count} "
-        "layer names], each of a layer with weights that returns a map (B, C, H, W) or tokens (B, L, C) of at least "
+        "layer names]. Each layer must have weights and return a map (B, C, H, W) or tokens (B, L, C) with at least "
         f"{_LEAST_CHANNELS} channels"
     )
 

@@ -32,23 +32,23 @@ def transposed_attention(
     num_heads: int = 1,
     normalize: bool = True,
 ) -> Float[Tensor, "b c h w"]:
-    """Attend over channels: the ``V . Softmax(K . Q / temperature)`` of eq. 4.
+    """Compute attention over channels, ``V . Softmax(K . Q / temperature)`` of eq. 4.
 
-    The attention matrix is (C/heads)^2 for every picture size: the cost is linear in the number of pixels.
+    The attention matrix has (C/heads)^2 numbers for every picture size, so the cost is linear in the pixels.
 
     Args:
         query: from the semantic prior.
         key: from the image features.
         value: from the image features.
-        temperature: divisor of the logits (eq. 4's gamma), a number or a floating-point tensor that broadcasts to
-            ``(num_heads, 1, 1)``; neither 0 nor NaN.
+        temperature: divisor of the logits (gamma of eq. 4), neither 0 nor NaN: a number, or a floating-point tensor
+            that broadcasts to ``(num_heads, 1, 1)``.
         num_heads: groups of channels that attend to each other; divides C.
-        normalize: L2-normalize each query and key channel over the pixels first, as Restormer does; False is eq. 4.
+        normalize: first L2-normalize each query and key channel over the pixels, as Restormer does. False is eq. 4.
 
     Raises:
         TypeError: an argument has the wrong type or dtype, or query and key have two dtypes without autocast.
         ValueError: shapes differ, ``num_heads`` does not divide C, or ``temperature`` has another shape, or is 0 or NaN
-            (tensors are verified on the CPU only, outside compiled graphs).
+            (tensors are checked only on the CPU, outside compiled graphs).
 
     Example:
         >>> import torch

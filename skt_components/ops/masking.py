@@ -24,8 +24,8 @@ def complementary_masks(
     Args:
         shape: shape of the masks, such as ``(B, C, H, W)``.
         mask_ratio: probability of a 1 in the first mask, in [0, 1].
-        generator: the default one of ``device`` when None; draws on its own device. A sequence has one for each
-            sample, so that a sample's mask does not depend on the rest of the batch.
+        generator: random generator, which draws on its own device; None: the default generator of ``device``. With a
+            sequence of one generator per sample, a mask does not depend on the rest of the batch.
         device: device of the masks; the generator's device when None.
         dtype: floating-point dtype of the masks.
 

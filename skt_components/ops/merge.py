@@ -1,7 +1,7 @@
 """HDR without a network: the reference exposure as it is, and a classical merge of all exposures.
 
-Both take the bracket of a network and return linear radiance on the scale of its output. A trained network should be
-better than both: they cost nothing.
+Both take the bracket of a network and return linear radiance on the scale of its output. They need no training, so a
+trained network should be better than both.
 """
 
 from __future__ import annotations
@@ -64,18 +64,19 @@ def merge_exposures(
     tolerance: float = 1.0,
     scale: int = 1,
 ) -> Float[Tensor, "b o sh sw"]:
-    """Merge the exposures of a bracket by their weights, and take the reference alone where they disagree.
+    """Merge the exposures of a bracket by a weighted mean. Use the reference alone where they disagree.
 
-    The weight of an exposure is its time, because the noise of its radiance falls with it, and falls to zero where
-    the exposure is saturated. An exposure counts only where it agrees with the reference: the difference of the square
-    roots of both radiances, blurred over 3 x 3 pixels, is compared with a tolerance for noise plus a part of the
-    reference. Where the reference is saturated, any radiance above its saturation agrees. No alignment is done.
+    The weight of an exposure is its time, because a longer exposure has less noise. The weight falls to zero where the
+    exposure is saturated. An exposure counts only where it agrees with the reference. For this, the difference of the
+    square roots of both radiances is blurred over 3 x 3 pixels, and compared with a tolerance for noise plus a part of
+    the reference. Where the reference is saturated, any radiance above its saturation agrees. Nothing is aligned.
 
     Args:
         bracket: as in :func:`reference_exposure`.
-        exposure_times: ``(N,)``, or ``(B, N)``, in any unit, all above zero.
+        exposure_times: ``(N,)`` or ``(B, N)``, in any unit, all above zero.
         reference: as in :func:`reference_exposure`.
-        tolerance: factor of the allowed difference; larger values keep more of the other exposures, and more ghosts.
+        tolerance: factor of the allowed difference. Larger values use more of the other exposures, and give more
+            ghosts.
         scale: as in :func:`reference_exposure`.
 
     Returns:

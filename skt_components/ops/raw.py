@@ -1,7 +1,7 @@
 """Bayer RAW: packing, mosaicing, differentiable demosaicing, white balance, color matrix, and rendering with all three.
 
 Every function raises TypeError for a picture or matrix that is not a floating-point tensor, and ValueError for a wrong
-shape, an odd or too small size, and an unknown pattern or method. Values have any scale and are never clipped.
+shape, an odd or too small size, and an unknown pattern or method. Values may have any scale and are never clipped.
 ``cfa_pattern`` has the colors of the top left 2x2 block, row by row: RGGB, BGGR, GRBG or GBRG. Packed planes are
 R, Gr, Gb, B, where Gr is the green in the rows of red.
 """
@@ -50,7 +50,7 @@ def unpack_raw(packed: Float[Tensor, "b 4 h w"], cfa_pattern: str = "RGGB") -> F
 
 
 def mosaic(rgb: Float[Tensor, "b 3 h w"], cfa_pattern: str = "RGGB") -> Float[Tensor, "b 1 h w"]:
-    """Sample an RGB picture through a Bayer color filter array, samples unchanged, to ``(B, 1, H, W)``.
+    """Sample an RGB picture through a Bayer color filter array. Return the unchanged samples ``(B, 1, H, W)``.
 
     Example:
         >>> import torch
@@ -66,7 +66,7 @@ def mosaic(rgb: Float[Tensor, "b 3 h w"], cfa_pattern: str = "RGGB") -> Float[Te
 def demosaic(
     bayer: Float[Tensor, "b 1 h w"], cfa_pattern: str = "RGGB", method: str = "bilinear"
 ) -> Float[Tensor, "b 3 h w"]:
-    """Interpolate a Bayer picture to RGB ``(B, 3, H, W)``, differentiably; known samples stay bit-unchanged.
+    """Interpolate a Bayer picture to RGB ``(B, 3, H, W)``, differentiably. Known samples keep their exact value.
 
     The border is mirrored about the outermost row and column. ``malvar`` can overshoot next to edges.
 

@@ -28,15 +28,16 @@ def tone_map(
     like: Float[Tensor, "b 3 h w"] | None = None,
     stops: float = 5.0,
 ) -> Float[Tensor, "b 3 h w"]:
-    """Compress linear RGB for a display: base and detail layers, as bilateral tone mapping with a guided filter.
+    """Compress linear RGB for a display: base and detail layers, like bilateral tone mapping, with a guided filter.
 
-    The logarithm of the luminance is split into a smooth base, which follows strong edges, and the detail. The base is
-    compressed to ``stops``, the detail is kept, so that a window and the room around it both show their texture.
+    The logarithm of the luminance is split into a base, which is smooth except at strong edges, and the detail. The
+    base is compressed to ``stops``. The detail is kept. So both a bright window and the dark room around it show their
+    texture.
 
     Args:
         linear: RGB radiance in any unit; negative values count as 0.
-        like: picture whose brightness and range decide the compression, such as the target beside a result, so that
-            both are shown alike; None: ``linear`` itself.
+        like: picture whose brightness and range determine the compression; None: ``linear`` itself. Pass the target to
+            show a result and its target in the same way.
         stops: dynamic range of the base layer in the result; a smaller range is not stretched.
 
     Returns:

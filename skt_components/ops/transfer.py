@@ -141,7 +141,7 @@ def linearize(values: Float[Tensor, "..."], transfer: str) -> Float[Tensor, "...
     """Undo a transfer function of display values in [0, 1].
 
     Args:
-        values: of the picture.
+        values: values of the picture.
         transfer: "srgb", "gamma2.2" or "linear".
 
     Raises:

@@ -1,6 +1,6 @@
-"""From pictures that a person has to an HDR picture: reading exposures, aligning them, and running a network.
+"""HDR pictures from the files of a camera: read exposures, align them, and run a network.
 
-The command ``skt reconstruct`` does all of it.
+The command ``skt reconstruct`` does all of this.
 """
 
 from skt_components.reconstruct.alignment import align_exposures

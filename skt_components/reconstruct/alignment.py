@@ -21,14 +21,14 @@ _REPROJECTION = 2.0  # pixels
 
 
 def align_exposures(exposures: Sequence[Exposure], reference: int) -> list[Exposure]:
-    """Warp exposures of a hand-held camera onto the reference, by a homography each.
+    """Warp exposures of a hand-held camera onto the reference, with one homography for each exposure.
 
     Features of both pictures are matched at equal brightness (SIFT, ratio test, RANSAC). Pixels outside a warped
     picture are filled with the reference exposure at its brightness. Objects that move stay where they are: the network
     handles these.
 
     Args:
-        exposures: of one size, each with its light.
+        exposures: exposures of equal size, each with its amount of light.
         reference: index of the exposure that stays as it is.
 
     Returns:

@@ -30,7 +30,7 @@ class Exposure(NamedTuple):
     Attributes:
         linear: (3, H, W) float32 linear RGB in [0, 1]; 1 is the sensor's saturation.
         light: exposure time in seconds, times ISO / 100, divided by the square of the f-number; None if unknown.
-        name: of the file, for messages.
+        name: name of the file, for messages.
     """
 
     linear: Tensor
@@ -44,7 +44,7 @@ class RawExposure(NamedTuple):
     Attributes:
         planes: (4, h, w) float32 R, Gr, Gb, B in [0, 1]; 0 is black, 1 is the sensor's saturation.
         light: as in :class:`Exposure`.
-        name: of the file, for messages.
+        name: name of the file, for messages.
         white_balance: (3,) factors of R, G and B.
         color_matrix: (3, 3) from the camera's linear RGB, after the white balance, to linear sRGB.
     """
@@ -59,9 +59,9 @@ class RawExposure(NamedTuple):
 def read_exposure(path: str | os.PathLike[str], *, transfer: str | None = None, light: float | None = None) -> Exposure:
     """Read a JPEG, PNG, TIFF or camera RAW file as linear RGB, with the amount of light from its EXIF data.
 
-    Pictures are turned as their EXIF orientation says. Color profiles are not read: the colors of the pictures should
-    be sRGB. A JPEG of a camera has a tone curve beside the transfer function; TIFF files from RAW, or the RAW files
-    themselves, give better results.
+    Pictures are turned by their EXIF orientation. Color profiles are not read, so the colors of the pictures should be
+    sRGB. A JPEG file of a camera has a tone curve in addition to the transfer function. RAW files, and TIFF files made
+    from them, give better results.
 
     Args:
         path: ``.jpg``, ``.png`` (8 or 16 bits), ``.tif`` (8 or 16 bits), or camera RAW (needs rawpy).
@@ -95,12 +95,12 @@ def read_raw_exposure(path: str | os.PathLike[str], *, light: float | None = Non
     """Read the sensor's values of a camera RAW file, for a network on packed RAW such as TMRNet.
 
     Args:
-        path: a file with a Bayer mosaic of any phase; rows and columns before the first red pixel are left out.
+        path: a file with a Bayer mosaic of any phase. Rows and columns before the first red pixel are cropped.
         light: as for :func:`read_exposure`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no camera RAW file, or its mosaic is not a Bayer pattern.
+        ValueError: the file is not a camera RAW file, or its mosaic is not a Bayer pattern.
         ImportError: rawpy is not installed.
     """
     path = Path(path)
@@ -201,7 +201,7 @@ def check_order(names: Sequence[str], pictures: Sequence[Tensor], light: Sequenc
     """Raise ValueError if a longer exposure is darker than a shorter one.
 
     Args:
-        names: of the pictures, for the message.
+        names: names of the pictures, for the message.
         pictures: linear or display values in [0, 1].
         light: exposure of each picture.
     """

@@ -42,12 +42,12 @@ def reconstruct(
     """Make an HDR picture from exposures of one scene.
 
     Args:
-        network: a network of this library or your own that maps a bracket ``(B, N, C, H, W)`` to linear HDR; or the
-            name of a pretrained one, see :func:`~skt_components.load_pretrained`. It should be in eval mode.
-        pictures: one ``(3, H, W)`` for each exposure, values in [0, 1]; for a network on RAW packed ``(4, h, w)``
-            sensor values in [0, 1]. Of one size, in any order.
-        exposure_times: of the pictures, in seconds or any other unit; all different.
-        transfer: of the values of RGB pictures: "srgb", "gamma2.2" or "linear".
+        network: a network in eval mode that maps a bracket ``(B, N, C, H, W)`` to linear HDR, or the name of a
+            pretrained network, see :func:`~skt_components.load_pretrained`.
+        pictures: one picture for each exposure, of equal size, in any order. RGB: ``(3, H, W)`` in [0, 1]. For a RAW
+            network: packed sensor values ``(4, h, w)`` in [0, 1].
+        exposure_times: times of the pictures, in seconds or any other unit; all different.
+        transfer: transfer function of the values of RGB pictures: "srgb", "gamma2.2" or "linear".
         align: align the pictures of a hand-held camera first (RGB only); see :func:`align_exposures`.
         tile: side of the tiles on which the network runs, in pixels.
         device: where the network runs; None: where its parameters are.

@@ -34,17 +34,17 @@ def simulate_bracket(
 ) -> HDRSample:
     """Photograph a linear picture as a bracket with camera and foreground motion.
 
-    The reference exposure sees the picture where it is; each other exposure sees it through its own homography.
-    Moving objects are pieces of the picture itself, pasted in front of it in every exposure, so that occlusion and
-    disocclusion are correct; ``target`` is exactly what the reference exposure sees. There is no motion blur.
+    The reference exposure is the picture itself. Each other exposure is warped by its own homography. Moving objects
+    are pieces of the picture, pasted in front of it in every exposure, so occlusion and disocclusion are correct.
+    ``target`` is exactly the scene of the reference exposure. There is no motion blur.
 
     Args:
         radiance: (3, H + 2 margin, W + 2 margin) linear radiance >= 0 in any unit.
         camera: takes the exposures.
-        motion: of the camera and the objects.
+        motion: motion of the camera and the objects.
         generator: CPU generator; equal seeds give equal samples.
-        margin: pixels on each side that only moved exposures see (``motion.margin(H, W)`` is enough);
-            beyond the picture they see it mirrored.
+        margin: pixels on each side that only moved exposures can contain (``motion.margin(H, W)`` is enough). Beyond
+            them the picture is mirrored.
         scale: factor from ``radiance`` to target radiance; None takes :func:`exposure_scale`.
         name: for the sample.
 
@@ -127,15 +127,15 @@ def simulate_raw_bracket(
 ) -> HDRSample:
     """Photograph a linear picture as a RAW bracket while the camera and pieces of the picture move.
 
-    The exposures of ``motion`` are evenly spaced over the bracket's time. The camera has the identity pose at the first
-    one and a random pose at each other one; it moves on a straight line in between. So most of the motion falls into
-    the longest exposure, and none into the shortest, which is the target's.
+    The poses of ``motion`` are evenly spaced over the time of the bracket. The first pose is the identity and the
+    others are random. Between two poses the camera moves on a straight line. So most of the motion is in the longest
+    exposure, and none is in the shortest, which is the exposure of the target.
 
     Args:
         radiance: (3, 2 h + 2 margin, 2 w + 2 margin) linear RGB radiance >= 0 in any unit; h and w multiples of
             ``camera.scale``.
         camera: takes the exposures.
-        motion: of the camera and the objects.
+        motion: motion of the camera and the objects.
         generator: CPU generator; equal seeds give equal samples.
         margin: see :func:`simulate_bracket`; ``motion.margin(2 * h, 2 * w)`` is enough.
         scale: factor from ``radiance`` to the target's linear scale, whose peak is 16; None takes
@@ -143,8 +143,8 @@ def simulate_raw_bracket(
         name: for the sample.
 
     Returns:
-        The sample: bracket (N, 4, h, w), or (N, 4, h/4, w/4) for ``camera.scale`` 4, on the target's linear scale;
-        target (4, h, w), the first sub-frame without noise, in [0, 16] times the inverse white balance.
+        The sample. Its bracket is (N, 4, h, w), or (N, 4, h/4, w/4) for ``camera.scale`` 4, on the linear scale of the
+        target. Its target (4, h, w) is the first sub-frame without noise, in [0, 16] times the inverse white balance.
 
     Raises:
         TypeError, ValueError: see :func:`simulate_bracket`.
@@ -186,12 +186,12 @@ def simulate_raw_bracket_from_frames(
 ) -> HDRSample:
     """Photograph a linear video as a RAW bracket.
 
-    The frames are spread evenly over the bracket's time and interpolated linearly, so the frame rate should be high.
-    (BracketIRE interpolates its footage along optical flow, 32-fold by RIFE; that is not included.)
+    The frames are spread evenly over the time of the bracket and interpolated linearly, so the frame rate should be
+    high. (BracketIRE interpolates its videos 32-fold along optical flow with RIFE. This is not included.)
 
     Args:
-        frames: (T, 3, 2 h, 2 w) linear RGB radiance >= 0 in any unit, or the picture files of T such frames in
-            order, of which no more than two are in memory; h and w multiples of ``camera.scale``.
+        frames: (T, 3, 2 h, 2 w) linear RGB radiance >= 0 in any unit, or the picture files of T such frames in order.
+            At most two files are in memory. h and w are multiples of ``camera.scale``.
         camera: takes the exposures.
         generator: CPU generator; equal seeds give equal samples.
         scale: see :func:`simulate_raw_bracket`; None takes :func:`exposure_scale` of the first frame.

@@ -25,17 +25,19 @@ LEAST_LIGHT = torch.finfo(torch.float32).tiny
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-    """A camera that takes one bracket: sensor, response and exposure rule.
+    """Describe a camera that takes a bracket: sensor, response and exposure rule.
 
-    A pixel of target radiance L collects ``L * t * full_well`` electrons in exposure time t: the shortest
-    exposure, t = 1, saturates at L = 1. Shot noise and read noise follow, clipping to [0, full_well], the
-    sensor's own linear quantization (``adc_bits``), the response ``x ** (1 / gamma)``, and the picture file's
-    quantization (``bits``).
+    A pixel of target radiance L collects ``L * t * full_well`` electrons in exposure time t. So the shortest exposure,
+    t = 1, saturates at L = 1. The next steps are shot noise, read noise, clipping to [0, full_well], linear
+    quantization of the sensor (``adc_bits``), the response ``x ** (1 / gamma)``, and quantization of the picture file
+    (``bits``).
 
-    The exposure rule (:func:`exposure_scale`) turns a scene of any unit into target radiance. It puts the
-    median brightness at a level of the reference exposure drawn from ``mid_level`` (a crop may be far brighter or
-    darker than the whole picture that was metered), but lets no more than ``highlight_percent`` of the pixels clip in
-    the shortest exposure, except where the median of the longest exposure would then be darker than ``dark_level``.
+    The exposure rule (:func:`exposure_scale`) converts a scene of any unit to target radiance:
+
+    1. The median brightness gets a level of the reference exposure that is drawn from ``mid_level``. (A real camera
+       meters the whole picture, and a crop may be far brighter or darker.)
+    2. At most ``highlight_percent`` of the pixels may clip in the shortest exposure, otherwise the scale is reduced.
+    3. But the median of the longest exposure must not become darker than ``dark_level``.
 
     Attributes:
         exposure_times: relative to the shortest, which is 1.
@@ -43,13 +45,13 @@ class Camera:
         full_well: electrons at which a pixel saturates.
         read_noise: standard deviation in electrons.
         shot_noise: True for photons that arrive at random.
-        bits: of the LDR pictures, after the response; 8 to 16.
-        adc_bits: of the sensor, before the response; None does not quantize there.
-        gamma: of the response.
-        mid_level: lowest and highest, linear, of the reference exposure's full scale; above 1 most of the
-            reference exposure is saturated.
-        highlight_percent: percentage of the pixels.
-        dark_level: linear, of the longest exposure's full scale.
+        bits: bit depth of the LDR pictures, after the response; 8 to 16.
+        adc_bits: bit depth of the sensor, before the response; None: no quantization there.
+        gamma: gamma of the response.
+        mid_level: lowest and highest level of the median, linear, relative to the full scale of the reference exposure.
+            Above 1 most of the reference exposure is saturated.
+        highlight_percent: percentage of the pixels that may clip in the shortest exposure.
+        dark_level: lowest level of the median, linear, relative to the full scale of the longest exposure.
 
     Raises:
         ValueError: a value is outside its range.
@@ -106,23 +108,23 @@ class Camera:
 
 @dataclasses.dataclass(frozen=True)
 class RawCamera:
-    """A camera that takes RAW brackets as BracketIRE's were synthesized, one exposure after the other.
+    """Describe a camera that takes RAW brackets, one exposure after another, as in BracketIRE.
 
     On the linear scale of the target, whose peak is 16, exposure n is ``clamp(linear * t_n / 16, 0, 1)``: with the
-    defaults ``linear * 4 ** (n - 2)``. The reference is the shortest and first exposure: sharp, dark and noisy. The
-    longest is mostly saturated, and blurred by motion: an exposure is the mean of sub-frames.
+    defaults ``linear * 4 ** (n - 2)``. The first and shortest exposure is the reference: sharp, dark and noisy. The
+    longest exposure is mostly saturated and blurred by motion, because an exposure is the mean of sub-frames.
 
-    The exposure rule is :class:`Camera`'s, with the shortest exposure as the reference.
+    The exposure rule is the one of :class:`Camera`, with the shortest exposure as the reference.
 
     Attributes:
         num_frames: exposures in a bracket.
-        ratio: of one exposure time to the one before; above 1.
+        ratio: ratio of one exposure time to the one before; above 1.
         subframes: most sub-frames averaged for one exposure; BracketIRE averages ``4 ** n``, these are spread
             evenly over the exposure's time.
         scale: 1, or 4 for brackets a quarter of the target's size in both axes (BracketIRE+).
-        bits: of the sensor, 8 to 16.
-        shot_noise: smallest and largest variance of shot noise per unit of signal on the sensor's [0, 1] scale, drawn
-            log-uniform once for a bracket; the read noise's follows from it. None is a sensor without noise.
+        bits: bit depth of the sensor, 8 to 16.
+        shot_noise: smallest and largest variance of shot noise per unit of signal, on the [0, 1] scale of the sensor.
+            It is drawn log-uniformly, once for a bracket. It determines the variance of the read noise. None: no noise.
         red_gain: smallest and largest white-balance gain of red, drawn log-uniform.
         blue_gain: the same for blue; green's is 1.
         rgb2cam: rows of the 3x3 matrix from linear sRGB to the sensor's colors after white balance; each row sums to

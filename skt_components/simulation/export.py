@@ -32,7 +32,7 @@ _SCENE_NAMES = {"kalantari": "{:04d}", "tel": "scene_{:04d}"}  # the others have
 
 
 def write_kalantari_scene(folder: str | os.PathLike[str], sample: HDRSample) -> None:
-    """Write a sample as a scene of Kalantari's and Tel's data sets; all of it, or nothing.
+    """Write a sample as a scene in the layout of Kalantari's and Tel's data sets: completely, or not at all.
 
     ``input_{1,2,3}.tif``: 16-bit RGB, the LDR exposures times 65536, at most 65535. ``exposure.txt``: their exposure
     values in stops, one a line. ``HDRImg.hdr``: the target, RGBE.
@@ -65,7 +65,7 @@ def write_kalantari_scene(folder: str | os.PathLike[str], sample: HDRSample) -> 
 
 
 def write_bracketire_frame(folder: str | os.PathLike[str], sample: HDRSample) -> None:
-    """Write a sample as a frame of BracketIRE's data set; all of it, or nothing.
+    """Write a sample as a frame in the layout of BracketIRE's data set: completely, or not at all.
 
     ``raw_{1,4,16,64,256}.npy``: uint16 from 0 to 1023, h×w×4, in ``x4/`` if the target is four times as large
     (BracketIRE+). ``raw_gt.npy``: the target, float32, H×W×4. ``metadata.npy``: a pickled dict of the matrices
@@ -111,8 +111,8 @@ def simulate_dataset(
 ) -> None:
     """Write each sample of two data sets as a scene in the layout of a published data set.
 
-    Existing scenes are kept: an interrupted run continues where it stopped, and a longer data set adds to a
-    shorter one. ``{out}/simulated.json`` identifies the samples, so that different ones are not mixed.
+    Existing scenes are kept. So an interrupted run continues where it stopped, and a longer data set extends a shorter
+    one. ``{out}/simulated.json`` identifies the samples, so that different samples are not mixed.
 
     Args:
         layout: "kalantari", "tel", "bracketire" or "bracketire-plus".

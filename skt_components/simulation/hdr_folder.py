@@ -32,44 +32,44 @@ _USUAL = (2.0**-32, 2.0**64)
 
 
 class HDRFolder(SampleDataset):
-    """Map-style data set of brackets simulated from the HDR pictures in a folder and below it.
+    """Simulate brackets from the HDR pictures in a folder and its subfolders, as a map-style data set.
 
-    Pictures are split by file, sorted by name: the last ``val_fraction`` of them validate. Panoramas (2:1
-    equirectangular) give perspective views, flat pictures give crops. A training sample depends on (seed, epoch, index)
-    alone, whatever the number of workers; a validation sample on (seed, file, view number) alone: the views are spread
-    evenly over the picture and depend neither on the epoch nor on the length of the data set. Memory does not grow with
-    the epochs, except for the cache, up to ``cache_bytes``.
+    Pictures are sorted by name. The last ``val_fraction`` of the files are for validation. Panoramas (2:1
+    equirectangular) give perspective views, flat pictures give crops. A training sample depends only on (seed, epoch,
+    index), not on the number of workers. A validation sample depends only on (seed, file, view number). Validation
+    views are spread evenly over the picture. They depend neither on the epoch nor on the length of the data set. Only
+    the cache uses more memory with time, up to ``cache_bytes``.
 
     Args:
-        root: folder, searched recursively, through links too; a file that is linked several times counts once. Hidden
-            files, and folders such as ``@eaDir`` that systems add, are left out.
-        crop: height and width of the targets in pixels, packed ones of a :class:`RawCamera`; None uses pictures
-            whole, panoramas too.
+        root: folder, searched recursively, also through links. A file that is linked several times counts once. Hidden
+            files, and folders such as ``@eaDir`` that systems add, are ignored.
+        crop: height and width of the targets in pixels (packed pixels with a :class:`RawCamera`). None: whole pictures,
+            also whole panoramas.
         split: ``"train"`` and ``"val"`` share the files; ``"all"`` trains on every file.
         val_fraction: share of the files for validation, in [0, 1]; at least one file if above 0.
         val_names: the validation files instead, as paths relative to ``root``.
-        seed: of every random choice.
-        camera: takes the exposures, RAW if it is a :class:`RawCamera`; None is :class:`Camera`'s defaults.
-        motion: between the exposures; None is :class:`Motion`'s defaults.
-        samples_per_epoch: length; None is one sample per file in training, eight in validation.
+        seed: seed of every random choice.
+        camera: camera of the exposures, RAW with a :class:`RawCamera`; None: :class:`Camera` with its defaults.
+        motion: motion between the exposures; None: :class:`Motion` with its defaults.
+        samples_per_epoch: length; None: one sample per file in training, eight in validation.
         panorama: treat pictures of exactly 2:1 as panoramas.
-        fov: smallest and largest horizontal field of view in degrees; None lets a pixel cover one to two
-            panorama pixels where that is between 20° and 90°.
+        fov: smallest and largest horizontal field of view in degrees. None: a pixel covers one to two panorama pixels,
+            if the field of view is then between 20° and 90°.
         pitch: largest pitch up or down, in degrees.
         roll: largest roll, in degrees.
         augment: mirror training samples, and rotate samples of flat pictures by multiples of 90°.
         vary_colors: change training samples: permute the channels, scale each by up to a factor of 1.5, and raise the
             radiance to a power from 0.8 to 1.25, which changes the contrast.
-        suffixes: of the files to use. Display-encoded pictures are not radiance: name ``.tif`` only if
-            they are linear.
-        max_attempts: number of crops without light to try before one is centered on the brightest pixel.
+        suffixes: suffixes of the files to use. Display-encoded pictures are not radiance, so add ``.tif`` only if the
+            files are linear.
+        max_attempts: after this number of crops without light, the crop is centered on the brightest pixel.
         cache_bytes: memory for decoded pictures, in each process.
-        nonfinite: infinities and NaN in a picture are an error with "raise"; "replace" as in :func:`read_image`.
+        nonfinite: "raise": infinities and NaN in a picture are an error. "replace": as in :func:`read_image`.
 
     Raises:
         FileNotFoundError: the folder or its pictures are missing.
-        ValueError: an option is outside its range; from ``[]``, naming the file, if a picture is broken,
-            smaller than the crop or black; :meth:`check_pictures` finds them first.
+        ValueError: an option is outside its range. From ``[]``: a picture is broken, smaller than the crop or black;
+            the message names the file. :meth:`check_pictures` finds such pictures before training.
 
     Example:
         >>> dataset = HDRFolder("photos", crop=128, samples_per_epoch=1000)  # doctest: +SKIP
@@ -136,7 +136,7 @@ class HDRFolder(SampleDataset):
         return simulate_bracket(window, self.camera, self.motion, generator, margin=margin, name=name)
 
     def check_pictures(self, *, progress: bool = True) -> None:
-        """Read every picture once, so that one that cannot be used is found now, not when it is drawn.
+        """Read every picture once, to find pictures that cannot be used before the training starts.
 
         Args:
             progress: show a bar, in a terminal where tqdm is installed.
@@ -208,9 +208,9 @@ def verify_hdr_folder(
     suffixes: Sequence[str] = (".hdr", ".exr"),
     progress: bool = True,
 ) -> Verification:
-    """Read every picture that :class:`HDRFolder` would use once, and list those that it would refuse.
+    """Read every picture that :class:`HDRFolder` would use, and list the pictures that it would reject.
 
-    It finds broken, black and too small pictures, infinities and NaN, files of which several parts could be the
+    It finds broken, black and too small pictures, infinities and NaN, files in which several parts could be the
     picture, and equal files, which could be in both splits.
 
     Args:
@@ -323,6 +323,6 @@ def split_pictures(
     if not chosen:
         raise ValueError(
             f'split "{split}" has no picture: {len(held_out)} of {len(files)} files are for validation; '
-            "training and validation need a photograph each"
+            "training and validation need at least one photograph each"
         )
     return chosen

@@ -14,10 +14,10 @@ from skt_components.data.seeding import integer, uniform
 
 @dataclasses.dataclass(frozen=True)
 class Motion:
-    """Limits of the motion of the camera and of foreground objects, relative to the reference exposure.
+    """Set the limits of the motion of camera and foreground objects, relative to the reference exposure.
 
-    Each exposure has its own camera pose, drawn uniformly within the limits. Foreground objects move
-    along straight lines, from exposure to exposure.
+    Each exposure has its own camera pose, drawn uniformly within the limits. Foreground objects move on straight lines
+    from exposure to exposure.
 
     Attributes:
         shift: largest camera shift along each axis, in pixels.

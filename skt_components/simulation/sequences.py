@@ -23,32 +23,33 @@ from skt_components.simulation.views import FlatViews, lit_view
 
 
 class HDRSequences(SampleDataset):
-    """Map-style data set of brackets from sequences of linear HDR frames, such as rendered videos (S2R-HDR).
+    """Simulate brackets from sequences of linear HDR frames, such as rendered videos, as a map-style data set.
 
-    A sequence is a folder of frames, sorted by name as text. Exposure i of a bracket sees frame ``first + i * step``
-    through the simulated camera, so that the motion is the motion of the video; a :class:`RawCamera` spreads the same
-    frames over the bracket's time. Sequences are split by folder, sorted by name: the last ``val_fraction`` of them
-    validate. A training sample depends on (seed, epoch, index) alone, a validation sample on (seed, sequence, number).
+    An example is S2R-HDR. A sequence is a folder of frames, sorted by name as text. Exposure i of a bracket is frame
+    ``first + i * step``, seen through the simulated camera. So the motion is the motion of the video. A
+    :class:`RawCamera` spreads the same frames over the time of the bracket. Sequences are sorted by the name of their
+    folder. The last ``val_fraction`` of them are for validation. A training sample depends only on (seed, epoch,
+    index), a validation sample only on (seed, sequence, number).
 
     Args:
         root: folder, searched recursively, through links too.
-        crop: height and width of the targets in pixels, packed ones of a :class:`RawCamera`; None uses frames whole.
+        crop: height and width of the targets in pixels (packed pixels with a :class:`RawCamera`); None: whole frames.
         split: "train" and "val" share the sequences; "all" trains on every sequence.
         val_fraction: share of the sequences for validation, in [0, 1]; at least one sequence if above 0.
-        seed: of every random choice.
-        camera: takes the exposures, RAW if it is a :class:`RawCamera`; None is :class:`Camera`'s defaults.
+        seed: seed of every random choice.
+        camera: camera of the exposures, RAW with a :class:`RawCamera`; None: :class:`Camera` with its defaults.
         step: frames from one exposure to the next.
         samples_per_epoch: length; None is one sample per sequence.
         augment: mirror training samples, and reverse their time, at random.
         pattern: of the paths of frames relative to ``root``, such as ``"*/image/*"``, where depth or optical flow
             lie beside them.
-        suffixes: of the files to use.
-        nonfinite: infinities and NaN in a frame are an error with "raise"; "replace" as in :func:`read_image`.
+        suffixes: suffixes of the files to use.
+        nonfinite: "raise": infinities and NaN in a frame are an error. "replace": as in :func:`read_image`.
 
     Raises:
         FileNotFoundError: the folder or its frames are missing.
-        ValueError: an option is outside its range, or no sequence is long enough; from ``[]``, naming the file, if a
-            frame is broken, smaller than the crop, or of another size than the first of its bracket.
+        ValueError: an option is outside its range, or no sequence is long enough. From ``[]``: a frame is broken,
+            smaller than the crop, or has another size than the first frame of its bracket; the message names the file.
 
     Example:
         >>> data = HDRSequences("S2R-HDR", crop=256, samples_per_epoch=10_000)  # doctest: +SKIP

@@ -19,24 +19,24 @@ from skt_components.simulation.objects import SceneObject, add_object, draw_obje
 
 
 class SyntheticScenes(SampleDataset):
-    """Map-style data set of brackets of procedural scenes: sunlit land, rooms with a window, nights.
+    """Simulate brackets of procedural scenes, as a map-style data set: sunny landscapes, rooms with a window, nights.
 
-    Each scene has a textured background, light sources far above saturation with falloff, regions near the
-    noise floor, and solid textured objects at several depths that move, rotate and occlude one another between
-    the exposures. Every exposure is rendered separately at twice the resolution; ``target`` is the render of
-    the reference exposure. A training sample depends on (seed, epoch, index) alone, a validation sample on
-    (seed, index); the two splits never share a scene's random numbers.
+    Each scene has a textured background, light sources far above saturation, regions near the noise floor, and solid
+    textured objects at several depths. Between the exposures the objects move, rotate and occlude each other. Every
+    exposure is rendered separately at twice the resolution. ``target`` is the render of the reference exposure. A
+    training sample depends only on (seed, epoch, index), a validation sample only on (seed, index). The two splits
+    never share random numbers.
 
-    With a :class:`RawCamera` the scene is rendered once with its objects, and that picture moves, with pieces of it
-    in front, see :func:`simulate_raw_bracket`: an exposure is the mean of many sub-frames.
+    With a :class:`RawCamera` the scene is rendered once with its objects. Then this picture moves, with pieces of
+    itself in front of it. An exposure is the mean of many sub-frames, see :func:`simulate_raw_bracket`.
 
     Args:
         length: samples per epoch.
-        size: height and width of the target in pixels, packed ones of a :class:`RawCamera`.
-        seed: of every random choice.
+        size: height and width of the target in pixels (packed pixels with a :class:`RawCamera`).
+        seed: seed of every random choice.
         split: ``"train"`` or ``"val"``.
-        camera: takes the exposures, RAW if it is a :class:`RawCamera`; None is :class:`Camera`'s defaults.
-        motion: of the camera and the objects; None is :class:`Motion`'s defaults with two to five objects.
+        camera: camera of the exposures, RAW with a :class:`RawCamera`; None: :class:`Camera` with its defaults.
+        motion: motion of the camera and the objects; None is :class:`Motion`'s defaults with two to five objects.
 
     Raises:
         ValueError: an option is outside its range.

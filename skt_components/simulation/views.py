@@ -222,11 +222,11 @@ def lit_view(
     Args:
         views: how the picture is seen.
         picture: radiance (3, H, W).
-        size: of the view, without margin.
-        generator: of random views.
+        size: size of the view, without margin.
+        generator: generator of random views.
         margin: pixels around the view.
         attempts: views to try.
-        number: of a fixed view; None draws random ones.
+        number: number of a fixed view; None draws random ones.
 
     Returns:
         The place, and its window (3, height + 2 margin, width + 2 margin).

@@ -22,10 +22,10 @@ from skt_components.training.guards import STOP_SIGNALS
 class SamplePositions(Sampler[list[tuple[int, int]]]):
     """Yield the samples of each batch as ``(epoch, index)``: without end, and from any batch on.
 
-    The samples of a run are one sequence: a permutation of the data set for every epoch, one after the other. Batch
-    ``b`` of process ``rank`` takes the ``rank``-th part of the ``b``-th piece of it, so that two processes, or two
-    batches whose gradients are added, get what one process gets in one batch of twice the size. A sequence does not
-    change when a run is resumed. A batch may lie on the border of two epochs.
+    The samples of a run are one sequence: a permutation of the data set for every epoch, one after another. The
+    sequence is cut into pieces. Batch ``b`` of process ``rank`` is the ``rank``-th part of the ``b``-th piece. So two
+    processes, or two batches with added gradients, get the same samples as one process with a batch of twice the size.
+    The sequence does not change when a run is resumed. A batch may contain samples of two epochs.
 
     Args:
         length: samples of the data set.
@@ -80,10 +80,10 @@ def training_batches(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Generator[HDRSample, None, None]:
-    """Yield batches on a device, without end; on a GPU the next one is copied while the last one is used.
+    """Yield batches on a device, without end. On a GPU the next batch is copied while the current one is used.
 
-    Loading processes leave the signals of a terminal and of a scheduler to the process that trains. Close the stream
-    (``contextlib.closing``) to end them.
+    Loader processes ignore the signals of a terminal and of a scheduler; the training process handles them. Close the
+    stream (``contextlib.closing``) to end the loader processes.
 
     Args:
         dataset: takes ``(epoch, index)``, as the data sets of this library do.
@@ -146,8 +146,8 @@ def move_sample(sample: HDRSample, device: torch.device | str, dtype: torch.dtyp
 def seed_everything(*key: int | str) -> None:
     """Seed Python, NumPy and PyTorch, on every device, by a key, such as (seed, batch, rank).
 
-    Call it before every batch: the batch then draws numbers that depend on its own number alone, and no state of a
-    generator has to be saved to resume.
+    Call it before every batch. Then the random numbers of a batch depend only on the number of the batch, and no state
+    of a generator must be saved to resume.
     """
     import numpy as np
 

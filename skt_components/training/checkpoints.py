@@ -81,15 +81,15 @@ class CheckpointFolder:
         return path
 
     def save_best(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Write the best state so far over the one before; the errors are the same as in :meth:`save`."""
+        """Write the best state so far and replace the previous one; the errors are the same as in :meth:`save`."""
         self._write(self.best, {**state, "step": step})
         return self.best
 
     def load_newest(self) -> dict[str, Any] | None:
         """Return the newest state that can be read, or None if there is no checkpoint.
 
-        A checkpoint that is damaged, a folder or a broken link is skipped, with a line in ``notices``, and renamed to
-        ``*.broken``. The best checkpoint is the last to be tried.
+        A checkpoint that is damaged, a folder or a broken link is skipped and renamed to ``*.broken``, with a line in
+        ``notices``. The best checkpoint is tried last.
 
         Raises:
             ValueError: no checkpoint can be read, although there are some.
@@ -106,13 +106,15 @@ class CheckpointFolder:
                     raise ValueError(f"{path} is not of step {wanted}: it holds {state.get('step')!r}")
             except (ValueError, OSError) as error:
                 skipped.append(path)
-                self.notices.append(f"{' '.join(str(error).split())[:300]}; went on from the one before")
+                self.notices.append(f"{' '.join(str(error).split())[:300]}; continued from the one before")
                 continue
             for broken in skipped:
                 with suppress(FileNotFoundError):  # another process of the run was faster
                     _set_aside(broken)
             if path == self.best and not skipped:
-                self.notices.append(f"{self.folder} has no checkpoint but {path.name}; went on from its step {wanted}")
+                self.notices.append(
+                    f"{self.folder} has no checkpoint but {path.name}; continued from its step {wanted}"
+                )
             return state
         if skipped:
             raise ValueError(f"none of the checkpoints in {self.folder} can be read: {'; '.join(self.notices)}")

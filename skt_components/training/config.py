@@ -1,4 +1,4 @@
-"""The options of a training run: their meaning, their checks, and how a file and a command line give them."""
+"""Options of a training run: their meaning, their checks, and how a file or a command line sets them."""
 
 from __future__ import annotations
 
@@ -42,141 +42,146 @@ class TrainConfig:
     """Train an HDR reconstruction network with semantic knowledge transfer."""
 
     data: str = "synthetic"
-    """synthetic: procedural scenes (no files); hdr-folder: a folder of HDR photographs and panoramas; a published data
-    set: kalantari, tel, challenge123, hu, bracketire, bracketire-plus; or a .toml file that describes a layout of
+    """synthetic: procedural scenes, no files. hdr-folder: a folder of HDR photographs and panoramas. A published data
+    set: kalantari, tel, challenge123, hu, bracketire, bracketire-plus. Or a .toml file that describes a layout of
     folders (BracketFolder)."""
     root: Path | None = None
-    """Folder of the data, of a published data set as published or prepared; all but synthetic need it."""
+    """Folder of the data; required except for synthetic. A published data set may be as published or prepared."""
     camera: Literal["srgb", "raw", "raw-x4"] = "srgb"
-    """Camera that takes the brackets of synthetic and hdr-folder: three color exposures, five dark to light RAW
-    exposures of a moving scene (as BracketIRE), or the same at a quarter of the target's size (as BracketIRE+)."""
+    """Camera for the brackets of synthetic and hdr-folder. srgb: three color exposures. raw: five RAW exposures of a
+    moving scene, from dark to bright (as BracketIRE). raw-x4: the same, at a quarter of the size of the target (as
+    BracketIRE+)."""
     procedural_share: float = 0.0
-    """Share of the training samples of hdr-folder that are procedural scenes instead: more variety than few photographs
-    have."""
+    """Share of the training samples of hdr-folder that is replaced by procedural scenes. They add variety if there are
+    few photographs."""
     vary_colors: bool = False
     """Change colors and contrast of the training photographs of hdr-folder at random."""
     exposure_ratios: tuple[float, ...] = (4.0,)
-    """Ratios of the exposure times of sRGB brackets of synthetic and hdr-folder; a training sample has one of them,
-    validation has 4. Brackets that people take are one to three stops apart: 2, 4 and 8."""
+    """Ratios of the exposure times of sRGB brackets of synthetic and hdr-folder. Each training sample has one of them;
+    validation has 4. Photographers take exposures one to three stops apart: 2, 4 and 8."""
     pool: int = 0
-    """Number of training samples of synthetic and hdr-folder that are rendered once, and used again in every epoch;
-    0 renders all anew. For RAW brackets, which take longer to render than to train on."""
+    """Number of training samples of synthetic and hdr-folder that are rendered once and used again in every epoch; 0
+    renders each sample again. Use it for RAW brackets, where rendering takes longer than training."""
     metadata: bool = False
-    """Render RAW with its white balance and color matrix for the bank and the teacher; the paper does not."""
+    """Render RAW with its white balance and color matrix for the bank and the teacher. The paper does not."""
     orm: str = "ahdrnet-small"
-    """Network: ahdrnet, hdr-transformer, sctnet or tmrnet, each also with the ending -small, made for the data,
-    or package.module:callable that returns an nn.Module."""
+    """Network, made for the data: ahdrnet, hdr-transformer, sctnet or tmrnet, each also with the ending -small. Or
+    package.module:callable, which returns an nn.Module."""
     init: str | None = None
-    """Weights to start from: the name of a pretrained network (ahdrnet-small, ...), or a file of weights of orm."""
+    """Initial weights: the name of a pretrained network (ahdrnet-small, ...), or a file with weights of orm."""
     init_official: bool = False
-    """The file of init is from the network's authors, whose channels have another order."""
+    """The file of init comes from the network's authors, whose channels have another order."""
     freeze_orm: bool = False
-    """Keep the network as it starts and train the teacher alone, whose lead says whether there is anything to
-    transfer."""
+    """Keep the initial weights of the network and train only the teacher. If the teacher is not better than the
+    network, there is nothing to transfer."""
     start: Literal["fitted", "random"] = "fitted"
-    """Without init: a last layer that is fitted to some training samples, so that the network begins with a picture,
-    or random weights alone. A network of your own always begins with its own weights."""
+    """Initial weights without init. fitted: random weights with a last layer that is fitted to a few training samples,
+    so that the first output is a picture. random: random weights alone. Your own network always starts with its own
+    weights."""
     taps: tuple[str, ...] = ()
-    """Three layers of the network to align; when empty its own fusion_taps, or three that are chosen and printed."""
+    """Three layers of the network to align. By default its own fusion_taps, or three that are chosen and printed."""
     knowledge_bank: str = "tf_efficientnet_lite0"
-    """Frozen network: a timm model by its name, fastsam (weights under AGPL-3.0), or none: a teacher without semantic
+    """Frozen network: the name of a timm model, or fastsam (weights under AGPL-3.0). none: a teacher without semantic
     features, and the whole picture as the only region."""
     weights: str | None = None
-    """The bank's weights: a file; for timm also "pretrained" to download. The default bank's come from a pip package;
-    fastsam looks for SKT_FASTSAM_WEIGHTS and in its cache."""
+    """File with the bank's weights. For timm also "pretrained", which downloads them. The weights of the default bank
+    come from a pip package. fastsam looks for SKT_FASTSAM_WEIGHTS and in its cache."""
     download: bool = False
-    """Let fastsam fetch its weights (AGPL-3.0) to its cache if they are missing."""
+    """Let fastsam download missing weights (AGPL-3.0) to its cache."""
     bank_taps: Literal["paper", "fast"] = "paper"
-    """Layers of fastsam that give the features; fast is a quarter of the work."""
+    """Layers of fastsam that give the features. fast is a quarter of the work."""
     region_source: Literal["own", "color", "features"] = "own"
-    """Regions: fastsam's own masks (other banks have none and take color), or k-means on color or on features."""
+    """own: fastsam's own masks (other banks have none and use color). color, features: k-means on color or on
+    features."""
     regions: int = 8
-    """Regions per picture; fastsam's masks have the background beside them."""
+    """Regions per picture. fastsam's masks have the background in addition."""
     loss_weights: Literal["recommended", "paper"] = "recommended"
-    """Weights of the terms; recommended ones depend on joint, paper needs perceptual."""
+    """Weights of the loss terms. recommended depends on joint; paper needs perceptual."""
     content_weight: float | None = None
-    """Overrides lambda_1 of eq. 14."""
+    """Replaces lambda_1 of eq. 14."""
     color_weight: float | None = None
-    """Overrides lambda_2 of eq. 14."""
+    """Replaces lambda_2 of eq. 14."""
     alignment_weight: float | None = None
-    """Overrides the weight of L_feat."""
+    """Replaces the weight of L_feat."""
     perceptual_weight: float | None = None
-    """Overrides lambda of eq. 5."""
+    """Replaces lambda of eq. 5."""
     perceptual: str | None = None
-    """Features of eq. 5's second term: "bank", "pretrained" (VGG19, downloads), or a file of VGG19 weights."""
+    """Features for the second term of eq. 5: "bank", "pretrained" (VGG19, a download), or a file of VGG19 weights."""
     org_rms_weight: float = 0.5
-    """Weight of the root mean square error of each picture in L_org, of the bare network too: large errors count."""
+    """Weight of the root mean square error of each picture in L_org, also of the bare network. It emphasizes large
+    errors."""
     org_perceptual_weight: float = 0.0
-    """Weight of a perceptual term in L_org, of the bare network too, over the features of perceptual."""
+    """Weight of a perceptual term in L_org, also of the bare network. It uses the features of perceptual."""
     joint: bool = True
-    """Let L_spg through the teacher into the network, and L_content and L_color into the teacher: teacher and network
-    approach each other."""
+    """Pass gradients of L_spg through the teacher into the network, and gradients of L_content and L_color into the
+    teacher. Teacher and network then approach each other."""
     detach_teacher: bool = False
-    """Let L_spg alone train the teacher, with joint too; without joint it always does."""
+    """Train the teacher with L_spg alone, also with joint. Without joint this is always so."""
     detach_features: bool = True
-    """Keep L_feat from training the teacher, which would make its features small."""
+    """Do not train the teacher with L_feat, which would make its features small."""
     transfer_start: int = 0
-    """Steps during which only L_org trains the network, while the teacher learns."""
+    """Number of first steps in which only L_org trains the network, while the teacher learns."""
     transfer_ramp: int = 0
-    """Steps after these over which the weights of the other terms grow to their full size."""
+    """Number of steps after these in which the weights of the other terms grow to their full value."""
     teacher_stride: int | None = None
-    """Side of the picture's blocks that are one pixel of the teacher. The default makes its stages half as large as the
-    bracket: 2 for sRGB, 4 for RAW; 1 is the paper's, at many times the work."""
+    """Side of a block of pixels that becomes one pixel of the teacher. By default the stages of the teacher are half
+    as large as the bracket: 2 for sRGB, 4 for RAW. 1 is the value of the paper, at many times the work."""
     priors_of: Literal["tonemapped", "target"] = "tonemapped"
-    """Picture that the bank describes: the network's own, as in the paper, or the ground truth."""
+    """Picture that the bank describes: the output of the network, as in the paper, or the ground truth."""
     teacher_domain: Literal["network", "rgb"] = "network"
-    """Domain in which L_spg compares RAW: the sensor's values, as L_org does, or the demosaiced picture."""
+    """Domain in which L_spg compares RAW pictures: the values of the sensor, like L_org, or the demosaiced picture."""
     steps: int = 300
     """Optimization steps."""
     batch_size: int = 4
     """Samples per forward pass of each process."""
     accumulate: int = 1
-    """Forward passes per step, whose gradient is that of one large batch."""
+    """Forward passes per step. Their accumulated gradient is the gradient of one large batch."""
     crop: int = 64
-    """Side of the training crops, in pixels; for RAW in packed pixels, blocks of 2 x 2."""
+    """Side of the training crops in pixels. For RAW in packed pixels, which are blocks of 2 x 2."""
     lr: float | None = None
-    """Learning rate; 4e-3 for AHDRNet, 2e-4 for SCTNet and 1e-3 for other networks when not given."""
+    """Learning rate. Default: 4e-3 for AHDRNet, 2e-4 for SCTNet, 1e-3 for other networks."""
     final_lr: float | None = None
-    """Learning rate at the end; a fiftieth of the first when not given."""
+    """Learning rate at the end. Default: a fiftieth of the first."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """Path of the learning rate to final_lr: along a cosine, at once after four fifths of the steps, or never."""
+    """How the learning rate reaches final_lr: along a cosine, in one step after four fifths of the steps, or never."""
     warmup_steps: int | None = None
-    """Steps over which the learning rate grows from warmup_lr; a tenth of steps, at most 500, when not given."""
+    """Steps in which the learning rate grows from warmup_lr. Default: a tenth of steps, at most 500."""
     warmup_lr: float = 0.0
-    """Learning rate of the first of these steps."""
+    """Learning rate of the first warm-up step."""
     optimizer: Literal["adam", "adamw"] = "adam"
-    """Adam, or AdamW with its decoupled weight decay."""
+    """Adam, or AdamW with decoupled weight decay."""
     weight_decay: float = 0.0
     """Weight decay."""
     clip_grad: float | None = None
-    """Largest norm of the gradient; no limit when not given."""
+    """Largest norm of the gradient. Default: no limit."""
     ema_decay: float = 0.0
-    """Decay per step of a moving average of the network's weights, which is then validated and saved; 0 is none."""
+    """Decay per step of a moving average of the network's weights, which is validated and saved. 0: no average."""
     seed: int = 0
-    """Seeds weights, data and masks."""
+    """Seed of weights, data and masks."""
     seeds: int = 1
-    """Number of trainings, with seed, seed + 1, ..., which are reported together."""
+    """Number of trainings, with seed, seed + 1, .... They are reported together."""
     val_names: tuple[str, ...] = ()
-    """Photographs of hdr-folder that validate, as paths below root; the last fifth by name when not given."""
+    """Validation photographs of hdr-folder, as paths below root. Default: the last fifth by name."""
     val_crop: int = 192
     """Side of the validation pictures, in the unit of crop."""
     val_samples: int = 16
-    """Validation pictures of synthetic, hdr-folder and bracketire; the others have one of every test scene."""
+    """Number of validation pictures of synthetic, hdr-folder and bracketire. Other data sets have one for every test
+    scene."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
-    """Precision of convolutions and matrix products; losses are always float32. auto is bf16 on a GPU that has it, else
-    fp32; fp64 is for everything, and for comparisons."""
+    """Precision of convolutions and matrix products. Losses are always float32. auto is bf16 on a GPU that supports
+    it, else fp32. fp64 applies to everything and is meant for comparisons."""
     channels_last: bool = False
-    """Keep pictures with their channels last in memory: faster convolutions on most GPUs."""
+    """Store pictures with the channels last in memory: faster convolutions on most GPUs."""
     compile: bool = False
-    """Compile network and teacher with torch.compile: minutes at the start, faster steps."""
+    """Compile network and teacher with torch.compile: minutes at the start, then faster steps."""
     checkpointing: bool = False
-    """Recompute the large blocks in the backward pass: less memory, more time, the same gradient."""
+    """Compute the large blocks again in the backward pass: less memory, more time, the same gradient."""
     workers: int = 0
-    """Processes that load data, for each process that trains."""
+    """Loader processes for each training process."""
     out: Path | None = None
-    """Run folder, must be new; runs/<data>-<orm>-<time> when not given."""
+    """Run folder; must be new. Default: runs/<data>-<orm>-<time>."""
     log_every: int = 25
     """Steps between lines of metrics.jsonl."""
     validate_every: int = 100
@@ -184,22 +189,21 @@ class TrainConfig:
     checkpoint_every: int = 100
     """Steps between checkpoints."""
     keep: int = 2
-    """Number of the newest checkpoints to keep, beside the best."""
+    """Number of the newest checkpoints to keep, in addition to the best."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers that also get the numbers: tensorboard, wandb, mlflow, ... of Hugging Face Accelerate."""
     spike_factor: float = 10.0
-    """A loss that many times the median of the last hundred is reported, and its batch kept; 0 looks for none."""
+    """A loss above this factor times the median of the last hundred is reported, and its batch is kept. 0: no check."""
     resume: Path | None = None
-    """Run folder to continue, with its own configuration; other options given here override it."""
+    """Run folder to continue, with its own options. Options that you give here replace them."""
     compare: bool = False
     """Also train the bare network from the same weights on the same data, and print the paired gain."""
     bare: bool = False
-    """Train the bare network alone, as compare does beside the framework. Its regions are measured with the bank, which
-    must be there."""
+    """Train only the bare network. The bank still measures the regions of its pictures."""
     config: Path | None = None
-    """TOML file of these options; those on the command line win."""
+    """TOML file of these options. Options on the command line replace them."""
     dry_run: bool = False
-    """Train nothing: print parameters, operations and steps, and check that every file is there."""
+    """Do not train. Print parameters, operations and steps, and check that every file exists."""
 
     def __post_init__(self) -> None:
         for name, least in _AT_LEAST.items():
@@ -227,19 +231,19 @@ class TrainConfig:
             self._check_no_features()
         if self.bank_taps != "paper" and self.knowledge_bank != "fastsam":
             raise ValueError(
-                f"bank_taps={self.bank_taps} is for fastsam: knowledge_bank={self.knowledge_bank} has none"
+                f"bank_taps={self.bank_taps} needs knowledge_bank=fastsam, got knowledge_bank={self.knowledge_bank}"
             )
         if self.final_lr is not None and self.schedule == "constant":
-            raise ValueError("final_lr is where a schedule ends: schedule=constant has none")
+            raise ValueError("final_lr needs a schedule with an end: schedule=constant has none")
         if self.warmup_lr and self.warmup_steps == 0:
-            raise ValueError("warmup_lr is where a warm-up begins: give `warmup_steps`")
+            raise ValueError("warmup_lr needs a warm-up: give `warmup_steps`")
         if self.bare and self.compare:
-            raise ValueError("bare trains no framework to `compare` with: give one of them")
+            raise ValueError("`bare` and `compare` exclude each other: give one of them")
         if self.freeze_orm and (self.bare or self.compare):
             name = "bare" if self.bare else "compare"
-            raise ValueError(f"freeze_orm trains the teacher alone: there is no bare network to train with `{name}`")
+            raise ValueError(f"freeze_orm trains the teacher alone: it cannot be given with `{name}`")
         if self.resume is not None and self.out is not None:
-            raise ValueError(f"resume continues in its own folder: it cannot be given with out={self.out}")
+            raise ValueError(f"resume continues in the folder of the run: it cannot be given with out={self.out}")
         self._check_data()
 
     @property
@@ -276,11 +280,11 @@ class TrainConfig:
         return replace(preset, **{name: value for name, value in given.items() if value is not None})
 
     def rendering_metadata(self, sample: HDRSample) -> dict[str, Tensor]:
-        """Return the metadata with which RAW pictures are rendered: none, as in the paper, unless ``metadata``."""
+        """Return the metadata for rendering RAW pictures; nothing without the option ``metadata``, as in the paper."""
         return sample.metadata if self.metadata else {}
 
     def unreached_options(self) -> list[str]:
-        """Return a sentence for each option that this number of steps is too small for; no error in a short trial."""
+        """Return a sentence for each option that has no effect because there are too few steps; it is not an error."""
         effects = {"warmup_steps": f"the learning rate does not reach lr={self.learning_rate:g}"}
         if not self.bare:
             effects["transfer_start"] = "the framework does not train the network"
@@ -307,27 +311,27 @@ class TrainConfig:
             raise ValueError(f"data={self.data} must be one of {known}, or a .toml file that describes a layout")
         if self.data == "synthetic" and self.root is not None:
             raise ValueError(
-                "root is a folder of data, which data=synthetic does not read: choose data=hdr-folder or "
+                "root must not be given with data=synthetic, which reads no files: choose data=hdr-folder or "
                 + ", ".join(PUBLISHED)
             )
         if self.data != "synthetic" and self.root is None:
             raise ValueError(f"data={self.data} needs root=FOLDER")
         if not simulated and self.camera != "srgb":
             scenes = "synthetic or hdr-folder"
-            raise ValueError(f"camera={self.camera} takes pictures of {scenes}: data={self.data} has its own")
+            raise ValueError(f"camera={self.camera} needs data={scenes}: data={self.data} has its own brackets")
         for name in ("procedural_share", "vary_colors"):
             if getattr(self, name) and self.data != "hdr-folder":
-                raise ValueError(f"{name} is for photographs of data=hdr-folder, not data={self.data}")
+                raise ValueError(f"{name} needs data=hdr-folder, got data={self.data}")
         if self.exposure_ratios != (4.0,) and (not simulated or self.domain == "raw"):
-            raise ValueError("exposure_ratios are for sRGB brackets of data=synthetic or hdr-folder")
+            raise ValueError("exposure_ratios needs sRGB brackets of data=synthetic or hdr-folder")
         if not self.exposure_ratios or not all(1 < ratio < math.inf for ratio in self.exposure_ratios):
             raise ValueError(f"exposure_ratios must be finite numbers > 1, got {self.exposure_ratios}")
         if self.pool and not simulated:
-            raise ValueError(f"pool is for rendered data, synthetic or hdr-folder: data={self.data} is read from files")
+            raise ValueError(f"pool needs data=synthetic or hdr-folder: data={self.data} is read from files")
         if self.val_names and self.data != "hdr-folder":
-            raise ValueError(f"val_names are photographs of data=hdr-folder: data={self.data} has its own split")
+            raise ValueError(f"val_names needs data=hdr-folder: data={self.data} has its own split")
         if self.metadata and self.domain == "srgb":
-            raise ValueError("metadata is for RAW data: it goes with camera=raw, raw-x4 or data=bracketire")
+            raise ValueError("metadata needs RAW data: camera=raw, camera=raw-x4 or data=bracketire")
         for name in ("crop", "val_crop"):
             if getattr(self, name) % self.scale:
                 raise ValueError(
@@ -337,8 +341,8 @@ class TrainConfig:
 
 
 _DESCRIPTION = (
-    "Train an HDR network with semantic knowledge transfer. The TOML file of config may have the same options, with "
-    "underscores; those of the command line win."
+    "Train an HDR network with semantic knowledge transfer. The TOML file of config may contain the same options, "
+    "written with underscores. Options on the command line replace them."
 )
 RECIPES: dict[str, dict[str, Any]] = {
     "best": {},
@@ -349,10 +353,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Options(TrainConfig):
-    """Options from a command line: errors name the options as they are typed."""
+    """Hold the options of a command line; errors name the options as they are typed."""
 
     recipe: Literal["best", "plain"] = "best"
-    """Defaults of the training: the best found, or plain: lr 1e-3, no warm-up, L1 alone, random weights."""
+    """Default options. best: the best that were found. plain: lr 1e-3, no warm-up, L1 alone, random weights."""
 
     def __post_init__(self) -> None:
         try:
@@ -362,7 +366,7 @@ class Options(TrainConfig):
 
 
 def parse_options(arguments: Sequence[str]) -> TrainConfig:
-    """Read the options of a command line, over the files named there by ``resume`` and ``config``, over the defaults.
+    """Read the options of a command line, which replace the files of ``resume`` and ``config`` and the defaults.
 
     Args:
         arguments: without the program's name.
@@ -403,7 +407,7 @@ def name_options(message: str, names: Iterable[str] = ()) -> str:
 
     Args:
         message: such as "batch_size must be >= 1, got 0".
-        names: of the arguments; None are the fields of :class:`TrainConfig`.
+        names: names of the arguments; None means the fields of :class:`TrainConfig`.
 
     Example:
         >>> name_options("batch_size must be >= 1, got 0").split()[0] == flag("batch_size")

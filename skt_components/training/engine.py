@@ -24,18 +24,18 @@ T = TypeVar("T")
 
 
 class Engine:
-    """Hold one process of a run: alone, or one of several that torchrun or accelerate started.
+    """Set up one process of a run: the only one, or one of several that torchrun or accelerate started.
 
     Args:
         config: its ``device``, ``precision``, ``accumulate``, ``trackers``, ``channels_last`` and ``compile``.
 
     Attributes:
         accelerator: Hugging Face's ``Accelerator``, for the loop: ``accumulate``, ``backward``, ``clip_grad_norm_``.
-        device: of this process.
+        device: device of this process.
         rank: number of this process.
-        processes: how many there are.
-        is_main: whether this one writes files.
-        dtype: of pictures and weights.
+        processes: number of processes.
+        is_main: True if this process writes files.
+        dtype: dtype of pictures and weights.
 
     Raises:
         ImportError: accelerate, or the package of a tracker, is not installed.
@@ -87,10 +87,10 @@ class Engine:
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, sample: HDRSample) -> tuple[nn.Module, Any]:
         """Put a module on this process's device and, with several processes, into DistributedDataParallel.
 
-        Gradients are synchronized once a step, buffers only if there are batch statistics. Parameters that a step
-        leaves without gradient are searched for in every step only if there are any.
+        Gradients are synchronized once per step, buffers only if there are batch statistics. Only if there are
+        parameters without gradient, every step searches for them.
 
-        The options ``channels_last``, ``precision`` and ``compile`` are applied too.
+        This also applies the options ``channels_last``, ``precision`` and ``compile``.
 
         Args:
             module: called as ``module(bracket, target)``, returns an output with a ``total`` to differentiate; its
@@ -122,8 +122,8 @@ class Engine:
         """Start the trackers; those that write files do so below ``folder``/logs.
 
         Args:
-            folder: of the run.
-            options: of the run, which services show beside its curves.
+            folder: folder of the run.
+            options: options of the run, which services show beside its curves.
         """
         self.accelerator.project_configuration.logging_dir = os.path.join(folder, "logs")
         self.accelerator.init_trackers("skt_components")
@@ -154,9 +154,9 @@ class Engine:
         return result[0]
 
     def maximum(self, number: int) -> int:
-        """Return the largest number that any process gives, without waiting for a device.
+        """Return the maximum of a number over all processes, without waiting for a device.
 
-        Every process must call it, so that a signal to one of them ends all at the same step.
+        Every process must call it. So a signal to one process ends all processes at the same step.
         """
         if self._group is None:
             return number

@@ -86,9 +86,9 @@ def advise(error: BaseException) -> str | None:
 def deferred_interrupt() -> Iterator[Callable[[], int]]:
     """Note signals within the block instead of interrupting a training step.
 
-    Noted are SIGINT (Ctrl-C), SIGTERM, SIGUSR1 (a scheduler's notice), and SIGHUP (a closed terminal) where ``nohup``
-    does not ignore it. Yields a function that returns the signal's number, or 0. A second Ctrl-C ends at once. Outside
-    the main thread, where Python has no signals, nothing is noted.
+    The signals are SIGINT (Ctrl-C), SIGTERM, SIGUSR1 (a scheduler's notice), and SIGHUP (a closed terminal) unless
+    ``nohup`` ignores it. Yields a function that returns the number of the signal, or 0. A second Ctrl-C ends the
+    process at once. Outside the main thread Python has no signals, and the function always returns 0.
 
     Example:
         >>> with deferred_interrupt() as interrupted:
@@ -118,7 +118,7 @@ def deferred_interrupt() -> Iterator[Callable[[], int]]:
 class StepWatch:
     """Stop at NaN and infinity, report jumps of the loss, and keep the batch that caused them.
 
-    The numbers of a step are copied to the host while the device continues, and are checked when they have arrived: at
+    The numbers of a step are copied to the host while the device continues. They are checked when they have arrived: at
     once on the CPU, at most two steps later on a GPU. Call :meth:`flush` before saving a state, so that no state is
     saved after a NaN.
 

@@ -41,7 +41,7 @@ class StoppedError(KeyboardInterrupt):
     """A signal ended a run after a whole step.
 
     Attributes:
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int, message: str) -> None:
@@ -50,11 +50,11 @@ class StoppedError(KeyboardInterrupt):
 
 
 class Run:
-    """One training, in the framework or bare: everything around the step that is not the method.
+    """Manage one training, in the framework or bare: everything around the step except the method.
 
-    Call in this order: :meth:`resume`; then within :meth:`batches`, for each of :meth:`steps`, :meth:`passes` with
-    :meth:`record`, :meth:`guard`, :meth:`log`, :meth:`validate` and :meth:`save` where they are due, :meth:`stop`; at
-    the end :meth:`finish`.
+    Call :meth:`resume` first and :meth:`finish` last. Between them open :meth:`batches` and iterate over :meth:`steps`.
+    In each step call :meth:`record` for each of :meth:`passes`, then :meth:`guard` and :meth:`log`, then :meth:`save`
+    and :meth:`validate` if they are due, and :meth:`stop` at the end.
 
     Args:
         run_folder: the folder of the whole run.
@@ -68,7 +68,7 @@ class Run:
 
     Attributes:
         start: the first step.
-        network: what is validated and saved: ``module.orm`` or its average.
+        network: the network that is validated and saved: ``module.orm`` or its average.
     """
 
     def __init__(

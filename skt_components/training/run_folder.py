@@ -250,11 +250,11 @@ def changed_options(config: TrainConfig, before: Mapping[str, str]) -> dict[str,
 def _check_same_run(config: TrainConfig, path: Path) -> None:
     before = {key.replace("-", "_"): to_toml(value) for key, value in read_toml(path).items()}
     if not before:
-        raise ValueError(f"resume: {path} has no options, it is not the file of a run")
+        raise ValueError(f"resume: {path} has no options, so it is not the file of a run")
     for key, (old, new) in changed_options(config, before).items():
         raise ValueError(
             f"resume: {key} was {old} and is {new} now, which is another run: start one with "
-            f"config={path} and the options that differ"
+            f"config={path} and the changed options"
         )
 
 

@@ -20,7 +20,7 @@ class RunLog:
     Args:
         engine: the process.
         folder: the folder of a seed.
-        name: of the training.
+        name: name of the training.
     """
 
     def __init__(self, engine: Engine, folder: Path, name: str) -> None:
@@ -72,7 +72,7 @@ def rewind_tensorboard(folder: Path, title: str, step: int) -> None:
 
     Args:
         folder: ``logs`` of a run; without files, or without TensorBoard, nothing is done.
-        title: of the training: the first part of its tags.
+        title: title of the training: the first part of its tags.
         step: the next step.
     """
     files = sorted(folder.rglob("events.out.tfevents.*")) if folder.is_dir() else []

@@ -48,8 +48,8 @@ _SEED = re.compile(r"seed-\d+")
 def write_run_summary(folder: str | os.PathLike[str]) -> Path:
     """Write ``README.md`` into a run's folder, from the files in it, and return its path.
 
-    Missing and unreadable files are left out. Call it again when there are more files, such as an evaluation in the
-    folder's ``evaluation``: the page is written anew, so keep notes of your own in another file.
+    Missing and unreadable files are ignored. Call it again when there are more files, such as an evaluation in the
+    folder's ``evaluation``. It writes the whole page again, so keep your own notes in another file.
 
     Args:
         folder: the folder of a run, or of one seed below it.

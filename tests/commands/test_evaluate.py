@@ -243,7 +243,10 @@ def test_the_report_shows_the_worst_pictures_only(evaluate, tmp_path):
         (["--orm", "sctnet"], "checkpoint must be a file of weights for the network 'sctnet', got None"),
         ([], "checkpoint must be a file of weights for the network 'saved', got None"),
         (["--orm", "strangers:Shortest", "--data", "tel"], "--data tel needs --root"),
-        (["--orm", "strangers:Shortest", "--protocol", "bracketire"], "for raw pictures, those of synthetic are srgb"),
+        (
+            ["--orm", "strangers:Shortest", "--protocol", "bracketire"],
+            "needs raw pictures, but --data synthetic has srgb",
+        ),
         (
             ["--orm", "strangers:Shortest", "--checkpoint", "FILE", "--official"],
             "the network must be one of ahdrnet, .* to have official weights",
@@ -254,7 +257,7 @@ def test_the_report_shows_the_worst_pictures_only(evaluate, tmp_path):
         (["--tile", "0"], "tile must be a whole number >= 1, got 0"),
         (["--tile", "-5"], "tile must be a whole number >= 1, got -5"),
         (["--scenes", "-1"], "scenes must be a whole number >= 0, got -1"),
-        (["--root", "photos"], "--root is a folder of data, which --data synthetic does not read: choose --data hdr-"),
+        (["--root", "photos"], "--root is not for --data synthetic, which reads no files: choose --data hdr-"),
     ],
 )
 def test_bad_options_are_named(refused, weights, tmp_path, arguments, message):

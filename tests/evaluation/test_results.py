@@ -177,7 +177,7 @@ def test_a_changed_score_is_noticed(tmp_path):
     file = tmp_path / "metrics.json"
     text = file.read_text()
     file.write_text(text.replace("40.0", "41.0"))
-    with pytest.raises(ValueError, match="its scores are not those that were written"):
+    with pytest.raises(ValueError, match="its scores were changed after they were written"):
         EvaluationResults(tmp_path, DESCRIPTION)
     content = json.loads(text)
     del content["sha256"]  # as earlier versions wrote it

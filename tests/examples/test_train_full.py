@@ -624,7 +624,7 @@ def test_mistakes_are_explained(train: Train, tmp_path: Path, arguments: list[st
         (["--data", "kodak"], "kodak"),
         (["--data", "bracketire"], "--data bracketire needs --root"),
         (["--data", "tel", "--root", ".", "--camera", "raw"], "--data tel has its own"),
-        (["--metadata"], "--metadata is for RAW data"),
+        (["--metadata"], "--metadata needs RAW data"),
         (["--content-weight", "-1"], "--content-weight must be a finite number >= 0, got -1"),
         (["--loss-weights", "paper"], "--loss-weights paper needs features: give --perceptual"),
         (["--seed", "99999999999999999999"], "--seed must be in [0, "),

@@ -1380,7 +1380,7 @@ def test_a_stage_without_gradient_warns():
     framework = make(make_orm())
     framework.orm.requires_grad_(False)
     framework.orm.conv3.requires_grad_(True)
-    with pytest.warns(UserWarning, match=r"tap 'RDB1' carries no gradient"):
+    with pytest.warns(UserWarning, match=r"tap 'RDB1' has no gradient"):
         framework(torch.rand(1, 3, 6, 32, 32), torch.rand(1, 3, 32, 32))
 
 

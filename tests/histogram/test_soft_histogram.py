@@ -465,7 +465,7 @@ def test_histograms_are_linear_in_the_weights(bandwidth):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_warns_and_is_computed_in_float32(dtype):
     values = picture(1, 3, 9, 13).to(dtype)
-    with pytest.warns(UserWarning, match=f"histogram of {dtype} values: rounding them") as caught:
+    with pytest.warns(UserWarning, match=f"histogram is of {dtype} values: their rounding") as caught:
         counts = soft_histogram(values.requires_grad_())
     assert [warning.filename for warning in caught] == [__file__]
     assert counts.dtype == torch.float32

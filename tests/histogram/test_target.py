@@ -135,7 +135,7 @@ def test_a_target_is_refused_for_other_pictures():
         ((teacher,), ValueError, "needs masks or labels"),
         ((teacher[0], masks), ValueError, r"teacher must have 4 axes \(B, C, H, W\)"),
         ((teacher.long(), masks), TypeError, "teacher must be a floating-point tensor"),
-        ((teacher, weights), ValueError, "masks hold values other than 0 and 1"),
+        ((teacher, weights), ValueError, "masks must hold 0 and 1, got other values"),
     ],
 )
 def test_precompute_rejects(arguments, error, message):

@@ -624,7 +624,7 @@ def test_half_precision_warns_its_caller_and_gives_float32(dtype):
             semantic_histogram_loss(student.float(), teacher.float(), masks),
         ),
     ):
-        with pytest.warns(UserWarning, match=f"histogram of {dtype} values") as caught:
+        with pytest.warns(UserWarning, match=f"histogram is of {dtype} values") as caught:
             value = loss(student, teacher)
         assert {warning.filename for warning in caught} == {__file__}
         assert value.dtype == torch.float32
@@ -732,7 +732,7 @@ def test_both_losses_reject(student, teacher, options, error, message):
         ({"masks": M, "num_regions": 4}, ValueError, "num_regions goes with labels"),
         ({"masks": M, "soft_masks": "soft"}, ValueError, "soft_masks must be one of"),
         ({"masks": [1]}, TypeError, r"masks must be a torch.Tensor \(B, R, H, W\), got list"),
-        ({"masks": X}, ValueError, r"masks hold values other than 0 and 1.*weighted.*literal"),
+        ({"masks": X}, ValueError, r"masks must hold 0 and 1, got other values.*weighted.*literal"),
         ({"masks": M.float().requires_grad_()}, ValueError, "masks must not require a gradient"),
         (
             {"masks": X.clone().requires_grad_(), "soft_masks": "weighted"},
@@ -947,7 +947,7 @@ def test_vmap_takes_every_kind_of_mask(kind):
 def test_a_label_map_passed_as_masks_is_refused(dtype):
     labels = torch.randint(0, 4, (1, 1, 16, 16)).to(dtype)
     x = torch.rand(1, 3, 16, 16)
-    with pytest.raises(ValueError, match=r"A label map goes into labels="):
+    with pytest.raises(ValueError, match=r"Pass a label map as labels="):
         semantic_histogram_loss(x, x.flip(-1), labels)
 
 
@@ -968,7 +968,7 @@ def test_a_mixture_in_integer_masks_is_refused(dtype, soft_masks, values):
     masks = torch.tensor(values, dtype=dtype).repeat(1, 1, 8, 8)
     x = torch.rand(1, 3, 8, 8 * len(values))
     message = rf"masks of {dtype} must hold 0 and 1, or 0 and 255, got \[{', '.join(map(str, values))}\]\. .*"
-    with pytest.raises(ValueError, match=message + r"ignore into no mask; .* must be floating-point, with soft_masks="):
+    with pytest.raises(ValueError, match=message + r"Exclude pixels .* must be floating-point, with soft_masks="):
         semantic_histogram_loss(x, x.flip(-1), masks, soft_masks=soft_masks)
 
 
@@ -977,13 +977,13 @@ def test_masks_of_a_label_maps_dtype_are_never_taken_unseen(dtype):
     student, teacher = (x.detach() for x in pictures(2, 3, 9, 13))
     labels, masks = region_map(2, 9, 13).clamp(min=0)[:, None].to(dtype), regions(2, 9, 13).to(dtype)
     mapped = torch.vmap(lambda s, t, m: semantic_histogram_loss(s[None], t[None], m[None]))
-    with pytest.raises(ValueError, match=rf"must be bool, floating-point or uint8, got {dtype}.*goes into labels="):
+    with pytest.raises(ValueError, match=rf"must be bool, floating-point or uint8, got {dtype}.*label map as labels="):
         mapped(student, teacher, labels)
     whole = torch.compile(semantic_histogram_loss, fullgraph=True, backend="eager")
     with pytest.raises(Exception, match=r"masks inside torch\.compile and torch\.vmap must be"):
         whole(student, teacher, labels)
     parts = torch.compile(semantic_histogram_loss, backend="eager")  # left to the uncompiled loss, which looks
-    with pytest.raises(ValueError, match=r"must hold 0 and 1, or 0 and 255.*A label map goes into labels="):
+    with pytest.raises(ValueError, match=r"must hold 0 and 1, or 0 and 255.*Pass a label map as labels="):
         parts(student, teacher, labels)
     torch.testing.assert_close(parts(student, teacher, masks), semantic_histogram_loss(student, teacher, masks))
 
@@ -1004,7 +1004,7 @@ def test_labels_beyond_the_regions_are_ignored():
     as_bytes = torch.where(ignored < 0, 255, ignored).to(torch.uint8)
     expected = semantic_histogram_loss(x, y, labels=ignored, num_regions=3)
     assert torch.equal(semantic_histogram_loss(x, y, labels=as_bytes, num_regions=3), expected)
-    with pytest.warns(UserWarning, match="255, which counts as a region: if it marks pixels to be ignored, pass num_"):
+    with pytest.warns(UserWarning, match="label 255 counts as a region, .* If 255 marks pixels to ignore, pass num_"):
         semantic_histogram_loss(x, y, labels=as_bytes)
 
 

@@ -59,7 +59,7 @@ def test_a_broken_newest_falls_back_to_the_one_before_with_a_notice(tmp_path: Pa
     assert state["step"] == 2
     (notice,) = checkpoints.notices
     assert "run-00000003.ckpt" in notice
-    assert notice.endswith("went on from the one before")
+    assert notice.endswith("continued from the one before")
     assert names(tmp_path) == ["run-00000001.ckpt", "run-00000002.ckpt", "run-00000003.ckpt.broken"]
     assert checkpoints.path(3).with_suffix(".ckpt.broken").read_bytes() == content  # kept for whoever asks
 
@@ -96,7 +96,7 @@ def test_the_best_is_the_last_that_is_tried(tmp_path: Path) -> None:
     checkpoints = CheckpointFolder(tmp_path, "run")
     checkpoints.save_best(3, {"value": 3})
     assert checkpoints.load_newest() == {"value": 3, "step": 3}
-    assert checkpoints.notices[0].endswith("has no checkpoint but run-best.ckpt; went on from its step 3")
+    assert checkpoints.notices[0].endswith("has no checkpoint but run-best.ckpt; continued from its step 3")
     checkpoints.save(5, {"value": 5})
     checkpoints.path(5).write_bytes(b"")
     assert checkpoints.load_newest() == {"value": 3, "step": 3}

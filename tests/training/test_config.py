@@ -142,24 +142,24 @@ def test_rejects_counts_below_one(refused, name, value):
         ({"loss_weights": "paper"}, r"--loss-weights paper needs features: give --perceptual bank, pretrained or FILE"),
         ({"perceptual_weight": 1.0}, r"--perceptual-weight 1\.0 needs features: give --perceptual"),
         ({"org_perceptual_weight": 1.0}, r"--org-perceptual-weight needs features: give --perceptual"),
-        ({"bank_taps": "fast"}, r"--bank-taps fast is for fastsam: --knowledge-bank tf_efficientnet_lite0 has none"),
-        ({"resume": Path("a"), "out": Path("b")}, r"--resume continues in its own folder"),
+        ({"bank_taps": "fast"}, r"--bank-taps fast needs --knowledge-bank fastsam, got --knowledge-bank tf_eff"),
+        ({"resume": Path("a"), "out": Path("b")}, r"--resume continues in the folder of the run"),
         ({"data": "hdr-folder"}, r"--data hdr-folder needs --root FOLDER"),
-        ({"bare": True, "compare": True}, r"--bare trains no framework to --compare with"),
+        ({"bare": True, "compare": True}, r"--bare and --compare exclude each other"),
         ({"val_samples": 0}, r"--val-samples must be >= 1, got 0"),
         ({"data": "kalantari"}, r"--data kalantari needs --root FOLDER"),
         ({"data": "lab.toml"}, r"--data lab\.toml needs --root FOLDER"),
         ({"data": "kodak"}, r"--data kodak must be one of synthetic, hdr-folder, kalantari, .* or a \.toml file"),
         ({"data": "bracketire-plus"}, r"--data bracketire-plus needs --root FOLDER"),
-        ({"root": Path("x")}, r"--root .*--data synthetic does not read: choose --data hdr-folder or kalantari, tel"),
+        ({"root": Path("x")}, r"--root .*--data synthetic, which reads no files: choose --data hdr-folder or kal"),
         (
             {"data": "kalantari", "root": Path("x"), "camera": "raw"},
-            r"--camera raw takes pictures of synthetic or hdr-folder: --data kalantari has its own",
+            r"--camera raw needs --data synthetic or hdr-folder: --data kalantari has its own",
         ),
         ({"data": "bracketire", "root": Path("x"), "camera": "raw-x4"}, r"--camera raw-x4 .*--data bracketire has"),
-        ({"metadata": True}, r"--metadata is for RAW data: it goes with --camera raw"),
-        ({"data": "tel", "root": Path("x"), "metadata": True}, r"--metadata is for RAW data"),
-        ({"val_names": ("a.hdr",)}, r"--val-names are photographs of --data hdr-folder: --data synthetic has its own"),
+        ({"metadata": True}, r"--metadata needs RAW data: --camera raw"),
+        ({"data": "tel", "root": Path("x"), "metadata": True}, r"--metadata needs RAW data"),
+        ({"val_names": ("a.hdr",)}, r"--val-names needs --data hdr-folder: --data synthetic has its own"),
         ({"camera": "raw-x4", "crop": 62}, r"--crop must be a multiple of 4, .*got 62"),
         ({"data": "bracketire-plus", "root": Path("x"), "val_crop": 66}, r"--val-crop must be a multiple of 4"),
     ],
@@ -377,7 +377,7 @@ def test_options_that_an_edited_file_spells_in_another_way_are_compared(refused,
 def test_a_run_whose_options_are_lost_does_not_become_another(tmp_path):
     run = make_run_folder(TrainConfig(out=tmp_path / "run"))
     (run / "config.toml").write_text("")
-    with pytest.raises(ValueError, match=r"config\.toml has no options, it is not the file of a run"):
+    with pytest.raises(ValueError, match=r"config\.toml has no options, so it is not the file of a run"):
         make_run_folder(TrainConfig(resume=run))
 
 
