@@ -11,7 +11,8 @@ import sys
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker and for what it starts, before torch makes more
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -70,28 +71,50 @@ def hdri_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def fastsam_s(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fastsam_s(_ultralytics: Path) -> Path:
     """Folder with FastSAM-s.pt, seeded random weights in the official format, and reference.pt."""
-    return _run_oracle("s", tmp_path_factory.mktemp("fastsam_s"))
+    return _ultralytics / "s"
+
+
+@pytest.fixture(scope="session")
+def yolo11n(_ultralytics: Path) -> Path:
+    """Folder with yolo11n-seg.pt, a seeded random YOLO11 of three classes, and reference.pt."""
+    return _ultralytics / "11n"
 
 
 @pytest.fixture(scope="session")
 def fastsam_x(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of FastSAM-x."""
-    return _run_oracle("x", tmp_path_factory.mktemp("fastsam_x"))
+    return _make_once(tmp_path_factory, "fastsam_x", partial(_run_oracle, "x")) / "x"
 
 
 @pytest.fixture(scope="session")
-def yolo11n(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with yolo11n-seg.pt, a seeded random YOLO11 of three classes, and reference.pt."""
-    return _run_oracle("11n", tmp_path_factory.mktemp("yolo11n"))
+def _ultralytics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both small networks, made by one process, whose imports take as long as its work."""
+    return _make_once(tmp_path_factory, "ultralytics", partial(_run_oracle, "s", "11n"))
 
 
-def _run_oracle(variant: str, folder: Path) -> Path:
+def _make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that ``make(folder)`` filled, once for all worker processes of this test run."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        make(folder := factory.mktemp(name))
+        return folder
+    import fcntl
+
+    folder = factory.getbasetemp().parent / name
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            make(unfinished := factory.mktemp(name))
+            unfinished.rename(folder)
+    return folder
+
+
+def _run_oracle(*variants_and_folder: str | Path) -> None:
     if importlib.util.find_spec("ultralytics") is None:
         pytest.skip("needs ultralytics, the oracle: pip install ultralytics-opencv-headless")
+    *variants, folder = variants_and_folder
     quiet = {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0", "YOLO_VERBOSE": "0", "YOLO_CONFIG_DIR": str(folder)}
-    command = [sys.executable, str(Path(__file__).with_name("ultralytics_oracle.py")), variant, str(folder)]
+    command = [sys.executable, str(Path(__file__).with_name("ultralytics_oracle.py")), str(folder), *map(str, variants)]
     done = subprocess.run(command, env={**os.environ, **quiet}, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    return folder

@@ -1,7 +1,7 @@
 """Write a seeded random FastSAM in the official file format, and what ultralytics itself makes of real photographs.
 
-A script of its own, because importing ultralytics changes a process: python ultralytics_oracle.py s|x|11n FOLDER.
-"11n" is a YOLO11 of three classes, as a file and as live objects.
+A script of its own, because importing ultralytics changes a process: python ultralytics_oracle.py FOLDER s|x|11n ...
+writes into FOLDER/s and so on. "11n" is a YOLO11 of three classes, as a file and as live objects.
 """
 
 from __future__ import annotations
@@ -142,7 +142,10 @@ def predictions(path: Path, source: Tensor, kind: type = FastSAM) -> list[dict[s
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "11n":
-        main_yolo11(Path(sys.argv[2]))
-    else:
-        main(sys.argv[1], Path(sys.argv[2]))
+    for variant in sys.argv[2:]:
+        folder = Path(sys.argv[1]) / variant
+        folder.mkdir()
+        if variant == "11n":
+            main_yolo11(folder)
+        else:
+            main(variant, folder)
