@@ -16,6 +16,7 @@ import json
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import banks
 import hdrvdp2
 import histograms
 import test_train_step as train_step
@@ -50,7 +52,7 @@ class Options:
 
     minutes: float = 12.0
     """Time for everything; a stage that is not done then goes on at the next start."""
-    stages: tuple[str, ...] = ("bandwidth", "histogram", "tests", "step", "picture", "hdrvdp2", "comparison")
+    stages: tuple[str, ...] = ("bandwidth", "histogram", "tests", "step", "picture", "bank", "hdrvdp2", "comparison")
     """What to measure, in this order."""
     rehearse: bool = False
     """Small sizes, to see that every stage works; its numbers mean nothing."""
@@ -159,6 +161,19 @@ def picture(options: Options) -> Rows:
         yield name, partial(measure, name)
 
 
+def bank(options: Options) -> Rows:
+    """Measure the knowledge banks on sixteen pictures of 256 x 256; the goal for FastSAM-s is 15 ms."""
+
+    def measure(name: str) -> Row:
+        batch, side = (1, 64) if options.rehearse else (16, 256)
+        method = banks.bank_method(banks.BANKS[name], torch.rand(batch, 3, side, side, device=DEVICE))
+        times = interleave({name: method}, DEVICE, 1 if options.rehearse else 15)[name]
+        return {"batch": batch, "median_ms": round(1e3 * statistics.median(times), 3)}
+
+    for name in list(banks.BANKS)[: 1 if options.rehearse else None]:
+        yield name, partial(measure, name)
+
+
 def vdp(options: Options) -> Rows:
     """Measure HDR-VDP-2, value and gradient, by batch."""
 
@@ -203,6 +218,7 @@ STAGES: dict[str, tuple[Callable[[Options], Rows], tuple[str, ...]]] = {  # and 
     "tests": (tests, ("pytest", "hypothesis")),
     "step": (step, ("timm",)),
     "picture": (picture, ()),
+    "bank": (bank, ("timm",)),
     "hdrvdp2": (vdp, ()),
     "comparison": (comparison, ("accelerate", "tyro", "matplotlib")),
 }
