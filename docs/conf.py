@@ -3,6 +3,7 @@
 from importlib.metadata import version as package_version
 
 from docutils import nodes
+from latex2mathml.converter import convert
 from sphinx import addnodes
 
 project = "skt_components"
@@ -14,7 +15,6 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
@@ -24,6 +24,8 @@ myst_heading_anchors = 3
 exclude_patterns = ["_build", "gallery"]
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
+    "backreferences_dir": "auto_gallery/backreferences",
+    "within_subsection_order": "FileNameSortKey",
     "gallery_dirs": "auto_gallery",
     "abort_on_example_error": True,
     "download_all_examples": False,
@@ -31,7 +33,9 @@ sphinx_gallery_conf = {
     "min_reported_time": 1000,
 }
 suppress_warnings = ["config.cache"]  # the gallery's configuration holds functions
+html_math_renderer = "mathml"  # drawn by the browser itself, also without a network
 html_theme = "furo"
+html_css_files = ["pages.css"]
 html_title = f"skt_components {release}"
 html_static_path = ["_static"]
 autodoc_member_order = "bysource"
@@ -56,6 +60,19 @@ def link_names(app, doctree):
             link += code
 
 
+def write_formula(translator, node):
+    """Write an inline formula as MathML."""
+    translator.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def write_display_formula(translator, node):
+    """Write a formula in a line of its own as MathML."""
+    translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    raise nodes.SkipNode
+
+
 def setup(app):
-    """Register :func:`link_names`."""
+    """Register the functions above."""
     app.connect("doctree-read", link_names)
+    app.add_html_math_renderer("mathml", (write_formula, None), (write_display_formula, None))
