@@ -72,7 +72,24 @@ def write_display_formula(translator, node):
     raise nodes.SkipNode
 
 
+def list_names(app, doctree):
+    """Begin each section of the API page with a table: a link to each name, and its summary."""
+    for section in doctree.findall(nodes.section) if app.env.docname == "api" else ():
+        body = nodes.tbody()
+        for entry in section.children:
+            if isinstance(entry, addnodes.desc) and entry[0]["ids"]:
+                name, texts = entry[0]["ids"][0], (text.astext() for text in entry[1].findall(nodes.paragraph))
+                link = nodes.reference("", "", nodes.literal("", name.rpartition(".")[2]), refid=name)
+                summary = next((text for text in texts if not text.startswith("Bases:")), "")
+                cells = (nodes.paragraph("", "", link), nodes.paragraph("", summary))
+                body += nodes.row("", *(nodes.entry("", cell) for cell in cells))
+        if body.children:
+            columns = [nodes.colspec(colwidth=width) for width in (1, 2)]
+            section.insert(2, nodes.table("", nodes.tgroup("", *columns, body, cols=2)))
+
+
 def setup(app):
     """Register the functions above."""
-    app.connect("doctree-read", link_names)
     app.add_html_math_renderer("mathml", (write_formula, None), (write_display_formula, None))
+    app.connect("doctree-read", link_names)
+    app.connect("doctree-read", list_names)

@@ -298,7 +298,7 @@ def test_a_file_that_does_not_say_its_network_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"other\.safetensors must name one of the networks AHDRNet, .* names none"):
         load_model(tmp_path / "other.safetensors")
     torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"w\.pth must name one of .* names none; .* use load_weights"):
+    with pytest.raises(ValueError, match=r"w\.pth must name one of .* names none: .* use load_weights"):
         load_model(tmp_path / "w.pth")
     safetensors = pytest.importorskip("safetensors.torch")
     for metadata, message in [
