@@ -129,8 +129,9 @@ def test_channels_last_and_strided_brackets_give_the_same(name):
 @pytest.mark.parametrize("name", ["AHDRNet", "AHDRNet raw", "HDRTransformer", "SCTNet raw", "TMRNet", "TMRNetPlus"])
 def test_half_precision_stays_within_one_hundredth_and_bfloat16_trains(name):
     torch.manual_seed(0)
-    network = NETWORKS[name]().eval()
-    bracket, _ = scenes(network, crop=16)  # a CPU computes half precision slowly
+    two = {"num_frames": 2} if name.startswith("TMRNet") else {}  # a CPU computes half precision slowly
+    network = NETWORKS[name](**two).eval()
+    bracket = scenes(network, crop=16)[0][:, : network.num_frames]
     wanted = network(bracket)
     assert network.half_precision[0] == "bfloat16"
     for kind in reversed(network.half_precision):
