@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -159,14 +159,20 @@ def _recognize(weights: str | os.PathLike[str] | Mapping[str, Any]) -> str:
     found = {key.removeprefix("module.") for key in state}
     shares = {}
     for name, network in NETWORK_CLASSES.items():
-        with torch.device("meta"):
-            own = set(network(**network.official_options).to_official())
+        own = _official_names(network)
         shares[name] = len(found & own) / len(found | own)
     best = max(shares, key=shares.__getitem__)
     if shares[best] < 0.5:
         known, held = ", ".join(NETWORK_CLASSES), ", ".join(sorted(found)[:4])
         raise ValueError(f"{source} holds the weights of none of the networks {known}: its names are {held}, ...")
     return best
+
+
+@cache
+def _official_names(network: type[ReconstructionNetwork]) -> frozenset[str]:
+    """Return the names of the weights that the network's authors published."""
+    with torch.device("meta"):
+        return frozenset(network(**network.official_options).to_official())
 
 
 def call_network(network: nn.Module, bracket: Tensor, **inputs: Any) -> Tensor:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import copy
 import errno
+import multiprocessing
 import os
-import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -253,32 +253,26 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b").is_dir()
 
 
-WRITER = """
-import sys, torch
-from torch import nn
-from skt_components.banks.cache import CachedBank
-from skt_components.banks.priors import priors_from_labels
-class Bank(nn.Module):
-    channels, reduction, fingerprint = (3,), (1,), "shared"
-    def forward(self, images):
-        return priors_from_labels([images.sqrt()], (images[:, 0] * 5).long(), 5)
-torch.set_num_threads(1)
-torch.manual_seed(3)
-images = torch.rand(8, 3, 32, 32)
-for _ in range(15):
-    cached = CachedBank(Bank(), sys.argv[1])
-    assert torch.equal(cached(images).features[0], images.sqrt())
-    for file in list(cached.folder.rglob("[!.]*.safetensors")):  # not the temporary files of the others
-        file.unlink(missing_ok=True)
-"""
+def write_again_and_again(folder: Path) -> None:
+    warnings.simplefilter("error", UserWarning)
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    wanted = Bank()(images)
+    for _ in range(15):
+        cached = CachedBank(Bank(), folder)
+        assert_same(cached(images), wanted)
+        for file in list(cached.folder.rglob("[!.]*.safetensors")):  # not the temporary files of the others
+            file.unlink(missing_ok=True)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, because a new process imports torch for seconds")
 def test_processes_may_write_the_same_pictures(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "error::UserWarning", "-c", WRITER, str(tmp_path)]
-    started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    context = multiprocessing.get_context("fork")
+    started = [context.Process(target=write_again_and_again, args=(tmp_path,)) for _ in range(2)]
     for process in started:
-        _, complaints = process.communicate(timeout=120)
-        assert process.returncode == 0, complaints
+        process.start()
+    for process in started:
+        process.join(timeout=120)
+        assert process.exitcode == 0
     assert not any(file.name.startswith(".") for file in files(tmp_path))
 
 

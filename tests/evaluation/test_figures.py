@@ -61,18 +61,24 @@ def test_curves_are_drawn(tmp_path):
     assert all(part.var() > 1e-3 for part in picture.split(500, dim=1))
 
 
-def drawn_lines(monkeypatch, tmp_path, lines) -> list[dict[str, list[list[float]]]]:
-    """Per axis: label -> points, as they were drawn."""
+def drawn_figure(monkeypatch, tmp_path, lines):
+    """The figure of the curves with all that is in it; to render it takes a second."""
     import matplotlib.pyplot as plt
 
-    figures = []
-    monkeypatch.setattr(plt, "close", figures.append)
+    drawn = []
     write_lines(tmp_path / "metrics.jsonl", lines)
-    save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    monkeypatch.undo()
-    axes = [{line.get_label(): line.get_xydata().tolist() for line in axis.lines} for axis in figures[0].axes]
-    plt.close(figures[0])
-    return axes
+    with monkeypatch.context() as patch:
+        patch.setattr(figures, "save_figure", lambda path, figure, **options: drawn.append(figure))
+        save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    (figure,) = drawn
+    plt.close(figure)
+    return figure
+
+
+def drawn_lines(monkeypatch, tmp_path, lines) -> list[dict[str, list[list[float]]]]:
+    """Per axis: label -> points, as they were drawn."""
+    axes = drawn_figure(monkeypatch, tmp_path, lines).axes
+    return [{line.get_label(): line.get_xydata().tolist() for line in axis.lines} for axis in axes]
 
 
 def test_the_curves_are_the_numbers_of_the_file(monkeypatch, tmp_path):
@@ -113,36 +119,24 @@ def test_learning_rate_and_speed_have_a_panel_where_they_are_known(monkeypatch, 
     assert rates["bare learning rate"] == [[0, 1e-3], [5, 1e-3]]
     assert speeds == {"bare samples per second": [[0, 12.5], [5, 12.5]]}
     assert set(speeds) < set(rates)  # empty lines, so that one legend names both sides
+    save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
     picture = read_picture(tmp_path / "curves.png")
     assert picture.shape == (800, 1300, 3)
     assert all(part.var() > 1e-3 for half in picture.chunk(2) for part in half.chunk(2, dim=1))
 
 
 def test_notices_are_ticks_in_every_panel(monkeypatch, tmp_path):
-    import matplotlib.pyplot as plt
-
-    figures = []
-    monkeypatch.setattr(plt, "close", figures.append)
     notices = [{"run": "framework", "step": step, "notice": "a spike"} for step in (3, 11)]
-    write_lines(tmp_path / "metrics.jsonl", training_lines() + notices)
-    save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    monkeypatch.undo()
-    for axis in figures[0].axes:
+    figure = drawn_figure(monkeypatch, tmp_path, training_lines() + notices)
+    for axis in figure.axes:
         (ticks,) = axis.collections
         assert [segment[:, 0].tolist() for segment in ticks.get_segments()] == [[3, 3], [11, 11]]
         assert "notice" in axis.get_legend_handles_labels()[1]
-    plt.close(figures[0])
 
 
 def test_a_term_has_one_color_and_a_run_one_style(monkeypatch, tmp_path):
-    import matplotlib.pyplot as plt
-
-    figures = []
-    monkeypatch.setattr(plt, "close", figures.append)
-    write_lines(tmp_path / "metrics.jsonl", training_lines() + training_lines("bare"))
-    save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    monkeypatch.undo()
-    lines = {(axis, line.get_label()): line for axis, panel in enumerate(figures[0].axes[:2]) for line in panel.lines}
+    figure = drawn_figure(monkeypatch, tmp_path, training_lines() + training_lines("bare"))
+    lines = {(axis, line.get_label()): line for axis, panel in enumerate(figure.axes[:2]) for line in panel.lines}
     for term in ("org", "color"):
         assert len({line.get_color() for (_, label), line in lines.items() if label.endswith(term)}) == 1
     for run in ("framework", "bare"):
@@ -152,26 +146,18 @@ def test_a_term_has_one_color_and_a_run_one_style(monkeypatch, tmp_path):
         == len({line.get_linestyle() for line in lines.values()})
         == 2
     )
-    plt.close(figures[0])
 
 
 def test_curves_that_hide_each_other_are_drawn_apart(monkeypatch, tmp_path):
-    import matplotlib.pyplot as plt
-
-    figures = []
-    monkeypatch.setattr(plt, "close", figures.append)
     scores = [{"ORM": 20.0 + s, "SPGRM": 20.02 + s, "other": 25.0 + 2 * s} for s in range(9)]
     lines = [
         {"run": "a", "step": step, "validation": {name: {"PSNR-mu": value} for name, value in row.items()}}
         for step, row in enumerate(scores)
     ]
-    write_lines(tmp_path / "metrics.jsonl", lines)
-    save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    monkeypatch.undo()
-    below, above, alone = figures[0].axes[2].lines
+    figure = drawn_figure(monkeypatch, tmp_path, lines)
+    below, above, alone = figure.axes[2].lines
     assert below.get_linewidth() > above.get_linewidth() == alone.get_linewidth()
     assert (below.get_alpha(), above.get_alpha()) == (0.45, None)
-    plt.close(figures[0])
 
 
 @pytest.mark.parametrize("lines", [[], [{"run": "a", "step": 0, "terms": {"org": 0.0}, "gradients": {}}]])

@@ -196,7 +196,7 @@ class Literal:
     ("kind", "options", "size"),
     [
         (TMRNet, {"num_frames": 3}, (33, 7)),
-        (TMRNetPlus, {}, (9, 11)),
+        (TMRNetPlus, {"num_frames": 2}, (9, 11)),
         (TMRNet, {"num_frames": 3, "in_channels": 6, "out_channels": 3}, (12, 30)),
     ],
 )
