@@ -192,7 +192,8 @@ def list_data(study: Study, root: Path | None) -> Any:
     if root is None:
         return None
     config = parse_options([*to_arguments(study.base), *root_arguments(study, root)])
-    data = build_data(replace(config, procedural_share=0.0, pool=0))  # the photographs alone
+    alone = replace(config, procedural_share=0.0, pool=0, exposure_ratios=config.exposure_ratios[:1])
+    data = build_data(alone)  # the photographs without what is mixed with them
     if study.base.get("data") != "hdr-folder":
         note = root / "simulated.json"
         return json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None

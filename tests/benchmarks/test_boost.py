@@ -150,7 +150,8 @@ def test_a_study_knows_its_photographs_with_procedural_scenes_and_a_pool_beside_
     for name in "abcde":
         skt.write_image(tmp_path / f"{name}.hdr", torch.rand(3, 64, 96))
     study = read(write(tmp_path / "s.toml"))
-    base = {**study.base, "data": "hdr-folder", "procedural_share": 0.5, "pool": 3, "crop": 16, "val_crop": 16}
+    mixed = {"procedural_share": 0.5, "pool": 3, "exposure_ratios": [2.0, 4.0]}
+    base = {**study.base, **mixed, "data": "hdr-folder", "crop": 16, "val_crop": 16}
     found = harness.list_data(replace(study, base=base), tmp_path)
     assert {split: list(names) for split, names in found.items()} == {
         "train": ["a.hdr", "b.hdr", "c.hdr", "d.hdr"],

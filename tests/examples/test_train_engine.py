@@ -356,11 +356,12 @@ def _no_pictures() -> Iterator[None]:
         yield
 
 
-SHORT = [*QUICK, "--batch-size", "2", "--log-every", "1"]
+SHORT = [*QUICK, "--batch-size", "2"]
 NO_BANK = ["--knowledge-bank", "none"]
 AVERAGED = (
     *(*SHORT, *NO_BANK, "--ema-decay", "0.5", "--accumulate", "2", "--optimizer", "adamw", "--weight-decay", "0.1"),
-    *("--schedule", "constant", "--checkpoint-every", "3", "--clip-grad", "0.01", "--validate-every", "3"),
+    *("--schedule", "constant", "--checkpoint-every", "2", "--clip-grad", "0.01", "--validate-every", "2"),
+    *("--log-every", "1"),
 )
 
 
@@ -406,21 +407,21 @@ OWN = [*NO_BANK, "--taps", "first", "second", "third", "--orm"]
 
 @pytest.fixture(scope="module")
 def averaged(train, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of six steps, with an average of the weights."""
+    """A finished run of four steps, with an average of the weights."""
     run = tmp_path_factory.mktemp("averaged") / "run"
-    train([*AVERAGED, "--steps", "6", "--out", str(run)])
+    train([*AVERAGED, "--steps", "4", "--out", str(run)])
     return run
 
 
 def test_n_steps_and_n_more_are_two_n(train, averaged: Path, tmp_path: Path) -> None:
     half = tmp_path / "half"
-    train([*AVERAGED, "--steps", "3", "--out", str(half)])
-    train(["--resume", str(half), "--steps", "6", "--orm", "ahdrnet-small", "--taps"])
+    train([*AVERAGED, "--steps", "2", "--out", str(half)])
+    train(["--resume", str(half), "--steps", "4", "--orm", "ahdrnet-small", "--taps"])
     assert equal(checkpoint(half), checkpoint(averaged))
     assert equal(*(load_file(run / "orm.safetensors") for run in (half, averaged)))
     assert metrics(half) == metrics(averaged)
-    assert [line["step"] for line in metrics(half) if "terms" in line] == [0, 1, 2, 3, 4, 5]
-    assert [line["step"] for line in metrics(half) if "validation" in line] == [0, 3, 6]
+    assert [line["step"] for line in metrics(half) if "terms" in line] == [0, 1, 2, 3]
+    assert [line["step"] for line in metrics(half) if "validation" in line] == [0, 2, 4]
 
 
 def test_everything_that_changes_is_in_the_checkpoint(averaged: Path) -> None:
@@ -444,9 +445,9 @@ def test_a_resume_that_is_refused_leaves_the_run_as_it_was(train, averaged: Path
 
     before = files()
     for options, message in (
-        (["--batch-size", "3", "--steps", "7"], "made with 4 samples per step, now there are 6"),
-        (["--steps", "3"], "--steps 3, but the newest checkpoint is already at step 6"),
-        (["--ema-decay", "0", "--steps", "7"], "does not fit, other options: ema"),
+        (["--batch-size", "3", "--steps", "5"], "made with 4 samples per step, now there are 6"),
+        (["--steps", "2"], "--steps 2, but the newest checkpoint is already at step 4"),
+        (["--ema-decay", "0", "--steps", "5"], "does not fit, other options: ema"),
         (["--seed", "5"], "--resume: seed was 0 and is 5 now, which is another run"),
     ):
         with pytest.raises(SystemExit, match=message):
@@ -491,7 +492,7 @@ def test_options_of_the_loss_and_the_machine_train(train, tmp_path: Path, option
 
 
 def test_options_of_speed_and_memory_change_no_result(train, tmp_path: Path) -> None:
-    options = [*SHORT, "--steps", "3", "--lr", "1e-4"]
+    options = [*SHORT, "--steps", "2", "--lr", "1e-4"]
     train([*options, "--out", str(tmp_path / "plain")])
     train([*options, "--channels-last", "--checkpointing", "--out", str(tmp_path / "other")])
     plain, other = (checkpoint(tmp_path / run)["module"] for run in ("plain", "other"))
