@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from skt_components.metrics._hdrvdp2_numerics import cached, in_strips, interpolate, power, resize
+from skt_components.metrics._hdrvdp2_numerics import cached, in_strips, interpolate, power, recomputed, resize
 from skt_components.metrics._hdrvdp2_optics import filter_doubled, frequencies_doubled, log_luminance
 
 # Parameters p1 .. p4 of the contrast sensitivity, one row for each adapting luminance (cd/m2).
@@ -126,7 +126,7 @@ def visible_differences(
             sensitivity = interpolate(tables[i], resize(log_luminance, band.shape[-2:]), -5.0, 5.0)
         else:  # filter_base applied the base's contrast sensitivity
             sensitivity = torch.ones_like(band)
-        around = [mutual[i], *_neighbors(mutual, i)] if mutual else []
+        around = [mutual[i], *recomputed(partial(_neighbors, i), *mutual)] if mutual else []
         visible.append(in_strips(partial(_detect, 2.0**i), band, sensitivity, *around))
     return visible
 
@@ -147,7 +147,7 @@ def _detect(gain: float, difference: Tensor, sensitivity: Tensor, *structure: Te
     return visible / torch.sqrt(1 + (gain * mask * threshold) ** 2)
 
 
-def _neighbors(mutual: list[Tensor], i: int) -> list[Tensor]:
+def _neighbors(i: int, *mutual: Tensor) -> list[Tensor]:
     """Return the sum of the structure in the bands next to band ``i``, at its size; empty without such bands."""
     own, gain = mutual[i], 2.0**i
     # The base hides nothing in the level above it; a band of one orientation uses the first of its neighbors.
@@ -171,7 +171,10 @@ def quality(visible: list[Tensor], changed: Tensor, pixels_per_degree: float) ->
     frequencies = band_frequencies(len(visible), pixels_per_degree)
     for band, weight in zip(visible, np.interp(frequencies, _QUALITY_FREQUENCY, _QUALITY_WEIGHT), strict=True):
         if weight:
-            size = band.shape[-2:]
-            error = torch.linalg.vector_norm(band * resize(changed, size), dim=(-2, -1)) / size.numel()
+            error = recomputed(_band_error, band, resize(changed, band.shape[-2:]))
             total = total + float(weight) * torch.log1p(error / _FLOOR).sum(1)
     return 100 - total
+
+
+def _band_error(band: Tensor, changed: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(band * changed, dim=(-2, -1)) / changed[0, 0].numel()

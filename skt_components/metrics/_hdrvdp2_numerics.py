@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 _STRIP = 2**18  # numbers in a strip
 _BLOCK = 32  # output rows of one matrix product of resize
@@ -35,15 +37,22 @@ def cached(count: int) -> Callable[[Callable[P, Tensor]], Callable[P, Tensor]]:
 def in_strips(function: Callable[..., Tensor], *maps: Tensor, dim: int = -2) -> Tensor:
     """Return ``function(*maps)``, computed strip by strip along ``dim`` on a CPU.
 
-    The intermediate results then fit in the cache: three times as fast.
+    The intermediate results then fit in the cache: three times as fast. The backward pass computes them again.
     """
     largest = max(maps, key=Tensor.numel)
     length = largest.shape[dim]
     strip = max(_STRIP * length // largest.numel(), 1)
     if largest.device.type != "cpu" or strip >= length:
-        return function(*maps)
+        return recomputed(function, *maps)
     strips = zip(*(part.split(strip, dim) for part in maps), strict=True)
-    return torch.cat([function(*parts) for parts in strips], dim)
+    return torch.cat([recomputed(function, *parts) for parts in strips], dim)
+
+
+def recomputed(function: Callable[..., T], *maps: Tensor) -> T:
+    """Return ``function(*maps)``; the backward pass computes it again instead of keeping intermediate results."""
+    if not torch.is_grad_enabled() or not any(part.requires_grad for part in maps):
+        return function(*maps)
+    return checkpoint(function, *maps, use_reentrant=False, preserve_rng_state=False)
 
 
 def interpolate(table: Tensor, x: Tensor, low: float, high: float) -> Tensor:

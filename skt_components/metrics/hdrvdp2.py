@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from skt_components.metrics import _hdrvdp2_optics as optics
 from skt_components.metrics._hdrvdp2_bands import filter_base, mutual_structure, perceived, quality, visible_differences
-from skt_components.metrics._hdrvdp2_numerics import in_strips
+from skt_components.metrics._hdrvdp2_numerics import in_strips, recomputed
 from skt_components.metrics._hdrvdp2_pyramid import MIN_SIDE, build_pyramid, rebuild
 from skt_components.metrics._inputs import check_absolute, check_display
 from skt_components.ops.checks import (
@@ -120,8 +121,8 @@ class HDRVDP2Loss(nn.Module):
     """Compute ``100 - Q`` of HDR-VDP-2, the mean over the batch: 0 for equal pictures. Options of :func:`hdr_vdp2`.
 
     Q depends on the logarithm of the error of every band, so the gradient grows when the error falls. Add it with a
-    small weight to a loss that compares pixels. Its graph needs 2.5 GB per megapixel in float64, and half of it in
-    float32.
+    small weight to a loss that compares pixels. The backward pass computes most intermediate results again. A pair of
+    1000 x 1500 pixels then needs 1.2 GiB in float32, and 2.5 GiB in float64.
 
     Example:
         >>> loss = HDRVDP2Loss("luminance", pixels_per_degree=30.0)
@@ -273,5 +274,6 @@ def _receptor_response(light: Tensor, around: Sequence[Tensor | float], viewing:
     channels: Sequence[Tensor] = light.unbind(1)
     if viewing.do_mtf:
         pairs = zip(channels, around, strict=True)
-        channels = [optics.scatter(channel, level, viewing.pixels_per_degree) for channel, level in pairs]
+        glare = partial(optics.scatter, pixels_per_degree=viewing.pixels_per_degree)
+        channels = [recomputed(partial(glare, around=level), channel) for channel, level in pairs]
     return optics.respond(channels, viewing.display, viewing.peak_sensitivity)

@@ -254,6 +254,21 @@ def test_loss_is_100_less_the_mean_quality():
     assert "color_encoding='rgb-bt.709', pixels_per_degree=40, surround_l=13, rgb_display='crt'" in repr(loss)
 
 
+def test_the_graph_keeps_few_maps_of_the_size_of_the_picture():
+    test, reference = waves(3, 96, 128)
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = HDRVDP2Loss("rgb-bt.709", 30.0)(test.requires_grad_(), reference)
+    assert loss.requires_grad
+    assert sum(kept.values()) < 100 * test[0, 0].nbytes  # 242 if all intermediate results were kept
+
+
 def test_descending_the_loss_raises_the_quality():
     test, reference = (picture.float() / 300 for picture in waves(3, 32, 32))
     options = {"color_encoding": "sRGB-display", "pixels_per_degree": 30}
