@@ -88,8 +88,8 @@ def as_feature_map(feature: Tensor, size: tuple[int, int], layout: StageLayout |
     """Return a stage's output as ``(B, C, H, W)``; frames become channels.
 
     Args:
-        feature: a map ``(B, C, H, W)``, which is returned as it is, a channels-last map ``(B, H, W, C)``, tokens
-            ``(B, L, C)`` in row-major order, or a map with an axis of frames.
+        feature: a map ``(B, C, H, W)``, which is returned unchanged; a channels-last map ``(B, H, W, C)``; tokens
+            ``(B, L, C)`` in row-major order; or a map with an axis of frames.
         size: height and width of the picture. The sides of tokens and channels-last maps are the picture's, divided by
             a whole number and rounded up, also after padding the picture to a multiple.
         layout: layout of the stage; None takes the most probable one, ``(B, C, H, W)`` if both fit.
