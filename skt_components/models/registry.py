@@ -158,8 +158,8 @@ def _recognize(weights: str | os.PathLike[str] | Mapping[str, Any]) -> str:
     source, state = official_state(weights)
     found = {key.removeprefix("module.") for key in state}
     shares = {}
-    for name, network in NETWORK_CLASSES.items():
-        own = _official_names(network)
+    for name in NETWORK_CLASSES:
+        own = _official_names(name)
         shares[name] = len(found & own) / len(found | own)
     best = max(shares, key=shares.__getitem__)
     if shares[best] < 0.5:
@@ -169,8 +169,9 @@ def _recognize(weights: str | os.PathLike[str] | Mapping[str, Any]) -> str:
 
 
 @cache
-def _official_names(network: type[ReconstructionNetwork]) -> frozenset[str]:
-    """Return the names of the weights that the network's authors published."""
+def _official_names(name: str) -> frozenset[str]:
+    """Return the names of the weights that the authors of a network published."""
+    network = NETWORK_CLASSES[name]
     with torch.device("meta"):
         return frozenset(network(**network.official_options).to_official())
 
