@@ -280,7 +280,6 @@ def test_copies_and_threads(bank: FastSAMFeatureExtractor, pictures: Tensor) -> 
 
 
 def test_bfloat16_and_channels_last(bank: FastSAMFeatureExtractor, pictures: Tensor) -> None:
-    pictures = pictures[1:2]  # a CPU computes half precision slowly
     wanted = bank(pictures)
     with torch.autocast("cpu", torch.bfloat16):
         cast = bank(pictures)

@@ -87,7 +87,7 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 @pytest.fixture(scope="module", params=["fp64", "fp32"])
 def one_batch_in_three_ways(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp(request.param)
-    options = [*TINY, "--crop", "32", "--steps", "4", "--lr", "2e-4", "--precision", request.param]
+    options = [*TINY, "--crop", "32", "--steps", "10", "--lr", "2e-4", "--precision", request.param]
     options += ["--compare"] if request.param == "fp64" else []
     runs = {
         "one": (1, ["--batch-size", "4"]),
