@@ -274,7 +274,7 @@ def test_the_help_has_every_option_once_in_groups_with_the_most_used_first(capsy
     assert titles[1:] == ["data", "network", "knowledge bank", "losses", "teacher and routing", "optimization", "run"]
     assert flags.index("steps") < flags.index("exposure-ratios")
     assert "--joint, --no-joint" in shown
-    assert "a fiftieth of the first when not given" in " ".join(shown.split())
+    assert "Default: a fiftieth of the first" in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 120
 
 
