@@ -38,7 +38,6 @@ html_theme = "furo"
 html_css_files = ["pages.css"]
 html_title = f"skt_components {release}"
 html_static_path = ["_static"]
-html_css_files = ["narrow.css"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # shapes stand in the signatures and docstrings
 autodoc_default_options = {"members": True, "show-inheritance": False}
