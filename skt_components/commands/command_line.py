@@ -20,7 +20,6 @@ from skt_components.commands.networks import networks
 from skt_components.commands.reconstruct import reconstruct
 from skt_components.commands.train import train
 from skt_components.files.names import printable
-from skt_components.files.packages import import_package
 from skt_components.ops import use_huge_pages
 from skt_components.training.config import name_options
 
@@ -72,7 +71,8 @@ def _call(name: str, command: Callable[..., int | None], options: list[str]) -> 
     if command is train:  # its options are those of the loop
         train(options)
         return 0
-    tyro = import_package("tyro", "commands need tyro", "train")
+    import tyro  # not above: it takes a third of a second
+
     short = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
     return tyro.cli(command, prog=f"skt {name}", args=options, config=short)
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from skt_components.data.registry import PUBLISHED
 from skt_components.data.sample import RAW_PEAK, HDRSample
-from skt_components.files.packages import import_package
 from skt_components.files.toml import read_toml
 from skt_components.framework.loss_weights import LossWeights
 from skt_components.training.option_help import flag, format_options
@@ -374,9 +373,9 @@ def parse_options(arguments: Sequence[str]) -> TrainConfig:
     Raises:
         SystemExit: an option does not exist or is out of its range; the reason is printed.
         FileNotFoundError, ValueError: a file of options is missing or wrong.
-        ImportError: tyro is not installed.
     """
-    tyro = import_package("tyro", "reading options needs tyro", "train")
+    import tyro  # not above: it takes a third of a second
+
     if {"-h", flag("help")} & set(arguments):
         print(format_options(Options, _DESCRIPTION), end="")
         raise SystemExit(0)
