@@ -164,7 +164,8 @@ FUNCTIONS = {
 }
 NO_TENSORS = {  # functions of files, networks and scenes
     *("export_onnx", "export_program", "fit_last_layer", "load_model", "load_pretrained", "load_weights"),
-    *("read_image", "save_weights", "simulate_bracket", "simulate_raw_bracket", "suggest_taps", "write_image"),
+    *("read_image", "save_weights", "simulate_bracket", "simulate_raw_bracket", "suggest_taps", "use_huge_pages"),
+    "write_image",
 }
 OBJECTS = {
     "ColorPositionKMeans": lambda s, d: skt.ColorPositionKMeans(2)(picture(3, s, d)),

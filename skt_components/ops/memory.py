@@ -10,8 +10,8 @@ def use_huge_pages() -> None:
 
     A picture of a megapixel has features of hundreds of megabytes, and Linux hands out their memory in pages of 4 KB,
     each with an interruption of the program. With pages of 2 MB a network on large pictures can take half the time.
-    The installed commands and ``examples/train_full.py`` call this function. It sets the variable
-    ``THP_MEM_ALLOC_ENABLE`` of PyTorch unless it is set already; other systems ignore it.
+    The commands and the training loop of the package call this function. It sets the variable ``THP_MEM_ALLOC_ENABLE``
+    of PyTorch, unless it is set already. Systems other than Linux ignore it.
 
     Example:
         >>> use_huge_pages()

@@ -217,7 +217,7 @@ def test_a_label_above_the_peak_warns_once(fake_kalantari):
     label = np.full((40, 60, 3), 2.5, np.float32)
     assert cv2.imwrite(str(fake.root / "Training/001/HDRImg.hdr"), label)
     data = Kalantari17(fake.root)
-    with pytest.warns(UserWarning, match=r"HDRImg.hdr: the label reaches 2.5, above 1"):
+    with pytest.warns(UserWarning, match=r"HDRImg.hdr: the label must not exceed the peak, 1, got 2.5"):
         assert data[0].target.max() == 2.5
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -47,9 +47,9 @@ def test_a_file_names_its_network_and_the_tensors_identify_it(weights, tmp_path)
 
 
 def test_tiles_replace_the_inference_of_the_protocol(weights):
-    bracket = torch.rand(1, 3, 6, 60, 70)
+    bracket = torch.rand(1, 3, 6, 60, 230)
     (whole,) = load_networks([(weights, "saved", False)])
-    (tiled,) = load_networks([(weights, "saved", False)], tile=56)
+    (tiled,) = load_networks([(weights, "saved", False)], tile=208)  # a quarter is wider than what the network sees
     protocol = Protocol("whole pictures")
     torch.testing.assert_close(tiled.reconstruct(bracket, protocol), whole.reconstruct(bracket, protocol))
 

@@ -1643,7 +1643,7 @@ def test_further_inputs_of_the_network_are_passed_on(forward_orm):
     bracket, target = make_data()
     inputs = {"times": torch.rand(2, 3), "noise": torch.rand(2, 1, 32, 24)}
     options = {"taps": ["a", "b", "c"], "forward_orm": forward_orm, "spgrm": Teacher()}
-    with pytest.raises(ValueError, match=r"the network did not run .* Pass sample=.*, sample_inputs="):
+    with pytest.raises(ValueError, match=r"the network did not run .* Pass sample=.* sample_inputs="):
         make(Timed(), **options)
     framework = make(Timed(), sample=bracket, sample_inputs=inputs, **options)
     output = framework(bracket, target, **inputs)
