@@ -156,7 +156,8 @@ def main(options: Options) -> None:
                 file = os.path.join(folder, f"{index}.pt")
                 command = [sys.executable, __file__, "--size", *map(str, options.size), "--tile", str(options.tile)]
                 command += ["--overlap", str(options.overlap), "--one", f"{name}/{way}/{file}"]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                plain = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"}
+                done = subprocess.run(command, env=plain, capture_output=True, text=True, check=False)
                 if done.returncode:
                     reason = (done.stderr.strip().splitlines() or ["killed"])[-1]
                     rows[name][way] = {"failed": reason}
