@@ -241,7 +241,7 @@ def test_payloads_are_refused_and_not_run(tmp_path: Path, kind: str) -> None:
     else:
         torch.save(content, file)
     before = set(torch.serialization.get_safe_globals())
-    with pytest.raises(ValueError, match=rf"evil\.pt (was refused|is not a readable PyTorch file): .*{message}"):
+    with pytest.raises(ValueError, match=rf"evil\.pt (was rejected|is not a readable PyTorch file): .*{message}"):
         read_pickled_model(file)
     assert not marker.exists()
     assert set(torch.serialization.get_safe_globals()) == before
@@ -291,7 +291,7 @@ def test_tensors_beyond_their_storage_are_refused(tmp_path: Path) -> None:
 def test_only_dense_real_numbers_are_read(tmp_path: Path, weight: Tensor) -> None:
     torch.save({"weight": weight}, tmp_path / "odd.pt")
     for read in (read_pickled_model, read_state_dict):
-        with pytest.raises(ValueError, match=r"odd\.pt .*(refused|not a readable|dense real numbers only)"):
+        with pytest.raises(ValueError, match=r"odd\.pt .*(rejected|not a readable|dense real numbers only)"):
             read(tmp_path / "odd.pt")
 
 
@@ -311,7 +311,7 @@ def test_similar_names_are_refused(tmp_path: Path) -> None:
     for name in [*others, "builtins.getattr.x", "builtins.getattribute", "builtins.setattr"]:
         module, _, attribute = name.rpartition(".")
         write_pickle(tmp_path / "other.pt", f"\x80\x02c{module}\n{attribute}\n.".encode("latin-1"))
-        with pytest.raises(ValueError, match=rf"other\.pt was refused: it names {re.escape(name)},"):
+        with pytest.raises(ValueError, match=rf"other\.pt was rejected: it names {re.escape(name)},"):
             read_pickled_model(tmp_path / "other.pt")
 
 

@@ -94,7 +94,7 @@ def test_a_missing_file_and_code_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.pth"):
         AHDRNet.from_official(tmp_path / "no.pth")
     torch.save({"state_dict": official_state(), "model": AHDRNet(**SMALL)}, tmp_path / "code.pth")
-    with pytest.raises(ValueError, match="was refused"):
+    with pytest.raises(ValueError, match="was rejected"):
         AHDRNet.from_official(tmp_path / "code.pth")
 
 

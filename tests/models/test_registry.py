@@ -235,7 +235,7 @@ def test_weights_saved_by_torch_load_too(tmp_path):
     load_weights(tmp_path / "m.pth", twin)
     assert same(twin.state_dict(), model.state_dict())
     torch.save(model, tmp_path / "whole.pth")
-    with pytest.raises(ValueError, match=r"whole\.pth was refused"):
+    with pytest.raises(ValueError, match=r"whole\.pth was rejected"):
         load_weights(tmp_path / "whole.pth", twin)
 
 
