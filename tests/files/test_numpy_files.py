@@ -161,7 +161,7 @@ class Bomb:
 
 @pytest.mark.parametrize("function", [os.system, eval, print, getattr, np.load, torch.load, io.open])
 @pytest.mark.parametrize("nested", [False, True])
-def test_pickles_that_would_run_something_are_refused(tmp_path, function, nested):
+def test_pickles_that_would_run_something_are_rejected(tmp_path, function, nested):
     mark = tmp_path / "ran"
     bomb = Bomb(function, f"touch {mark}") if function is os.system else Bomb(function, str(mark), "w")
     write_object(tmp_path / "m.npy", {"cam2rgb": [bomb]} if nested else bomb)
