@@ -53,7 +53,7 @@ class FastSAMFeatureExtractor(nn.Module):
         overlap: keep overlapping masks; ``labels`` is then None. By default every pixel belongs to the smallest mask
             that covers it, or to the background.
         conf: smallest confidence of a mask, in [0, 1].
-        iou: overlap of two boxes above which only the better one is kept, in [0, 1].
+        iou: largest overlap of two boxes that are both kept, in [0, 1]. Above it, only the better box is kept.
         full_resolution: compute the masks per pixel. False: per cell of the prototypes (4 pixels, 2 at twice the size),
             which is faster but makes blocky borders.
         regions: a region source that replaces FastSAM's head. The head then does not run.
@@ -202,9 +202,9 @@ class FastSAMRegions(nn.Module):
 
     def __init__(self, weights: str | os.PathLike[str] | nn.Module | None = None, **options: object) -> None:
         super().__init__()
-        refused = {"overlap", "regions"} & set(options)
-        if refused:
-            raise TypeError(f"FastSAMRegions has no option {min(refused)}: it gives FastSAM's own disjoint regions")
+        rejected = {"overlap", "regions"} & set(options)
+        if rejected:
+            raise TypeError(f"FastSAMRegions has no option {min(rejected)}: it gives FastSAM's own disjoint regions")
         self.bank = FastSAMFeatureExtractor(weights, **options)  # type: ignore[arg-type]
         self.num_regions = self.bank.num_regions
 

@@ -168,7 +168,7 @@ def convert_checkpoint(src: str | os.PathLike[str], dst: str | os.PathLike[str],
         "reg_max": str(config.reg_max),
         "source_sha256": file_digest(source),
     }
-    # Clones, because safetensors refuses tensors that share memory.
+    # Clones, because safetensors rejects tensors that share memory.
     clones = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
     write_safetensors(target, clones, metadata)
     return target

@@ -47,7 +47,7 @@ def create_timm_model(name: str, **options: Any) -> Any:
 
 def _check_name(name: str) -> None:
     timm = import_timm()
-    if not timm.is_model(name):  # also refuses "hf-hub:..." names, which would use the network
+    if not timm.is_model(name):  # also rejects "hf-hub:..." names, which would use the network
         close = timm.list_models(f"*{name}*")[:5] or [LITE0, "hrnet_w48"]
         raise ValueError(f"name must be a timm model such as {', '.join(close)}, got {name!r}")
 
@@ -82,7 +82,7 @@ def lite0_weights() -> dict[str, Tensor]:
 
 
 def rename_lite0(key: str) -> str:
-    """Return timm's name of a tensor of the package; a name without counterpart stays, and is refused later."""
+    """Return timm's name of a tensor of the package; a name without counterpart stays, and is rejected later."""
     block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
     if block is None:
         layer, _, rest = key.partition(".")

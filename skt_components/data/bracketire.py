@@ -129,8 +129,7 @@ class BracketIRE(SceneDataset):
         (torch.Size([5, 4, 128, 128]), torch.Size([4, 128, 128]))
 
     Reference:
-        Zhang et al. Exposure bracketing is all you need for unifying image restoration and enhancement tasks.
-        ICLR 2025.
+        Zhang et al. Exposure bracketing is all you need for a high-quality image. ICLR 2025.
     """
 
     def __init__(

@@ -40,7 +40,7 @@ def show_exposures(sample: HDRSample) -> Float[Tensor, "n 3 _h _w"]:
 
 
 def show_radiance(hdr: Float[Tensor, "c h w"], sample: HDRSample) -> Float[Tensor, "3 _h _w"]:
-    """Return linear radiance in display values, by :func:`tone_map`, shown as the target is shown.
+    """Tone-map linear radiance to display values, in the same way as the target of the sample.
 
     RAW is rendered with the sample's metadata first.
 

@@ -48,9 +48,9 @@ def verify(dataset: str, root: str | os.PathLike[str], *, progress: bool = True)
     These are compared with the published data set: the number of scenes in each split, the files of each scene, their
     formats, bit depths and sizes in pixels (if the published size is unknown, the size of most labels). Also checked:
     exposures are within their range, labels are finite and not negative, exposure values increase, and the exposures
-    become brighter with them. For a prepared data set all checksums are compared. If ``simulated.json`` says that
-    ``simulate_dataset`` wrote the folder or its originals, any number of scenes is accepted, and the size of most
-    labels of a split is the right size.
+    become brighter with them. For a prepared data set all checksums are compared. A folder that
+    ``simulate_dataset`` wrote (it has ``simulated.json``), or a prepared copy of it, may have any number of scenes. All
+    labels of a split must then have the size of most of them.
 
     Args:
         dataset: a name in ``PUBLISHED``, or a TOML file that describes a layout, see :class:`BracketFolder`.

@@ -54,7 +54,7 @@ class EvaluatedNetwork(NamedTuple):
     device: torch.device
 
     def reconstruct(self, bracket: Float[Tensor, "b n c h w"], protocol: Protocol) -> Float[Tensor, "b o _h _w"]:
-        """Run the network as the protocol prescribes, or on blended tiles of which a quarter overlaps.
+        """Run the network as the protocol prescribes, or on blended tiles that overlap by a quarter.
 
         Args:
             bracket: ``(B, N, C, H, W)``, the whole bracket, on any device.

@@ -34,8 +34,8 @@ class EvaluationResults:
         source: function of the name of a picture. It returns a text that identifies the files of the picture, such as
             :func:`picture_source`, or None if there is no such picture. The text must be unchanged for all finished
             pictures. None: do not compare.
-        names: the pictures of this run. Other finished pictures stay in ``metrics.json``, under "others", for a run
-            that includes them. None: all.
+        names: the pictures of this run. Other finished pictures stay in ``metrics.json``, under "others". A later run
+            can use them. None: all.
 
     Raises:
         ValueError: the folder holds results with another description or of other files, or its ``metrics.json`` is

@@ -44,8 +44,8 @@ def tiled_inference(
         network: maps a bracket ``(b, N, C, h, w)`` to a picture ``(b, O, s h, s w)`` with an integer s (1, or 4 for
             BracketIRE+).
         bracket: ``(B, N, C, H, W)``, on any device.
-        tile: largest height and width of the tiles, multiples of ``size_multiple``. All tiles have one size, as small
-            as the same number of tiles allows.
+        tile: largest height and width of the tiles, multiples of ``size_multiple``. All tiles have one size, the
+            smallest that covers the picture with the same number of tiles.
         overlap: smallest number of pixels that adjacent tiles share; at most the tile size minus ``size_multiple``.
         blend: "linear": fade over the middle quarter of the overlap; "none": switch at its middle.
         batch: number of tiles per forward pass.

@@ -78,13 +78,13 @@ class _OrderedDict(dict[Any, Any]):
 
 # Not a subclass of pickle.Unpickler, whose C code makes room for any memo index that a file names.
 class RestrictedUnpickler(pickle._Unpickler):
-    """Read a pickle with an :class:`Inert` for each allowed class and function; refuse every other name.
+    """Read a pickle with an :class:`Inert` for each allowed class and function; reject every other name.
 
     Args:
         data: the pickle.
         purpose: a key of the table of allowed names.
         functions: what stands for some of the allowed names instead of an ``Inert``, by full name.
-        load_storage: what resolves references to data outside the pickle; without it they are refused.
+        load_storage: function that resolves references to data outside the pickle; without it they are rejected.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ def value_errors(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except RefusedPickleError as error:
-        raise ValueError(f"{path} was refused: {error}") from None
+        raise ValueError(f"{path} was rejected: {error}") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # a crafted file can make a reader fail in any way

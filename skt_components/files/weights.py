@@ -28,7 +28,7 @@ def read_state_dict(path: str | os.PathLike[str], *, prefix: str = "") -> dict[s
     """Read a state dict of plain tensors from a ``.pth``/``.pt`` or ``.safetensors`` file, onto the CPU.
 
     A state dict wrapped as ``{"state_dict": ...}`` or ``{"model": ...}`` is unwrapped. Pickled objects other than
-    tensors are refused. The digest in files of :func:`write_safetensors` is checked.
+    tensors are rejected. The digest in files of :func:`write_safetensors` is checked.
 
     Args:
         path: the file; ``.safetensors`` needs safetensors.
@@ -173,8 +173,8 @@ def _read_torch(file: Path) -> object:
         # The rest of PyTorch's message explains how to load the file unsafely.
         reason = re.search(r"WeightsUnpickler error:\s*(.*?)(?:\.? Please |$)", str(error), flags=re.MULTILINE)
         raise ValueError(
-            f"{file} was refused: it is damaged, not a file of torch.save (a .safetensors file must have that suffix), "
-            "or holds Python objects other than tensors, which could run code when loaded; save model.state_dict() "
+            f"{file} was rejected: it is damaged, not a file of torch.save (a .safetensors file must have that suffix),"
+            " or holds Python objects other than tensors, which could run code when loaded; save model.state_dict() "
             f"alone. {reason[1] if reason else ''}".rstrip()
         ) from None
     except Exception as error:  # a damaged file can make the reader fail in any way

@@ -46,7 +46,7 @@ class LossWeights:
         """Return the default; the page "Does it boost?" has the evidence.
 
         Args:
-            joint: True if gradients pass between network and teacher. Otherwise the content weight is 0.1, because a
-                weight near 1 keeps the network between ground truth and teacher.
+            joint: True if gradients pass between network and teacher. Otherwise the content weight is 0.1: with a
+                weight near 1, the network would stop between the ground truth and the teacher.
         """
         return cls(1.0 if joint else 0.1, color_weight=0.01, alignment_weight=1.0, perceptual_weight=0.0)

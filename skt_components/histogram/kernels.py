@@ -56,8 +56,8 @@ def sigmoid_bandwidth(slope: float = 400.0, *, bin_width: float = 1 / 256) -> fl
     """Return the bandwidth of the Gaussian kernel that is as wide as a difference of two sigmoids.
 
     The histogram loss of SKF counts with ``sigmoid(slope (d + w/2)) - sigmoid(slope (d - w/2))``, where d is the
-    distance to the center of a bin of width w. Its variance is ``pi^2 / (3 slope^2) + w^2 / 12``, that of
-    ``exp(-(d / bandwidth)^2)`` is ``bandwidth^2 / 2``.
+    distance to the center of a bin of width w. This kernel has the variance
+    ``pi^2 / (3 slope^2) + w^2 / 12``. The Gaussian ``exp(-(d / bandwidth)^2)`` has ``bandwidth^2 / 2``.
 
     Args:
         slope: slope of the sigmoids, in the inverse unit of the values; 400 in SKF's code.

@@ -75,7 +75,7 @@ def hdr_vdp2(
         rgb_display: the display that emits three channels: ``"ccfl-lcd"``, ``"led-lcd"`` or ``"crt"``.
         peak_sensitivity: decimal logarithm of the highest sensitivity to contrast.
         do_mtf: model glare in the eye.
-        do_masking: model that structure hides differences.
+        do_masking: model visual masking: structure of the picture hides differences.
         do_spatial_pooling: raise the maps by the amount of difference in the whole picture.
         dtype: precision of the computation, float64 or float32.
 

@@ -107,8 +107,8 @@ def display_luminance(
 ) -> Float[Tensor, "*shape"]:
     """Compute the luminance of a display, gain-gamma-offset model: ``L = (peak - black) V^gamma + black``.
 
-    Its black is ``peak / contrast`` plus the light of the room that the screen reflects (0.5 %):
-    ``0.005 ambient / pi``. SCTNet's evaluation has ``peak=55, ambient=10`` for 8-bit tone-mapped pictures.
+    ``black`` is ``peak / contrast`` plus the room light that the screen reflects (0.5 %), ``0.005 ambient / pi``.
+    SCTNet's evaluation has ``peak=55, ambient=10`` for 8-bit tone-mapped pictures.
 
     Args:
         encoded: display values, clipped to [0, 1]; any shape.

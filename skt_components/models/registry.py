@@ -196,7 +196,7 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module) -> None:
         OSError: the disk is full or not writable; the old file is untouched.
     """
     model = _unwrap(model)
-    state = {  # clones, because safetensors refuses tensors that share memory, such as tied weights
+    state = {  # clones, because safetensors rejects tensors that share memory, such as tied weights
         name.replace(_COMPILED, ""): tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
     }

@@ -27,7 +27,8 @@ class SPGRM(nn.Module):
         make_fusion: function that makes the fusion module of a stage, such as ``make_fusion_module`` of the ORM. None:
             dilated residual dense blocks.
         num_heads: heads of the prior fusion blocks; divides ``features``.
-        levels: pyramid level that guides each of the three stages; by default the finest, which includes the others.
+        levels: for each of the three stages, the pyramid level that guides it. The default is the finest level for all
+            stages, because it contains the other levels.
         stride: side of a block of pixels that becomes the channels of one pixel inside the network. The cost is
             1 / stride^2. In the paper it is 1.
         checkpointing: compute the stages again in the backward pass, as in :class:`ReconstructionNetwork`.

@@ -34,8 +34,9 @@ class Camera:
 
     The exposure rule (:func:`exposure_scale`) converts a scene of any unit to target radiance:
 
-    1. The median brightness gets a level of the reference exposure that is drawn from ``mid_level``. (A real camera
-       meters the whole picture, and a crop may be far brighter or darker.)
+    1. A level is drawn from ``mid_level``. The scale is chosen so that the median brightness has this level in the
+       reference exposure. (The range is wide, because a crop may be far brighter or darker than the whole picture
+       that a real camera meters.)
     2. At most ``highlight_percent`` of the pixels may clip in the shortest exposure, otherwise the scale is reduced.
     3. But the median of the longest exposure must not become darker than ``dark_level``.
 
@@ -119,8 +120,8 @@ class RawCamera:
     Attributes:
         num_frames: exposures in a bracket.
         ratio: ratio of one exposure time to the one before; above 1.
-        subframes: most sub-frames averaged for one exposure; BracketIRE averages ``4 ** n``, these are spread
-            evenly over the exposure's time.
+        subframes: largest number of sub-frames that are averaged for one exposure, spread evenly over its time.
+            BracketIRE averages ``4 ** n``.
         scale: 1, or 4 for brackets a quarter of the target's size in both axes (BracketIRE+).
         bits: bit depth of the sensor, 8 to 16.
         shot_noise: smallest and largest variance of shot noise per unit of signal, on the [0, 1] scale of the sensor.
@@ -129,9 +130,7 @@ class RawCamera:
         blue_gain: the same for blue; green's is 1.
         rgb2cam: rows of the 3x3 matrix from linear sRGB to the sensor's colors after white balance; each row sums to
             1. The default is a plausible overlap of color filters, not the matrix of a real camera.
-        mid_level: see :class:`Camera`; lowest and highest median, linear, of the shortest exposure's full scale.
-        highlight_percent: see :class:`Camera`; percentage of the pixels that the shortest exposure may clip.
-        dark_level: see :class:`Camera`; linear, of the longest exposure's full scale.
+        mid_level, highlight_percent, dark_level: see :class:`Camera`. The shortest exposure is the reference.
 
     Raises:
         ValueError: a value is outside its range.
@@ -192,7 +191,7 @@ class RawCamera:
 
     @property
     def block(self) -> int:
-        """Pixels of the picture along an axis behind one pixel of the packed bracket."""
+        """Side of the block of picture pixels that one packed pixel of the bracket covers."""
         return 2 * self.scale
 
     def subframe_times(self, index: int) -> list[float]:

@@ -37,8 +37,8 @@ class HDRFolder(SampleDataset):
     Pictures are sorted by name. The last ``val_fraction`` of the files are for validation. Panoramas (2:1
     equirectangular) give perspective views, flat pictures give crops. A training sample depends only on (seed, epoch,
     index), not on the number of workers. A validation sample depends only on (seed, file, view number). Validation
-    views are spread evenly over the picture. They depend neither on the epoch nor on the length of the data set. Only
-    the cache uses more memory with time, up to ``cache_bytes``.
+    views are spread evenly over the picture. They depend neither on the epoch nor on the length of the data set.
+    Decoded pictures are cached in memory, up to ``cache_bytes``.
 
     Args:
         root: folder, searched recursively, also through links. A file that is linked several times counts once. Hidden
@@ -62,7 +62,7 @@ class HDRFolder(SampleDataset):
             radiance to a power from 0.8 to 1.25, which changes the contrast.
         suffixes: suffixes of the files to use. Display-encoded pictures are not radiance, so add ``.tif`` only if the
             files are linear.
-        max_attempts: after this number of crops without light, the crop is centered on the brightest pixel.
+        max_attempts: number of random crops to try. If all are black, the crop is centered on the brightest pixel.
         cache_bytes: memory for decoded pictures, in each process.
         nonfinite: "raise": infinities and NaN in a picture are an error. "replace": as in :func:`read_image`.
 
@@ -148,7 +148,7 @@ class HDRFolder(SampleDataset):
             self._cache.get(path, self.read_picture)
 
     def read_picture(self, path: Path) -> Tensor:
-        """Read a picture as samples are cut from it; ValueError, naming the file, if it cannot be used."""
+        """Return the whole picture that samples are cut from. The ValueError for an unusable file names it."""
         picture = read_image(path, nonfinite=self._nonfinite).clamp_(min=0)
         peak = picture.max()
         if peak == 0:

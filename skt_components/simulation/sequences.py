@@ -41,8 +41,8 @@ class HDRSequences(SampleDataset):
         step: frames from one exposure to the next.
         samples_per_epoch: length; None is one sample per sequence.
         augment: mirror training samples, and reverse their time, at random.
-        pattern: of the paths of frames relative to ``root``, such as ``"*/image/*"``, where depth or optical flow
-            lie beside them.
+        pattern: pattern of the paths of frames, relative to ``root``. ``"*/image/*"`` excludes depth and optical flow
+            in neighboring folders.
         suffixes: suffixes of the files to use.
         nonfinite: "raise": infinities and NaN in a frame are an error. "replace": as in :func:`read_image`.
 

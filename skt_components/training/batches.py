@@ -20,7 +20,7 @@ from skt_components.training.guards import STOP_SIGNALS
 
 
 class SamplePositions(Sampler[list[tuple[int, int]]]):
-    """Yield the samples of each batch as ``(epoch, index)``: without end, and from any batch on.
+    """Yield the samples of each batch as ``(epoch, index)``, endlessly, beginning with the batch ``start``.
 
     The samples of a run are one sequence: a permutation of the data set for every epoch, one after another. The
     sequence is cut into pieces. Batch ``b`` of process ``rank`` is the ``rank``-th part of the ``b``-th piece. So two

@@ -109,7 +109,7 @@ def start_network(config: TrainConfig, network: nn.Module, data: SampleDataset) 
 
     Args:
         config: its ``init``, ``init_official``, ``start``, ``freeze_orm`` and ``dry_run``.
-        network: a new network; one of other code keeps its own weights without ``init``.
+        network: a new network. Without ``init``, a network from other code keeps its own weights.
         data: training samples, for the fit.
 
     Raises:

@@ -119,7 +119,7 @@ class Engine:
         return prepared, optimizer
 
     def start_trackers(self, folder: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> None:
-        """Start the trackers; those that write files do so below ``folder``/logs.
+        """Start the trackers. Trackers that write files write them into ``folder``/logs.
 
         Args:
             folder: folder of the run.
@@ -132,11 +132,11 @@ class Engine:
                 tracker.store_init_configuration({key: str(value) for key, value in (options or {}).items()})
 
     def on_main(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function in the main process alone, and return or raise in every process what it returned or raised.
+        """Call a function in the main process only. Every process returns its result, or raises its error.
 
         Args:
-            function: what to call; its result must be picklable.
-            *arguments: for it.
+            function: the function; its result must be picklable.
+            *arguments: its arguments.
         """
         from accelerate.utils import broadcast_object_list
 

@@ -53,8 +53,9 @@ def describe_environment() -> dict[str, Any]:
 def write_environment(folder: str | os.PathLike[str]) -> None:
     """Append :func:`describe_environment` to the list in ``environment.json`` of a run's folder.
 
-    The first entry is the first start of the run, further ones are its continuations. The diff of a start is written
-    to ``git.diff``, a different diff of a later start to ``git-2.diff`` and so on; the entry has the file's name.
+    The first entry describes the first start of the run. Each resume adds an entry. The diff of the first start is
+    written to ``git.diff``, and a different diff of a later start to ``git-2.diff`` and so on. The entry has the name
+    of the file.
 
     Raises:
         FileNotFoundError: the folder does not exist.

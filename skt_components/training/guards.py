@@ -125,7 +125,7 @@ class StepWatch:
     Args:
         folder: folder of the kept batches, ``<name>-<step>.safetensors``; made when it is needed.
         name: name of the training.
-        spike_factor: a total of this many times the median of the last 100 is a spike; 0 turns this off.
+        spike_factor: a total loss above this factor times the median of the last 100 steps is a spike; 0: no check.
 
     Example:
         >>> watch = StepWatch("run/inspect", "framework")

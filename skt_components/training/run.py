@@ -107,7 +107,7 @@ class Run:
         """Restore the newest checkpoint of a resumed run, and validate a network that has not been validated yet.
 
         Raises:
-            ValueError: the checkpoint is of other options, or there is none although the run had some.
+            ValueError: the checkpoint was saved with other options, or all checkpoints of the run are lost.
         """
         engine, resumed = self.engine, self.config.resume is not None
         state = self.checkpoints.load_newest() if resumed and engine.is_main else None
@@ -217,7 +217,7 @@ class Run:
         return self._is_last(step) or step % self.config.log_every == 0
 
     def passes(self, step: int) -> Iterator[bool]:
-        """Yield for each forward pass of a step whether to compare its gradients: for the last pass of logged steps."""
+        """Yield one bool per forward pass: True if its gradients are to be compared (last pass of logged steps)."""
         self._samples, self._passes, self._gradients = [], [], {}
         for index in range(self.config.accumulate):
             yield self.is_logged(step) and index == self.config.accumulate - 1
@@ -234,8 +234,8 @@ class Run:
 
         Args:
             step: the step.
-            gradient_norm: norm of the gradient. With a gradient scaler, which expects an infinity now and then and
-                skips that step, it is not checked.
+            gradient_norm: norm of the gradient. With a gradient scaler it is not checked, because the scaler skips
+                steps with an infinite gradient.
 
         Raises:
             NonFiniteError: the message names the numbers.
@@ -255,10 +255,10 @@ class Run:
             raise broken or NonFiniteError(f"in another process: {'; '.join(self.engine.gather(found))}", step)
 
     def log(self, step: int, learning_rate: float) -> None:
-        """Write terms, gradients and speed of a logged step, and what the guard noticed.
+        """Write terms, gradients and speed of a logged step, and the notices of the guard.
 
         Raises:
-            NonFiniteError: a number is not finite, or the gradients of fp16 are infinite at any scale.
+            NonFiniteError: a number is not finite, or fp16 gradients stay infinite at the smallest scale.
         """
         engine = self.engine
         if step == self.start:

@@ -92,7 +92,7 @@ class RunFolder:
             yield replace(self.config, seed=seed), folder
 
     def record_start(self) -> None:
-        """Write the environment and the options, once and in the main process, and remove what killed writers left.
+        """Write environment and options in the main process, and remove temporary files of killed processes.
 
         A resumed run calls this when it has found its state, so that a rejected one does not change the folder.
         """

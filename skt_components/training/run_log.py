@@ -51,9 +51,9 @@ class RunLog:
 
 
 def rewind_log(path: str | os.PathLike[str], name: str, step: int) -> None:
-    """Remove the lines of a training from ``step`` on, which it will write again; without a file do nothing.
+    """Remove the lines of a training from ``step`` on, because a resumed run writes them again.
 
-    A validation at ``step`` itself, which came before that step, stays.
+    The validation at ``step`` itself is kept, because it ran before this step. Without a file nothing happens.
     """
     if not os.path.exists(path):
         return

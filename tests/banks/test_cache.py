@@ -193,7 +193,7 @@ def test_autocast_does_not_leak_into_what_is_kept(tmp_path: Path) -> None:
         assert_same(cached(images), wanted)
 
 
-def test_float16_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
+def test_float16_rejects_what_it_cannot_hold(tmp_path: Path) -> None:
     class Large(Bank):
         def forward(self, images: Tensor) -> SemanticPriors:
             return priors_from_labels([images * 1e5], images[:, 0].long(), 1)
@@ -343,7 +343,7 @@ def test_priors_come_back_on_the_device_of_the_pictures(tmp_path: Path) -> None:
 # rejects_bad_input
 
 
-def test_a_bank_without_a_fingerprint_is_refused(tmp_path: Path) -> None:
+def test_a_bank_without_a_fingerprint_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"fingerprint must identify .* got None from the argument or Bank\.fingerprint"
     ):

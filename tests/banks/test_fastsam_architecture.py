@@ -168,7 +168,7 @@ def test_half_precision_weights_are_read_to_float32() -> None:
     assert {p.dtype for p in YOLOv8Seg.from_state_dict(integers, "file.pt").parameters()} == {torch.float32}
 
 
-def test_another_networks_weights_are_refused() -> None:
+def test_another_networks_weights_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"resnet\.pth is not a YOLOv8 segmentation network such as FastSAM-s"):
         YOLOv8Seg.from_state_dict({"conv1.weight": torch.zeros(64, 3, 7, 7)}, "resnet.pth")
     state = small().state_dict()

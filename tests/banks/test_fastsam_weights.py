@@ -310,7 +310,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"{name}"):
             load_fastsam_state(tmp_path / name)
     torch.save({"model": os.system}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match=r"evil\.pt was refused: it names"):
+    with pytest.raises(ValueError, match=r"evil\.pt was rejected: it names"):
         load_fastsam_state(tmp_path / "evil.pt")
 
 

@@ -84,7 +84,7 @@ def test_compact_renumbers_in_rising_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "named"), [("RGB", "RGB"), ("RGBA", "RGBA"), ("LA", "gray with alpha")])
-def test_pictures_in_color_are_refused(tmp_path: Path, mode: str, named: str) -> None:
+def test_pictures_in_color_are_rejected(tmp_path: Path, mode: str, named: str) -> None:
     Image.new(mode, (4, 3)).save(tmp_path / "colors.png")
     with pytest.raises(ValueError, match=rf"colors\.png: the picture is {named}; a region map has one integer"):
         read_label_map(tmp_path / "colors.png")
@@ -100,13 +100,13 @@ def test_pictures_in_color_are_refused(tmp_path: Path, mode: str, named: str) ->
         (np.array([[{}]], dtype=object), r"map\.npy is not a readable \.npy array: must hold numbers, got object"),
     ],
 )
-def test_other_arrays_are_refused(tmp_path: Path, array: np.ndarray, message: str) -> None:
+def test_other_arrays_are_rejected(tmp_path: Path, array: np.ndarray, message: str) -> None:
     np.save(tmp_path / "map.npy", array, allow_pickle=True)
     with pytest.raises(ValueError, match=message):
         read_label_map(tmp_path / "map.npy")
 
 
-def test_other_tifs_are_refused(tmp_path: Path) -> None:
+def test_other_tifs_are_rejected(tmp_path: Path) -> None:
     tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(tmp_path / "rgb.tif", np.zeros((4, 5, 3), np.uint8), photometric="rgb")
     tifffile.imwrite(tmp_path / "float.tif", np.zeros((4, 5), np.float32))

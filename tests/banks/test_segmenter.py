@@ -67,7 +67,7 @@ def test_a_bank_has_the_classes_as_regions_and_its_state_none_of_the_network():
     assert describe_region_source(regions) != describe_region_source(other)
 
 
-def test_other_scores_are_refused():
+def test_other_scores_are_rejected():
     with pytest.raises(ValueError, match=r"must give scores \(B, 4, h, w\), got \(1, 3, 8, 8\)"):
         SegmenterRegions(Brightness(), 4)(torch.rand(1, 3, 32, 32))
     with pytest.raises(ValueError, match=r"must give scores \(B, 3, h, w\), got NoneType"):

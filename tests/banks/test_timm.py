@@ -172,7 +172,7 @@ def test_other_families(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "maxvit_tiny_tf_224"])
-def test_networks_of_one_picture_size_are_refused(name: str) -> None:
+def test_networks_of_one_picture_size_are_rejected(name: str) -> None:
     with pytest.raises(ValueError, match=rf"'{name}' cannot be a bank: it must take pictures of any size"):
         TimmFeatureExtractor(name, weights="random")
 
@@ -389,7 +389,7 @@ def test_no_weights_is_an_immediate_error(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["not_a_model", "hf-hub:timm/resnet18", "local-dir:somewhere", "resnet18.no_such_tag"])
 @pytest.mark.parametrize("weights", ["random", "pretrained"])
-def test_unknown_names_are_refused_without_network(name: str, weights: str) -> None:
+def test_unknown_names_are_rejected_without_network(name: str, weights: str) -> None:
     with pytest.raises(ValueError, match=r"(name must be a timm model|timm cannot build)"):
         TimmFeatureExtractor(name, weights=weights)
 

@@ -64,7 +64,7 @@ def test_levels_are_the_blocks_of_the_whole_network_enlarged_from_deep_to_shallo
             torch.testing.assert_close(full.neck(features[0]), last, rtol=1e-4, atol=1e-4)
 
 
-def test_files_without_a_head_load_and_other_files_are_refused(tmp_path: Path):
+def test_files_without_a_head_load_and_other_files_are_rejected(tmp_path: Path):
     state = timm.create_model(NAMES[0]).state_dict()
     torch.save({k: v for k, v in state.items() if not k.startswith("head.")}, tmp_path / "no_head.pth")
     TimmFeatureExtractor(NAMES[0], weights=tmp_path / "no_head.pth")

@@ -145,7 +145,7 @@ def test_no_weights_says_where_to_get_them() -> None:
 
 
 @pytest.mark.parametrize("layers", [[(0, 3)], [(0, 0)], [(5, 1)], [(0, 1), (-1, 1)], []])
-def test_layers_that_do_not_exist_are_refused(layers: list[tuple[int, int]]) -> None:
+def test_layers_that_do_not_exist_are_rejected(layers: list[tuple[int, int]]) -> None:
     with pytest.raises(ValueError, match=r"layers must be among \[\(0, 1\), \(0, 2\), \(1, 1\).*\(4, 4\)\], got"):
         VGG19Features(layers, weights="random")
 

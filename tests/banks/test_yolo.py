@@ -109,7 +109,7 @@ def test_the_file_is_converted_and_gives_the_same(yolo11n, tmp_path):
     assert banks[0].fingerprint == banks[1].fingerprint
 
 
-def test_what_is_no_such_network_is_refused(tmp_path):
+def test_what_is_no_such_network_is_rejected(tmp_path):
     with pytest.raises(TypeError, match="weights must be a path, a name or a model of ultralytics, got int"):
         FastSAMFeatureExtractor(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the Conv2d is not a YOLOv8 segmentation network"):

@@ -113,7 +113,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("steps = 6", 'steps = 6\ndata = "hdr-folder"', "needs --root"),
     ],
 )
-def test_a_wrong_file_is_refused_by_name(tmp_path: Path, old: str, new: str, complaint: str) -> None:
+def test_a_wrong_file_is_rejected_by_name(tmp_path: Path, old: str, new: str, complaint: str) -> None:
     assert read(write(tmp_path / "right.toml")).seeds == (3, 1)
     with pytest.raises(ValueError, match=complaint):
         read(write(tmp_path / "wrong.toml", SMALL.replace(old, new, 1)))
@@ -263,7 +263,7 @@ def test_paths_are_those_of_the_working_directory(tmp_path: Path, stub: Path, mo
     assert harness.main([str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"), "--report"]) == 0
 
 
-def test_what_no_run_could_start_with_is_refused_before_the_first(tmp_path: Path, stub: Path) -> None:
+def test_what_no_run_could_start_with_is_rejected_before_the_first(tmp_path: Path, stub: Path) -> None:
     for text, root, complaint in (
         (SMALL, tmp_path, "read no files: leave it away"),
         (SMALL.replace("steps", 'orm = "no_such_module:net"\nsteps'), None, "does not give a network"),

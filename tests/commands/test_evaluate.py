@@ -374,7 +374,7 @@ def test_finished_pictures_are_not_evaluated_again(evaluate, strangers, tmp_path
         (["--tile", "32"], "tile None, 32"),
     ],
 )
-def test_results_of_another_evaluation_are_refused(evaluate, refused, weights, tmp_path, change, message):
+def test_results_of_another_evaluation_are_rejected(evaluate, refused, weights, tmp_path, change, message):
     out = str(tmp_path / "out")
     evaluate(["--checkpoint", str(weights[0]), *SMALL, "--limit", "1", "--scenes", "0", "--out", out])
     (tmp_path / "new").mkdir()

@@ -174,7 +174,7 @@ def test_names_that_are_not_utf_8_are_read(tmp_path: Path) -> None:
     assert torch.equal(read_image(path), PICTURE)
 
 
-def test_a_wide_window_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+def test_a_wide_window_is_rejected_before_memory_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "a.exr"
     write_exr(path, PLANES)
     narrow, wide = struct.pack("<4i", 0, 0, 7, 5), struct.pack("<4i", 0, 0, 99_999_999, 5)

@@ -325,7 +325,7 @@ def test_damaged_pictures_are_pictures_or_a_named_error_in_bounded_memory(tmp_pa
         ("a.tif", None),
     ],
 )
-def test_headers_that_promise_gigabytes_are_refused_before_room_is_made(tmp_path, name, content):
+def test_headers_that_promise_gigabytes_are_rejected_before_room_is_made(tmp_path, name, content):
     path = tmp_path / name
     if content is None:
         tifffile.imwrite(path, np.zeros((8, 8, 3), np.uint16), photometric="rgb")

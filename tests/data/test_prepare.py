@@ -79,7 +79,7 @@ def test_it_is_smaller_than_crops_on_disk(fakes, tmp_path):
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 4))
-def test_rgbe_is_exact_or_refused(seed, nudge):
+def test_rgbe_is_exact_or_rejected(seed, nudge):
     rng = np.random.default_rng(seed)
     rgbe = rng.integers(0, 256, (4, 5, 6), dtype=np.uint8)
     rgbe[3] = rng.choice([0, *range(10, 256)], (5, 6))  # the smallest have no form in which the largest byte is >= 128

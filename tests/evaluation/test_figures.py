@@ -278,7 +278,7 @@ def test_pictures_are_drawn_as_given_and_the_zoom_is_where_the_merge_is_worst(mo
     assert lines[3]["|ours - target|"].max() == 0.5
 
 
-def test_rows_that_do_not_match_are_refused(tmp_path):
+def test_rows_that_do_not_match_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="rows must hold at least one scene"):
         save_samples(tmp_path / "samples.png", [])
     for other in (make_row("two", results=("ours",)), make_row("two", exposures=5), make_row("two", labels=False)):

@@ -129,7 +129,7 @@ def test_versions_of_an_earlier_run_are_kept(tmp_path):
         ({**DESCRIPTION, "tile": 512}, "tile None, 512"),
     ],
 )
-def test_results_of_another_evaluation_are_refused(tmp_path, other, message):
+def test_results_of_another_evaluation_are_rejected(tmp_path, other, message):
     EvaluationResults(tmp_path, DESCRIPTION).add("001", scores(40.0))
     before = (tmp_path / "metrics.json").read_bytes()
     with pytest.raises(ValueError, match=message):
@@ -138,7 +138,7 @@ def test_results_of_another_evaluation_are_refused(tmp_path, other, message):
 
 
 @pytest.mark.parametrize(("source", "there"), [({"001": "5 bytes"}.get, "5 bytes"), ({}.get, "no such picture")])
-def test_results_of_other_files_are_refused(tmp_path, source, there):
+def test_results_of_other_files_are_rejected(tmp_path, source, there):
     EvaluationResults(tmp_path, DESCRIPTION, source={"001": "4 bytes"}.get).add("001", scores(40.0))
     with pytest.raises(ValueError, match=f"There and here: 001 4 bytes, {there}"):
         EvaluationResults(tmp_path, DESCRIPTION, source=source)

@@ -439,7 +439,7 @@ def test_the_average_of_the_weights_is_what_is_kept(averaged: Path) -> None:
     assert any(not torch.equal(value, state["module"][f"orm.{key}"]) for key, value in kept.items())
 
 
-def test_a_resume_that_is_refused_leaves_the_run_as_it_was(train, averaged: Path) -> None:
+def test_a_resume_that_is_rejected_leaves_the_run_as_it_was(train, averaged: Path) -> None:
     def files() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in averaged.rglob("*") if path.is_file()}
 

@@ -631,7 +631,7 @@ def test_mistakes_are_explained(train: Train, tmp_path: Path, arguments: list[st
         (["--seed", "99999999999999999999"], "--seed must be in [0, "),
     ],
 )
-def test_options_out_of_range_are_refused(capsys: pytest.CaptureFixture, arguments: list[str], message: str) -> None:
+def test_options_out_of_range_are_rejected(capsys: pytest.CaptureFixture, arguments: list[str], message: str) -> None:
     with pytest.raises(SystemExit) as stop:
         parse_options(arguments)
     assert stop.value.code == 2

@@ -51,7 +51,7 @@ def test_small_tifs_cannot_ask_for_much_memory(tmp_path: Path, tiled: bool) -> N
             read(path)
 
 
-def test_compressed_archives_of_weights_are_refused(tmp_path: Path) -> None:
+def test_compressed_archives_of_weights_are_rejected(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1000)}, tmp_path / "plain.pt")
     with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "packed.pt", "w") as packed:
         for entry in plain.namelist():

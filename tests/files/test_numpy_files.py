@@ -161,11 +161,11 @@ class Bomb:
 
 @pytest.mark.parametrize("function", [os.system, eval, print, getattr, np.load, torch.load, io.open])
 @pytest.mark.parametrize("nested", [False, True])
-def test_pickles_that_would_run_something_are_refused(tmp_path, function, nested):
+def test_pickles_that_would_run_something_are_rejected(tmp_path, function, nested):
     mark = tmp_path / "ran"
     bomb = Bomb(function, f"touch {mark}") if function is os.system else Bomb(function, str(mark), "w")
     write_object(tmp_path / "m.npy", {"cam2rgb": [bomb]} if nested else bomb)
-    with pytest.raises(ValueError, match=r"m.npy was refused: it names \w+.* which could run code"):
+    with pytest.raises(ValueError, match=r"m.npy was rejected: it names \w+.* which could run code"):
         read_metadata(tmp_path / "m.npy")
     assert not mark.exists()
 
@@ -185,8 +185,8 @@ def test_pickles_that_would_run_something_are_refused(tmp_path, function, nested
             b"\x80\x05\x96\x00\x00\x00\x80\x00\x00\x00\x00.",
             "m.npy is not a readable pickle of metadata",
         ),  # 2 GB of bytearray
-        (b"\x80\x02}(X\x01\x00\x00\x00aQ.", "m.npy was refused: it refers to something outside"),
-        (b"\x80\x02\x82\x01.", "m.npy was refused: it uses a registered extension"),
+        (b"\x80\x02}(X\x01\x00\x00\x00aQ.", "m.npy was rejected: it refers to something outside"),
+        (b"\x80\x02\x82\x01.", "m.npy was rejected: it uses a registered extension"),
         (b"\x80\x02}.", "m.npy is not a readable pickle of metadata"),  # no array around it
         (b"0" * 40, "m.npy is not a readable pickle of metadata"),
     ],

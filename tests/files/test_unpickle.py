@@ -232,7 +232,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", ATTACKS)
-def test_payloads_are_refused_and_not_run(tmp_path: Path, kind: str) -> None:
+def test_payloads_are_rejected_and_not_run(tmp_path: Path, kind: str) -> None:
     make, message = ATTACKS[kind]
     file, marker = tmp_path / "evil.pt", tmp_path / "made_by_the_payload"
     content = make(marker)
@@ -241,7 +241,7 @@ def test_payloads_are_refused_and_not_run(tmp_path: Path, kind: str) -> None:
     else:
         torch.save(content, file)
     before = set(torch.serialization.get_safe_globals())
-    with pytest.raises(ValueError, match=rf"evil\.pt (was refused|is not a readable PyTorch file): .*{message}"):
+    with pytest.raises(ValueError, match=rf"evil\.pt (was rejected|is not a readable PyTorch file): .*{message}"):
         read_pickled_model(file)
     assert not marker.exists()
     assert set(torch.serialization.get_safe_globals()) == before
@@ -249,7 +249,7 @@ def test_payloads_are_refused_and_not_run(tmp_path: Path, kind: str) -> None:
     assert marker.exists()  # so the file was a danger
 
 
-def test_files_that_claim_more_than_they_hold_are_refused(tmp_path: Path) -> None:
+def test_files_that_claim_more_than_they_hold_are_rejected(tmp_path: Path) -> None:
     file = tmp_path / "bomb.pt"
     torch.save({"weight": torch.zeros(1).expand(100_000, 100_000)}, file)  # 40 GB of one number
     with pytest.raises(ValueError, match=r"bomb\.pt has \d+ bytes but its tensors claim 40000000000"):
@@ -268,7 +268,7 @@ def test_files_that_claim_more_than_they_hold_are_refused(tmp_path: Path) -> Non
     tracemalloc.stop()
 
 
-def test_tensors_beyond_their_storage_are_refused(tmp_path: Path) -> None:
+def test_tensors_beyond_their_storage_are_rejected(tmp_path: Path) -> None:
     torch.save({"weight": torch.arange(6.0)}, tmp_path / "whole.pt")
     with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "torn.pt", "w") as torn:
         for entry in whole.infolist():
@@ -291,7 +291,7 @@ def test_tensors_beyond_their_storage_are_refused(tmp_path: Path) -> None:
 def test_only_dense_real_numbers_are_read(tmp_path: Path, weight: Tensor) -> None:
     torch.save({"weight": weight}, tmp_path / "odd.pt")
     for read in (read_pickled_model, read_state_dict):
-        with pytest.raises(ValueError, match=r"odd\.pt .*(refused|not a readable|dense real numbers only)"):
+        with pytest.raises(ValueError, match=r"odd\.pt .*(rejected|not a readable|dense real numbers only)"):
             read(tmp_path / "odd.pt")
 
 
@@ -306,12 +306,12 @@ def test_a_pickle_cannot_spoil_the_next_one(tmp_path: Path) -> None:
     assert_same(read_pickled_model(tmp_path / "old.pt"), wanted)
 
 
-def test_similar_names_are_refused(tmp_path: Path) -> None:
+def test_similar_names_are_rejected(tmp_path: Path) -> None:
     others = ["ultralytics_evil.x", "xultralytics.nn.a", "torch.nn.functional.silu", "torch.hub.load", "os.system"]
     for name in [*others, "builtins.getattr.x", "builtins.getattribute", "builtins.setattr"]:
         module, _, attribute = name.rpartition(".")
         write_pickle(tmp_path / "other.pt", f"\x80\x02c{module}\n{attribute}\n.".encode("latin-1"))
-        with pytest.raises(ValueError, match=rf"other\.pt was refused: it names {re.escape(name)},"):
+        with pytest.raises(ValueError, match=rf"other\.pt was rejected: it names {re.escape(name)},"):
             read_pickled_model(tmp_path / "other.pt")
 
 
@@ -408,7 +408,7 @@ def test_a_parameter_that_is_no_tensor_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("kind", ["ring", "long names", "two rings", "tree of shared modules"])
-def test_endless_graphs_are_refused(tmp_path: Path, kind: str) -> None:
+def test_endless_graphs_are_rejected(tmp_path: Path, kind: str) -> None:
     model = nn.Sequential(nn.Linear(1, 1))
     if kind == "tree of shared modules":
         for _ in range(50):

@@ -80,7 +80,7 @@ def test_no_flipped_bit_gives_other_weights(tmp_path: Path, state: dict[str, Ten
     state["half"], state["none"] = torch.ones(2, dtype=torch.bfloat16), torch.zeros(0, 3)
     file = tmp_path / "weights.safetensors"
     write_safetensors(file, state, {"network": "Net", "config": "{}"})
-    whole, refused = file.read_bytes(), 0
+    whole, rejected = file.read_bytes(), 0
     for place in range(0, 8 * len(whole), 67):
         damaged = bytearray(whole)
         damaged[place // 8] ^= 1 << place % 8
@@ -88,10 +88,10 @@ def test_no_flipped_bit_gives_other_weights(tmp_path: Path, state: dict[str, Ten
         try:
             found = read_state_dict(file)
         except ValueError:
-            refused += 1
+            rejected += 1
             continue
         assert all(torch.equal(found[key], state[key]) and found[key].dtype == state[key].dtype for key in state)
-    assert refused > 50
+    assert rejected > 50
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model"])
@@ -118,15 +118,15 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, legacy: bool) -> None:
+def test_code_in_a_pickle_is_rejected_and_not_run(tmp_path: Path, legacy: bool) -> None:
     file, folder = tmp_path / "evil.pth", tmp_path / "made_by_the_payload"
     torch.save({"weight": Payload(folder)}, file, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(ValueError, match=r"evil\.pth was refused.*could run\s+code"):
+    with pytest.raises(ValueError, match=r"evil\.pth was rejected.*could run\s+code"):
         read_state_dict(file)
     assert not folder.exists()
 
 
-def test_code_in_a_plain_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_code_in_a_plain_pickle_is_rejected_and_not_run(tmp_path: Path) -> None:
     file, folder = tmp_path / "evil.pt", tmp_path / "made_by_the_payload"
     file.write_bytes(pickle.dumps(Payload(folder)))
     with pytest.raises(ValueError, match=r"evil\.pt"):
@@ -134,9 +134,9 @@ def test_code_in_a_plain_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_a_whole_pickled_module_is_refused(tmp_path: Path) -> None:
+def test_a_whole_pickled_module_is_rejected(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
-    with pytest.raises(ValueError, match=r"module\.pth was refused.*save model\.state_dict\(\) alone"):
+    with pytest.raises(ValueError, match=r"module\.pth was rejected.*save model\.state_dict\(\) alone"):
         read_state_dict(tmp_path / "module.pth")
 
 
@@ -162,7 +162,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, state: dict[str, Tensor], kee
         ({3: torch.zeros(1)}, r"only named tensors, got Tensor under 3"),
     ],
 )
-def test_anything_but_named_tensors_is_refused(tmp_path: Path, content: object, message: str) -> None:
+def test_anything_but_named_tensors_is_rejected(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(ValueError, match=rf"odd\.pth.*{message}"):
         read_state_dict(tmp_path / "odd.pth")

@@ -1054,7 +1054,7 @@ def test_l_spg_and_l_org_of_a_teacher_that_changes_nothing_are_one():
     torch.testing.assert_close(*pulls)
 
 
-def test_refuses_an_unknown_domain_of_the_teacher():
+def test_rejects_an_unknown_domain_of_the_teacher():
     with pytest.raises(ValueError, match=r"teacher_domain must be one of .*, got 'packed'"):
         make(teacher_domain="packed")
 
@@ -1192,7 +1192,7 @@ def test_rejects_what_cannot_be_called(name):
         make(**{name: "l1"})
 
 
-def test_a_color_loss_without_regions_is_refused():
+def test_a_color_loss_without_regions_is_rejected():
     with pytest.raises(
         TypeError, match=r"color_loss must take regions, as SemanticHistogramLoss does, got HistogramLoss"
     ):
@@ -1200,14 +1200,14 @@ def test_a_color_loss_without_regions_is_refused():
 
 
 @pytest.mark.parametrize("stride", [None, 1])
-def test_an_empty_batch_is_refused(stride):
+def test_an_empty_batch_is_rejected(stride):
     framework = make(teacher_stride=stride)
     with pytest.raises(ValueError, match=r"bracket must hold at least one sample .*, got shape \(0, 3, 6, 32, 24\)"):
         framework(torch.rand(0, 3, 6, 32, 24), torch.rand(0, 3, 32, 24))
 
 
 @pytest.mark.parametrize("ramp", [-0.1, 1.5, math.nan])
-def test_a_ramp_outside_its_range_is_refused(ramp):
+def test_a_ramp_outside_its_range_is_rejected(ramp):
     framework, data = make(), make_data()
     with pytest.raises(ValueError, match=rf"ramp must be in \[0, 1\], got {ramp}"):
         framework(*data, ramp=ramp)
@@ -1568,7 +1568,7 @@ class Queries(PrefixTokens):
 
 
 @pytest.mark.parametrize(("network", "taps"), [(Windows(), ["b", "a", "c"]), (Queries(), ["b[0]", "a", "c"])])
-def test_a_stage_that_is_neither_a_map_nor_tokens_is_refused_by_its_name(network, taps):
+def test_a_stage_that_is_neither_a_map_nor_tokens_is_rejected_by_its_name(network, taps):
     with pytest.raises(ValueError, match=rf"^tap '{taps[0][0]}.*' gives \(.*\) for a bracket .* Choose another"):
         make(network, taps=taps, spgrm=Teacher())
 

@@ -533,7 +533,7 @@ def test_sensible_bandwidths_do_not_warn(options):
 # transforms
 
 
-def test_a_second_derivative_is_refused():
+def test_a_second_derivative_is_rejected():
     values = picture(1, 2, 5, 7).requires_grad_()
     (gradient,) = torch.autograd.grad(soft_histogram(values).square().sum(), values, create_graph=True)
     with pytest.raises(NotImplementedError, match="the soft histogram has no second derivative"):
@@ -542,7 +542,7 @@ def test_a_second_derivative_is_refused():
         torch.func.grad(lambda x: torch.func.grad(lambda y: soft_histogram(y).square().sum())(x).sum())(values)
 
 
-def test_forward_mode_differentiation_is_refused():
+def test_forward_mode_differentiation_is_rejected():
     values = picture(1, 2, 5, 7)
     with pytest.raises(NotImplementedError, match="jvp"):
         torch.func.jvp(soft_histogram, (values,), (values,))
@@ -605,7 +605,7 @@ def test_the_operators_keep_torchs_rules():
 # backends
 
 
-def test_auto_is_the_fastest_on_the_cpu_and_triton_is_refused(cpu_engine):
+def test_auto_is_the_fastest_on_the_cpu_and_triton_is_rejected(cpu_engine):
     values = picture(1, 2, 5, 7)
     assert torch.equal(soft_histogram(values), soft_histogram(values, backend=cpu_engine))
     with pytest.raises(

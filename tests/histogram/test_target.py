@@ -107,19 +107,19 @@ def test_a_target_keeps_its_regions_and_may_be_made_in_inference_mode(kind):
         (SemanticHistogramLoss(), {"num_regions": 4}, "must not be given with a target"),
     ],
 )
-def test_a_target_is_refused_by_a_loss_that_did_not_make_it(loss, arguments, message):
+def test_a_target_is_rejected_by_a_loss_that_did_not_make_it(loss, arguments, message):
     target = SemanticHistogramLoss().precompute(teacher, labels=labels, num_regions=4)
     with pytest.raises(ValueError, match=message):
         loss(student, target, **arguments)
 
 
-def test_a_target_of_the_global_loss_is_refused_by_the_semantic_one():
+def test_a_target_of_the_global_loss_is_rejected_by_the_semantic_one():
     target = HistogramLoss().precompute(teacher)
     with pytest.raises(ValueError, match="made with no soft_masks, the loss has soft_masks=None: HistogramLoss and"):
         SemanticHistogramLoss()(student, target)
 
 
-def test_a_target_is_refused_for_other_pictures():
+def test_a_target_is_rejected_for_other_pictures():
     target = SemanticHistogramLoss().precompute(teacher, labels=labels, num_regions=4)
     with pytest.raises(
         ValueError, match=r"student must have the target's shape \(2, 3, 12, 17\), got \(1, 3, 12, 17\)"

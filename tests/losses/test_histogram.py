@@ -407,7 +407,7 @@ def test_gradcheck(bandwidth, kind):
     assert torch.autograd.gradcheck(loss, (student, teacher))
 
 
-def test_a_second_derivative_is_refused():
+def test_a_second_derivative_is_rejected():
     student, teacher = pictures(1, 3, 5, 7)
     (gradient,) = torch.autograd.grad(histogram_loss(student.requires_grad_(), teacher), student, create_graph=True)
     with pytest.raises(NotImplementedError, match="the soft histogram has no second derivative"):
@@ -944,7 +944,7 @@ def test_vmap_takes_every_kind_of_mask(kind):
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float32])
-def test_a_label_map_passed_as_masks_is_refused(dtype):
+def test_a_label_map_passed_as_masks_is_rejected(dtype):
     labels = torch.randint(0, 4, (1, 1, 16, 16)).to(dtype)
     x = torch.rand(1, 3, 16, 16)
     with pytest.raises(ValueError, match=r"Pass a label map as labels="):
@@ -964,7 +964,7 @@ def test_integer_masks_hold_0_and_1_or_0_and_255(dtype, one):
     ("dtype", "soft_masks"), [(torch.uint8, None), (torch.int32, "weighted"), (torch.int64, "literal")]
 )
 @pytest.mark.parametrize("values", [(0, 1, 255), (1, 255), (0, 128, 255), (0, 2)])
-def test_a_mixture_in_integer_masks_is_refused(dtype, soft_masks, values):
+def test_a_mixture_in_integer_masks_is_rejected(dtype, soft_masks, values):
     masks = torch.tensor(values, dtype=dtype).repeat(1, 1, 8, 8)
     x = torch.rand(1, 3, 8, 8 * len(values))
     message = rf"masks of {dtype} must hold 0 and 1, or 0 and 255, got \[{', '.join(map(str, values))}\]\. .*"

@@ -119,7 +119,7 @@ def test_weights_of_another_network_are_named(alexnet, tmp_path):
     ):
         lpips(*pictures(), network="vgg", weights=alexnet[1])
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(ValueError, match=r"text\.pth was refused"):
+    with pytest.raises(ValueError, match=r"text\.pth was rejected"):
         lpips(*pictures(), weights=tmp_path / "text.pth")
 
 

@@ -58,7 +58,7 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, packag
     assert not list(tmp_path.iterdir())
 
 
-def test_sides_that_are_no_multiples_are_refused(monkeypatch):
+def test_sides_that_are_no_multiples_are_rejected(monkeypatch):
     monkeypatch.setattr(AHDRNet, "size_multiple", 8)
     with pytest.raises(ValueError, match=r"multiples of 8, 16 at least, got \(1, 3, 6, 16, 20\)"):
         export_program(AHDRNet(**SMALL), torch.rand(1, 3, 6, 16, 20))

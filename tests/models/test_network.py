@@ -72,7 +72,7 @@ def test_the_two_layers_that_never_run_are_kept_frozen_or_left_out():
     assert not lean.to_official()["attConv1.weight"].any()
 
 
-def test_what_does_not_fit_is_refused_by_name():
+def test_what_does_not_fit_is_rejected_by_name():
     state = official_state()
     state["conv9.weight"] = state.pop("conv2.weight")
     state["conv3.bias"] = torch.zeros(4)
@@ -85,16 +85,16 @@ def test_what_does_not_fit_is_refused_by_name():
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"state_dict": [1]}])
-def test_what_is_no_state_dict_is_refused(content):
+def test_what_is_no_state_dict_is_rejected(content):
     with pytest.raises(ValueError, match="the state dict must hold"):
         AHDRNet.from_official(content)
 
 
-def test_a_missing_file_and_code_are_refused(tmp_path):
+def test_a_missing_file_and_code_are_rejected(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.pth"):
         AHDRNet.from_official(tmp_path / "no.pth")
     torch.save({"state_dict": official_state(), "model": AHDRNet(**SMALL)}, tmp_path / "code.pth")
-    with pytest.raises(ValueError, match="was refused"):
+    with pytest.raises(ValueError, match="was rejected"):
         AHDRNet.from_official(tmp_path / "code.pth")
 
 
@@ -176,7 +176,7 @@ def test_a_pretrained_folder_gives_the_network_back(tmp_path):
     assert torch.equal(twin(bracket), network(bracket))
 
 
-def test_a_pretrained_folder_of_another_network_is_refused(tmp_path):
+def test_a_pretrained_folder_of_another_network_is_rejected(tmp_path):
     pytest.importorskip("huggingface_hub")
     AHDRNet(**SMALL).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -218,7 +218,7 @@ def test_weights_that_do_not_fit_are_listed_and_nothing_is_loaded(tmp_path):
     assert same(model.state_dict(), before)
 
 
-def test_broken_and_missing_weights_are_refused_by_name(tmp_path):
+def test_broken_and_missing_weights_are_rejected_by_name(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"weights file not found: .*none\.safetensors"):
         load_weights(tmp_path / "none.safetensors", make_model())
     for content in (b"", b"not safetensors", b"\xff" * 64):
@@ -235,7 +235,7 @@ def test_weights_saved_by_torch_load_too(tmp_path):
     load_weights(tmp_path / "m.pth", twin)
     assert same(twin.state_dict(), model.state_dict())
     torch.save(model, tmp_path / "whole.pth")
-    with pytest.raises(ValueError, match=r"whole\.pth was refused"):
+    with pytest.raises(ValueError, match=r"whole\.pth was rejected"):
         load_weights(tmp_path / "whole.pth", twin)
 
 
@@ -293,7 +293,7 @@ def test_a_network_of_this_library_is_made_from_its_file(tmp_path):
     assert same(twin.state_dict(), network.state_dict())
 
 
-def test_a_file_that_does_not_say_its_network_is_refused(tmp_path):
+def test_a_file_that_does_not_say_its_network_is_rejected(tmp_path):
     save_weights(tmp_path / "other.safetensors", nn.Linear(2, 3))
     with pytest.raises(ValueError, match=r"other\.safetensors must name one of the networks AHDRNet, .* names none"):
         load_model(tmp_path / "other.safetensors")

@@ -208,7 +208,7 @@ def test_loads_a_state_dict_of_its_own():
     assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in trained.state_dict().items())
 
 
-def test_refuses_other_weights_and_lists_them():
+def test_rejects_other_weights_and_lists_them():
     state = mmediting(SPyNet())
     del state["basic_module.0.basic_module.0.conv.bias"]
     state["basic_module.6.basic_module.0.conv.bias"] = torch.zeros(32)

@@ -135,7 +135,7 @@ def test_our_rgb_picture_gives_the_authors_bgr_output_flipped(small, kind):
 
 
 @each_network
-def test_refuses_weights_that_do_not_fit_and_says_which(small, kind):
+def test_rejects_weights_that_do_not_fit_and_says_which(small, kind):
     network = small(kind, **TWO)
     state = random_official(network)
     del state["conv_after_body.bias"]

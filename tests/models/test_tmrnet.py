@@ -251,7 +251,7 @@ def test_official_weights_go_there_and_back(small, kind, form, tmp_path):
     assert torch.equal(loaded(bracket), net(bracket))
 
 
-def test_refuses_other_weights_and_lists_them(small):
+def test_rejects_other_weights_and_lists_them(small):
     state = small(TMRNet).to_official()
     del state["learn_para"]
     state["up_para"] = torch.zeros(1, 8, 1, 1)

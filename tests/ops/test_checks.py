@@ -229,7 +229,7 @@ def test_the_output_of_a_network_is_a_picture():
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 5), (1, 2, 3, 4, 5), (3, 3, 4, 5)])
-def test_shapes_that_do_not_broadcast_are_refused(shape):
+def test_shapes_that_do_not_broadcast_are_rejected(shape):
     with pytest.raises(ValueError, match=r"^mask must broadcast to the picture's \(2, 3, 4, 5\), got shape \("):
         check_broadcast("mask", torch.zeros(shape), picture.shape, "the picture's ")
 
@@ -248,7 +248,7 @@ def test_emptiness_is_named():
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (1, 3), (3, 2)])
-def test_other_shapes_than_one_for_each_picture_are_refused(shape):
+def test_other_shapes_than_one_for_each_picture_are_rejected(shape):
     with pytest.raises(ValueError, match=r"^gains must have shape \(3,\) or \(2, 3\), got \("):
         check_per_picture("gains", torch.zeros(shape), (3,), 2)
 

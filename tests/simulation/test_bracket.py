@@ -443,7 +443,7 @@ def test_radiance_at_the_edges_of_float32_gives_finite_targets(level: float, cam
     assert sample.bracket.isfinite().all()
 
 
-def test_radiance_that_is_not_finite_is_refused() -> None:
+def test_radiance_that_is_not_finite_is_rejected() -> None:
     picture = torch.rand(3, 16, 16)
     picture[0, 0, :2] = torch.tensor([math.inf, math.nan])
     with pytest.raises(ValueError, match="radiance must be finite, got 2 of 768 values infinite or NaN"):

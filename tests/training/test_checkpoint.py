@@ -130,7 +130,7 @@ def test_a_missing_folder_is_named(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_pickle_bomb_is_refused_by_name_and_does_not_go_off(tmp_path):
+def test_a_pickle_bomb_is_rejected_by_name_and_does_not_go_off(tmp_path):
     marker, path = tmp_path / "exploded", tmp_path / "bomb.ckpt"
     torch.save({"state": Bomb(marker)}, path)
     with pytest.raises(ValueError, match=r"bomb\.ckpt is not a readable checkpoint"):
@@ -144,7 +144,7 @@ def test_a_pickle_bomb_is_refused_by_name_and_does_not_go_off(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["truncated", "empty", "text"])
-def test_a_broken_file_is_refused_by_name(tmp_path, content):
+def test_a_broken_file_is_rejected_by_name(tmp_path, content):
     path = tmp_path / "broken.ckpt"
     save_checkpoint(path, {"weight": torch.rand(1000)})
     whole = path.read_bytes()
@@ -153,14 +153,14 @@ def test_a_broken_file_is_refused_by_name(tmp_path, content):
         load_checkpoint(path)
 
 
-def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):
+def test_a_missing_file_and_a_folder_are_rejected_by_name(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*none\.ckpt"):
         load_checkpoint(tmp_path / "none.ckpt")
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         load_checkpoint(tmp_path)
 
 
-def test_something_other_than_a_dict_is_refused(tmp_path):
+def test_something_other_than_a_dict_is_rejected(tmp_path):
     torch.save([1, 2], tmp_path / "list.ckpt")
     with pytest.raises(ValueError, match=r"list\.ckpt must hold a dict, got list"):
         load_checkpoint(tmp_path / "list.ckpt")

@@ -314,7 +314,7 @@ def test_any_value_survives_toml(value):
 # make_run_folder
 
 
-def test_an_existing_run_is_refused_and_left_alone(refused, tmp_path):
+def test_an_existing_run_is_rejected_and_left_alone(refused, tmp_path):
     (tmp_path / "kept.txt").write_text("mine")
     with refused(r"--out .* exists and is not empty: choose another$", FileExistsError):
         make_run_folder(TrainConfig(out=tmp_path))

@@ -147,7 +147,7 @@ def test_a_run_that_goes_on_adds_to_what_is_there(repository, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[{", '{"date": 1}', "[1]"])
-def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, content):
+def test_a_file_of_something_else_is_rejected_and_left_alone(tmp_path, content):
     (tmp_path / "environment.json").write_text(content)
     with pytest.raises(ValueError, match=r"environment\.json is not the file of a run, move it away: "):
         write_environment(tmp_path)
