@@ -8,7 +8,7 @@ import os
 def use_huge_pages() -> None:
     """Ask Linux for large memory pages for the tensors of this process. Call it before the first tensor is made.
 
-    The features of a picture of one megapixel fill hundreds of megabytes. Linux gives a program memory in pages of 4 KB,
+    The features of a picture of one megapixel fill hundreds of megabytes. Linux gives memory in pages of 4 KB,
     and each page interrupts the program. Pages of 2 MB cause fewer interruptions, so large pictures are faster. The
     commands and the training loop of the package call this function. It sets the variable ``THP_MEM_ALLOC_ENABLE`` of
     PyTorch, unless it is set already. Systems other than Linux ignore it.
