@@ -35,7 +35,8 @@ import histograms
 import test_train_step as train_step
 import torch
 import tyro
-from timing import environment, interleave, ratios, synchronize
+from networks import bracket_of
+from timing import environment, interleave, ratios, result_file, synchronize
 
 import skt_components as skt
 from skt_components.files.atomic import write_text
@@ -53,7 +54,7 @@ class Options:
     minutes: float = 12.0
     """Time for everything; a stage that is not done then goes on at the next start."""
     stages: tuple[str, ...] = ("bandwidth", "histogram", "tests", "step", "picture", "bank", "hdrvdp2", "comparison")
-    """What to measure, in this order."""
+    """Stages to run, in this order."""
     rehearse: bool = False
     """Small sizes, to see that every stage works; its numbers mean nothing."""
     out: Path = ROOT / "benchmarks" / "results"
@@ -65,7 +66,7 @@ class Options:
 
 
 def bandwidth(options: Options) -> Rows:
-    """Measure what bounds everything else: the memory's speed and that of large matrix products."""
+    """Measure the speed of memory and of large matrix products. They limit all other results."""
 
     def measure() -> Row:
         bytes_moved, side = (2**22, 256) if options.rehearse else (2**31, 8192)
@@ -138,18 +139,13 @@ def picture(options: Options) -> Rows:
     def measure(name: str) -> Row:
         network = skt.models.NETWORKS[name]().eval().to(DEVICE)
         height, width = (64, 96) if options.rehearse else (1000, 1500)
-        shrink = 2 if network.in_channels == 4 else 1
-        shape = (1, network.num_frames, network.in_channels, height // shrink, width // shrink)
-        bracket = torch.rand(shape, device=DEVICE)
+        bracket = bracket_of(network, height, width, DEVICE)
 
         def run(kind: torch.dtype | None) -> None:
             with torch.no_grad(), torch.autocast(DEVICE.type, kind, enabled=kind is not None):
                 network(bracket)
 
-        methods: dict[str, Callable[[], object]] = {
-            "float32": lambda: run(None),
-            "bfloat16": lambda: run(torch.bfloat16),
-        }
+        methods = {"float32": partial(run, None), "bfloat16": partial(run, torch.bfloat16)}
         if DEVICE.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         times = ratios(interleave(methods, DEVICE, 1 if options.rehearse else 5), "float32")
@@ -192,7 +188,7 @@ def comparison(options: Options) -> Rows:
     """Train a network in the framework and bare, and report the paired gain."""
 
     def measure() -> Row:
-        network = "--orm ahdrnet --crop 128 --batch-size 8 --steps 1000 --mixed-precision bf16"
+        network = "--orm ahdrnet --crop 128 --batch-size 8 --steps 1000 --precision bf16"
         if options.rehearse:
             network = "--orm ahdrnet-small --val-samples 2 --steps 4 --knowledge-bank none"
         script = ["examples/train_full.py", "--compare", *network.split()]
@@ -283,8 +279,7 @@ def main(options: Options) -> None:
     if DEVICE.type != "cuda" and not options.rehearse:
         raise SystemExit("gpu.py: no CUDA device; --rehearse runs the stages with small sizes on the CPU")
     start, facts = time.monotonic(), environment(DEVICE)
-    device = re.sub(r"\W+", "-", str(facts["device"])).strip("-").lower()
-    file = options.out / f"{'rehearsal' if options.rehearse else 'gpu'}--{device}.json"
+    file = result_file(options.out, "rehearsal" if options.rehearse else "gpu", facts["device"])
     result: Row = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     result |= {"command": "python benchmarks/gpu.py", **facts}
     stages = result.setdefault("stages", {})

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 import tyro
+from networks import bracket_of
 from timing import environment, write_result
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -66,8 +67,7 @@ def make(name: str, size: tuple[int, int]) -> tuple[skt.models.ReconstructionNet
     """Return the network and a random bracket, the same in every process."""
     torch.manual_seed(0)
     network = skt.models.NETWORKS[name]().eval()
-    height, width = (side // (2 if network.in_channels == 4 else 1) for side in size)
-    return network, torch.rand(1, network.num_frames, network.in_channels, height, width)
+    return network, bracket_of(network, *size, torch.device("cpu"))
 
 
 def engine(network: skt.models.ReconstructionNetwork, runner: str) -> Callable[..., torch.Tensor]:

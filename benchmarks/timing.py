@@ -49,11 +49,16 @@ def ratios(times: dict[str, list[float]], unit: str) -> dict[str, dict[str, floa
     }
 
 
+def result_file(folder: Path, suite: str, device: object) -> Path:
+    """Return the path ``<suite>--<device>.json``."""
+    name = re.sub(r"\W+", "-", str(device)).strip("-").lower()
+    return folder / f"{suite}--{name}.json"
+
+
 def write_result(folder: Path, suite: str, result: dict[str, object]) -> None:
     """Write ``<suite>--<device>.json``, and say so."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"\W+", "-", str(result["device"])).strip("-").lower()
-    file = folder / f"{suite}--{name}.json"
+    file = result_file(folder, suite, result["device"])
     file.write_text(json.dumps(result, indent=2) + "\n")
     print(f"wrote {file}")
 

@@ -13,7 +13,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker and for wh
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Generator, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -97,13 +96,13 @@ def yolo11n(_ultralytics: Path) -> Path:
 @pytest.fixture(scope="session")
 def fastsam_x(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of FastSAM-x."""
-    return _make_once(tmp_path_factory, "fastsam_x", partial(_run_oracle, "x")) / "x"
+    return _make_once(tmp_path_factory, "fastsam_x", lambda folder: _run_oracle(folder, "x")) / "x"
 
 
 @pytest.fixture(scope="session")
 def _ultralytics(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both small networks, made by one process, whose imports take as long as its work."""
-    return _make_once(tmp_path_factory, "ultralytics", partial(_run_oracle, "s", "11n"))
+    return _make_once(tmp_path_factory, "ultralytics", lambda folder: _run_oracle(folder, "s", "11n"))
 
 
 def _make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
@@ -122,11 +121,10 @@ def _make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path]
     return folder
 
 
-def _run_oracle(*variants_and_folder: str | Path) -> None:
+def _run_oracle(folder: Path, *variants: str) -> None:
     if importlib.util.find_spec("ultralytics") is None:
         pytest.skip("needs ultralytics, the oracle: pip install ultralytics-opencv-headless")
-    *variants, folder = variants_and_folder
     quiet = {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0", "YOLO_VERBOSE": "0", "YOLO_CONFIG_DIR": str(folder)}
-    command = [sys.executable, str(Path(__file__).with_name("ultralytics_oracle.py")), str(folder), *map(str, variants)]
+    command = [sys.executable, str(Path(__file__).with_name("ultralytics_oracle.py")), str(folder), *variants]
     done = subprocess.run(command, env={**os.environ, **quiet}, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

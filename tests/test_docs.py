@@ -157,7 +157,7 @@ def test_costs_of_the_framework() -> None:
         ("part: SPGRM with its pyramid", "SPGRM, with its pyramid"),
         ("part: SKAMs", "SKAMs"),
         ("part: bank, with regions", "bank, with regions"),
-        ("part: color loss", "colour loss"),  # codespell:ignore colour
+        ("part: color loss", "color loss"),
     ):
         assert not differences(rows[name], [network["parts"][part][ratio] for network in networks])
 
@@ -167,7 +167,7 @@ def test_costs_of_the_banks() -> None:
     for name, cells in table("docs/results.md", "| bank, 16 regions |").items():
         network, layers, *masks = name.split(", ")
         if layers == "color regions":
-            key = f"{network.lower().replace('hrnet-', 'hrnet_')}, 16 colour regions"  # codespell:ignore colour
+            key = f"{network.lower().replace('hrnet-', 'hrnet_')}, 16 color regions"
         else:  # FastSAM
             key = f"{network} {layers}, 16 {masks[0] if masks else 'masks'}"
         values = []

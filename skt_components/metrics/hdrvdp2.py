@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from skt_components.metrics import _hdrvdp2_optics as optics
 from skt_components.metrics._hdrvdp2_bands import filter_base, mutual_structure, perceived, quality, visible_differences
-from skt_components.metrics._hdrvdp2_numerics import in_strips, recomputed
+from skt_components.metrics._hdrvdp2_numerics import in_strips
 from skt_components.metrics._hdrvdp2_pyramid import MIN_SIDE, build_pyramid, rebuild
 from skt_components.metrics._inputs import check_absolute, check_display
 from skt_components.ops.checks import (
@@ -274,6 +273,5 @@ def _receptor_response(light: Tensor, around: Sequence[Tensor | float], viewing:
     channels: Sequence[Tensor] = light.unbind(1)
     if viewing.do_mtf:
         pairs = zip(channels, around, strict=True)
-        glare = partial(optics.scatter, pixels_per_degree=viewing.pixels_per_degree)
-        channels = [recomputed(partial(glare, around=level), channel) for channel, level in pairs]
+        channels = [optics.scatter(channel, level, viewing.pixels_per_degree) for channel, level in pairs]
     return optics.respond(channels, viewing.display, viewing.peak_sensitivity)

@@ -142,7 +142,7 @@ class TrainConfig:
     final_lr: float | None = None
     """Learning rate at the end. Default: a fiftieth of the first."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """How the learning rate reaches final_lr: along a cosine, in one step after four fifths of the steps, or never."""
+    """Schedule of the learning rate: cosine to final_lr, one step to it after four fifths of the steps, or constant."""
     warmup_steps: int | None = None
     """Steps in which the learning rate grows from warmup_lr. Default: a tenth of steps, at most 500."""
     warmup_lr: float = 0.0
