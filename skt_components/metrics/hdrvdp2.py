@@ -121,7 +121,7 @@ class HDRVDP2Loss(nn.Module):
 
     Q depends on the logarithm of the error of every band, so the gradient grows when the error falls. Add it with a
     small weight to a loss that compares pixels. The backward pass computes most intermediate results again. A pair of
-    1000 x 1500 pixels then needs 1.2 GiB in float32, and 2.5 GiB in float64.
+    1000 x 1500 pixels then needs 1.2 GiB in float32, and 2.7 GiB in float64.
 
     Example:
         >>> loss = HDRVDP2Loss("luminance", pixels_per_degree=30.0)
