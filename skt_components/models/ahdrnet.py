@@ -100,7 +100,7 @@ class AHDRNet(ReconstructionNetwork):
         return DilatedResidualDenseBlock(self.features, self.config["num_layers"], self.config["growth"])
 
     @torch.no_grad()
-    def damp_residuals(self) -> None:
+    def rescale_layers(self) -> None:
         """Scale the last layer of each dense block by 0.1, and the fusion of the three by 0.3."""
         for block in (self.RDB1, self.RDB2, self.RDB3):
             block.conv_1x1.weight.mul_(0.1)

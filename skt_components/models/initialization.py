@@ -89,8 +89,8 @@ def initialize_from_samples(
 ) -> None:
     """Prepare the random weights of a network of this library for training.
 
-    First scale down the last layers of residual branches (:meth:`ReconstructionNetwork.damp_residuals`), which allows a
-    higher learning rate. Then apply :func:`fit_last_layer`.
+    First rescale some layers, which allows a higher learning rate (:meth:`ReconstructionNetwork.rescale_layers`). Then
+    apply :func:`fit_last_layer`.
 
     Args:
         network: a new network.
@@ -109,7 +109,7 @@ def initialize_from_samples(
         >>> bool(psnr_mu(network(sample.bracket), sample.target).mean() > before + 10)
         True
     """
-    network.damp_residuals()
+    network.rescale_layers()
     sigmoid = getattr(network, "activation", "sigmoid") is not None
     fit_last_layer(network, bracket, target, layer=network.last_layer, sigmoid=sigmoid, peak=network.peak)
 

@@ -118,10 +118,10 @@ class ReconstructionNetwork(nn.Module):
         """Return a new fusion module of this network's kind and size, for a stage of the SPGRM."""
         raise NotImplementedError
 
-    def damp_residuals(self) -> None:
-        """Scale the last layers of new residual branches down, so that training can begin at a high learning rate.
+    def rescale_layers(self) -> None:
+        """Rescale new random layers so that training can begin at a high learning rate.
 
-        Networks whose residual branches begin small do nothing.
+        Networks that need no rescaling do nothing.
         """
 
     def _reconstruct(self, bracket: Tensor) -> Tensor:

@@ -128,6 +128,18 @@ class SCTNet(SwinNetwork):
         self.upsample = nn.Sequential(nn.Conv2d(features, out_channels, 3, padding=1))
         initialize(self)
 
+    @torch.no_grad()
+    def rescale_layers(self) -> None:
+        """Give the MLPs without a residual, and the features before the last layer, the size of the other features.
+
+        With the authors' initialization these features are so small that one step of Adam changes them completely.
+        """
+        for mlp in (self.conv_first, *self.mlps):
+            for layer in (mlp.fc1, mlp.fc2):
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        self.conv_after_body.weight.mul_(3)
+        self.conv_end.weight.mul_(30)
+
     def _reconstruct(self, bracket: Tensor) -> Tensor:
         frames = self.frames(bracket)
         encoded = self._encode(frames)
