@@ -19,12 +19,25 @@ def test_the_loss_alone_prints_what_the_comment_says(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.strip() == wanted
 
 
-def test_a_network_trains_in_the_framework_in_a_dozen_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(EXAMPLES[1].strip().splitlines()) <= 12
-    small = (
-        EXAMPLES[1].replace("AHDRNet()", "AHDRNet(features=8, num_layers=2, growth=4)").replace("(64, 64)", "(8, 32)")
-    )
+def test_a_trained_network_goes_on_in_the_framework_and_keeps_its_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(small, "README.md", "exec"), {})
+    short = EXAMPLES[1].replace("(8, 96,", "(8, 32,").replace("(96, 48,", "(4, 32,")
+    exec(compile(short, "README.md", "exec"), {})
+    assert re.fullmatch(r"\d+\.\d dB -> \d+\.\d dB\n", capsys.readouterr().out)
     state = torch.load("network.pt", weights_only=True)
-    assert state.keys() == skt.AHDRNet(features=8, num_layers=2, growth=4).state_dict().keys()
+    assert state.keys() == skt.load_pretrained("ahdrnet-small").state_dict().keys()
+
+
+@pytest.mark.slow
+def test_the_printed_gain_is_as_the_comment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(EXAMPLES[1], "README.md", "exec"), {})
+    (comment,) = re.findall(r"print\(.*\)  # (.* dB)$", EXAMPLES[1], flags=re.MULTILINE)
+    found, wanted = (
+        [float(value) for value in re.findall(r"\d+\.\d", text)] for text in (capsys.readouterr().out, comment)
+    )
+    assert found == pytest.approx(wanted, abs=0.5)
