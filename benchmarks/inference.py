@@ -53,7 +53,7 @@ class Options:
     """Names of the networks."""
     ways: tuple[str, ...] = tuple(WAYS)
     """Ways to run them; the first one is what the others are compared with."""
-    tile: int = 512
+    tile: int = 768
     """Largest side of the tiles."""
     overlap: int = 96
     """Pixels that adjacent tiles share."""
@@ -144,6 +144,8 @@ def main(options: Options) -> None:
         measure_one(options)
         return
     rows: dict[str, dict[str, object]] = {}
+    result = {"command": " ".join(["python benchmarks/inference.py", *sys.argv[1:]])}
+    result |= {**environment(torch.device("cpu")), "size": options.size, "tile": options.tile, "networks": rows}
     for name in options.networks:
         rows[name] = {"gmacs": round(gmacs(name, options.size), 1), "matrix_gflops": round(matrix_speed())}
         first: dict[str, float] = {}
@@ -173,9 +175,7 @@ def main(options: Options) -> None:
                 row["largest_difference"] = float((result - expected).abs().max())
                 rows[name][way] = row
                 print(f"{name}, {way}: {row}", flush=True)
-    result = {"command": " ".join(["python benchmarks/inference.py", *sys.argv[1:]])}
-    result |= {**environment(torch.device("cpu")), "size": options.size, "networks": rows}
-    write_result(options.out, "inference", result)
+                write_result(options.out, "inference", result)  # each row, so that a stopped run has its results
 
 
 if __name__ == "__main__":

@@ -106,6 +106,31 @@ def test_scores_of_the_recipes() -> None:
         assert not differences(rows[name][:1], [score])
 
 
+def test_scores_of_the_search_for_a_recipe() -> None:
+    rows, stored = table("docs/training.md", "| recipe | PSNR-mu after two minutes |"), result("recipes-ahdrnet-search")
+    finals = sorted((runs[0] for key, runs in stored["runs"].items() if key.startswith("2/")), reverse=True)
+    assert len(rows) == len(finals)
+    for cells, score in zip(rows.values(), finals, strict=True):
+        assert not differences(cells, [score])
+
+
+def test_times_of_inference() -> None:
+    stored, name, found = result("inference--cpu-x86_64")["networks"], "", {}
+    ways = {
+        "whole picture, memory pages of 4 KB": "whole picture",
+        "tiles, huge pages (`skt reconstruct`)": "tiles, huge pages",
+    }
+    for title, cells in table("docs/models.md", "| network | how | seconds | times as fast |", titles=2).items():
+        network, way = title.split(", ", 1)
+        name = network.strip("`") or name
+        row = stored[name][ways.get(way, way)]
+        found.setdefault(name, set()).add(ways.get(way, way))
+        keys = ("seconds", "times_as_fast", "share_of_matrix_speed", "peak_mib_beyond_start")
+        assert not differences(cells, [row[key] for key in keys])
+    measured = {name: {way for way in rows if way not in ("gmacs", "matrix_gflops")} for name, rows in stored.items()}
+    assert found == measured
+
+
 def test_times_of_the_histogram_loss() -> None:
     stored = result("histogram--cpu-x86_64")["time, retained allocator"]
     names = {

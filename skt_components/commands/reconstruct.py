@@ -43,7 +43,7 @@ def reconstruct(
     times: tuple[str, ...] = (),
     align: bool = False,
     transfer: Transfer | None = None,
-    tile: int = 512,
+    tile: int = 768,
     device: str = "auto",
     overwrite: bool = False,
 ) -> None:

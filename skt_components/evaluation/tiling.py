@@ -21,7 +21,7 @@ def tiled_inference(
     network: Network,
     bracket: Float[Tensor, "b n c h w"],
     *,
-    tile: int | tuple[int, int] = 512,
+    tile: int | tuple[int, int] = 768,
     overlap: int = 128,
     blend: str = "linear",
     batch: int = 1,

@@ -35,7 +35,7 @@ def reconstruct(
     *,
     transfer: str = "srgb",
     align: bool = False,
-    tile: int = 512,
+    tile: int = 768,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "o sh sw"]:
@@ -90,7 +90,7 @@ def reconstruct_exposures(
     exposures: Sequence[Exposure] | Sequence[RawExposure],
     *,
     align: bool = False,
-    tile: int = 512,
+    tile: int = 768,
     device: torch.device | str | None = None,
     progress: bool = True,
     merge: bool = False,
