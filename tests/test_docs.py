@@ -106,6 +106,19 @@ def test_scores_of_the_recipes() -> None:
         assert not differences(rows[name][:1], [score])
 
 
+def test_gains_of_a_trained_network() -> None:
+    stored = result("boost-ahdrnet-trained")
+    lines = (ROOT / "docs/boost.md").read_text("utf-8").partition("## A trained network")[2].splitlines()
+    rows = [line.strip("|").split("|") for line in lines if line.startswith("| ")]
+    cells = {row[0].strip(): row[1:] for row in rows[1:]}
+    titles = {"in the framework, default options": "recommended", "the same, bank with random weights": "random-bank"}
+    assert not differences(cells["bare"][:1], [stored["arms"]["bare"]["means"]["ORM"]["PSNR-mu"]])
+    for title, name in titles.items():
+        arm = stored["arms"][name]
+        values = [arm["means"]["ORM"]["PSNR-mu"], *(arm["gain"]["PSNR-mu"][key] for key in ("gain", "low", "high"))]
+        assert not differences(cells[title], values)
+
+
 def test_scores_of_the_search_for_a_recipe() -> None:
     rows, stored = table("docs/training.md", "| recipe | PSNR-mu after two minutes |"), result("recipes-ahdrnet-search")
     finals = sorted((runs[0] for key, runs in stored["runs"].items() if key.startswith("2/")), reverse=True)
