@@ -42,7 +42,7 @@ SPACE: dict[str, Sequence[Any]] = {
     "channels_last": (False, True),
 }
 PLAIN = {"lr": 1e-3, "warmup": 0.0, "org_rms_weight": 0.0, "start": "random"}
-LARGEST_CROP, LARGEST_BATCH = 64, 16
+SHAPE, LARGEST_CROP = (4, 64), 64
 
 
 class Candidate(dict):
@@ -50,7 +50,7 @@ class Candidate(dict):
 
     def config(self, base: Mapping[str, Any], steps: int, seed: int) -> training.TrainConfig:
         options = dict(self)
-        batch, crop = options.pop("shape", (4, 64))
+        batch, crop = options.pop("shape", SHAPE)
         warmup = options.pop("warmup", 0.1)
         raw = 2 if base["camera"] == "raw" else 1  # crops are in packed pixels
         return training.TrainConfig(
@@ -165,6 +165,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=27, help="candidates of the first level")
     parser.add_argument("--seeds", type=int, default=3, help="of each finalist")
     parser.add_argument("--samples", type=int, default=1500, help="training samples, rendered once")
+    parser.add_argument("--val-samples", type=int, default=24, help="validation pictures")
     parser.add_argument("--out", type=Path, required=True, help="JSON file; an earlier search continues")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -172,7 +173,7 @@ def main() -> None:
     data = {"data": "hdr-folder", "root": options.root} if options.root else {"data": "synthetic"}
     base: dict[str, Any] = {**data, "orm": options.network, "camera": camera, "bare": True, "knowledge_bank": "none"}
     side = LARGEST_CROP // (2 if camera == "raw" else 1)
-    rendering = training.TrainConfig(**base, crop=side, val_crop=2 * side, val_samples=24)
+    rendering = training.TrainConfig(**base, crop=side, val_crop=2 * side, val_samples=options.val_samples)
     samples, validation = render(rendering, options.samples)
     found = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {"runs": {}, "steps": {}}
     found |= {"network": options.network, "seconds": options.seconds, "data": data["data"], "torch": torch.__version__}

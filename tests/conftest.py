@@ -13,6 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker and for wh
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,12 @@ def fastsam_x(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _ultralytics(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both small networks, made by one process, whose imports take as long as its work."""
     return _make_once(tmp_path_factory, "ultralytics", lambda folder: _run_oracle(folder, "s", "11n"))
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Share a folder between all tests and worker processes: ``make_once(name, make)`` returns what was filled."""
+    return partial(_make_once, tmp_path_factory)
 
 
 def _make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

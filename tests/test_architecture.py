@@ -197,14 +197,14 @@ def test_importing_every_module_loads_no_heavy_package():
 
 @pytest.mark.slow
 def test_import_time_is_close_to_that_of_torch():
-    # The minimum of interleaved rounds is what a busy machine disturbs least; stop as soon as it is decided.
-    code = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
+    # The minimum of processor seconds is what a busy machine disturbs least; stop as soon as it is decided.
+    code = "import time; start = time.process_time(); import {}; print(time.process_time() - start)"
     times: dict[str, list[float]] = {"torch": [], "skt_components": []}
     for _ in range(8):
         for name, measured in times.items():
             measured.append(float(run_python(code.format(name))))
         ratio = min(times["skt_components"]) / min(times["torch"])
-        if len(times["torch"]) >= 3 and ratio <= 1.3:
+        if len(times["torch"]) >= 2 and ratio <= 1.3:
             return
     pytest.fail(f"import skt_components takes {ratio:.2f} times as long as import torch, at most 1.3 is wanted")
 

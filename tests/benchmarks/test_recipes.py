@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
+import pretrained
 import pytest
+import recipes
+import torch
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytestmark = pytest.mark.slow
 
 
-def run(*arguments: object) -> str:
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=500).stdout
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iterator[Callable[..., str]]:
+    """Run a script in this process: ``run(script, *arguments)`` returns what it printed."""
+
+    def call(script: ModuleType, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
+        script.main()
+        return capsys.readouterr().out
+
+    threads = torch.get_num_threads()
+    yield call
+    torch.set_num_threads(threads)
 
 
-def test_a_search_ends_with_finalists_and_continues(tmp_path: Path) -> None:
+def test_a_search_ends_with_finalists_and_continues(
+    run: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("SHAPE", (2, 16)), ("LARGEST_CROP", 16)):
+        monkeypatch.setattr(recipes, name, value)
+    monkeypatch.setitem(recipes.SPACE, "shape", ((2, 16), (4, 8)))
     out = tmp_path / "found.json"
-    search = [BENCHMARKS / "recipes.py", "--seconds", 3, "--trials", 4, "--seeds", 2, "--samples", 6, "--out", out]
+    search = [recipes, "--seconds", 0.3, "--trials", 4, "--seeds", 2, "--samples", 6, "--val-samples", 2, "--out", out]
     shown = run(*search)
     found = json.loads(out.read_text(encoding="utf-8"))
     levels = [key.split("/")[0] for key in found["runs"]]
@@ -32,9 +49,9 @@ def test_a_search_ends_with_finalists_and_continues(tmp_path: Path) -> None:
     assert json.loads(out.read_text(encoding="utf-8"))["runs"] == found["runs"]
 
 
-def test_pretrained_networks_are_scored_beside_the_baselines(tmp_path: Path) -> None:
+def test_pretrained_networks_are_scored_beside_the_baselines(run: Callable[..., str], tmp_path: Path) -> None:
     out = tmp_path / "scores.json"
-    shown = run(BENCHMARKS / "pretrained.py", "--networks", "ahdrnet-small", "--out", out)
+    shown = run(pretrained, "--networks", "ahdrnet-small", "--out", out)
     rows = {row["network"]: row["means"]["PSNR-mu"] for row in json.loads(out.read_text(encoding="utf-8"))["rows"]}
     assert list(rows) == ["reference exposure", "exposure merge", "ahdrnet-small"]
     assert rows["ahdrnet-small"] > rows["reference exposure"] + 1

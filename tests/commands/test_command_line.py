@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -122,12 +121,14 @@ def test_an_interrupt_ends_with_130(name, again, monkeypatch, capsys):
     assert capsys.readouterr().err == f"skt {name}: interrupted{again}\n"
 
 
-def test_python_m_is_the_same_command(tmp_path):
-    command = [sys.executable, "-m", "skt_components", "banks", "convert", str(tmp_path / "absent.pt"), "a.safetensors"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("skt banks convert: weights file not found")
-    assert done.stderr.count("\n") == 1
+def test_python_m_is_the_same_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["skt", "banks", "convert", str(tmp_path / "absent.pt"), "a.safetensors"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("skt_components", run_name="__main__")
+    assert end.value.code == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("skt banks convert: weights file not found")
+    assert shown.count("\n") == 1
 
 
 # networks

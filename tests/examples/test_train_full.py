@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
 import json
 import os
 import re
@@ -126,12 +125,18 @@ def photographs(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(train: Train, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def finished(train: Train, make_once: Callable[[str, Callable[[Path], None]], Path]) -> tuple[Path, str]:
     """Folder and output of a finished run, with real pictures."""
-    run, shown = tmp_path_factory.mktemp("finished") / "run", io.StringIO()
-    with redirect_stdout(shown):
-        train([*SMALL, "--validate-every", "2", "--out", str(run)])
-    return run, shown.getvalue()
+    draw = evaluation.save_samples
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch, open(folder / "shown.txt", "w", encoding="utf-8") as shown:
+            patch.setattr(evaluation, "save_samples", lambda path, rows: draw(path, rows[:1]))  # each takes long
+            with redirect_stdout(shown):
+                train([*SMALL, "--validate-every", "2", "--out", str(folder / "run")])
+
+    folder = make_once("finished", make)
+    return folder / "run", (folder / "shown.txt").read_text(encoding="utf-8")
 
 
 def test_leaves_everything_in_its_run_folder(finished: tuple[Path, str]) -> None:
@@ -360,22 +365,8 @@ def test_a_folder_of_photographs(train: Train, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_real_photographs_improve(train: Train, tmp_path: Path, hdri_dir: Path) -> None:
     run = tmp_path / "run"
-    train(
-        [
-            "--recipe",
-            "plain",
-            "--steps",
-            "40",
-            "--val-crop",
-            "64",
-            "--data",
-            "hdr-folder",
-            "--root",
-            str(hdri_dir),
-            "--out",
-            str(run),
-        ]
-    )
+    options = ["--recipe", "plain", "--steps", "40", "--crop", "32", "--val-crop", "64", "--checkpoint-every", "100"]
+    train([*QUICK, *NO_BANK, *options, "--data", "hdr-folder", "--root", str(hdri_dir), "--out", str(run)])
     lines = metrics(run)
     scores = [line["validation"]["ORM"]["PSNR-mu"] for line in lines if "validation" in line]
     losses = [line["terms"]["org"] for line in lines if "terms" in line]

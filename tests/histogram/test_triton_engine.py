@@ -128,8 +128,8 @@ def test_matches_reference(options):
 )  # 3e-4 is about where the kernels change the method
 def test_near_pictures_match_reference(spacing, noise):
     bins = DEFAULT._replace(**SPACINGS[spacing])
-    student, teacher = pictures(1, 1, 11, 21, noise=noise, low=bins.low, high=bins.high)
-    check(student, teacher, region_map(1, 11, 21), 3, **SPACINGS[spacing])
+    student, teacher = pictures(1, 1, 9, 14, noise=noise, low=bins.low, high=bins.high)
+    check(student, teacher, region_map(1, 9, 14), 3, **SPACINGS[spacing])
 
 
 @interpreted
@@ -149,7 +149,7 @@ def test_one_picture_matches_reference_and_torch(options, with_labels):
 @pytest.mark.parametrize("kind", ["global", "labels", "masks", "weights"])
 def test_the_operator_gives_what_torch_gives(kind, monkeypatch):
     monkeypatch.setattr(engines, "_broken", set())  # so that a kernel that fails warns, which is an error here
-    values, upstream = torch.rand(2, 2, 6, 9), torch.rand(2, 1 if kind == "global" else 3, 2, 16, dtype=torch.float64)
+    values, upstream = torch.rand(2, 1, 6, 9), torch.rand(2, 1 if kind == "global" else 3, 1, 16, dtype=torch.float64)
     labels, masks = torch.arange(108).view(2, 6, 9) % 4 - 1, torch.rand(2, 3, 6, 9) > 0.5
     regions = {
         "global": (None, None, 1),
@@ -169,7 +169,7 @@ def test_the_operator_gives_what_torch_gives(kind, monkeypatch):
 
 
 @interpreted
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 1, 1, 150), (1, 1, 150, 1), (1, 1, 17, 33)])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 1, 1, 150), (1, 1, 150, 1), (1, 1, 17, 18)])
 def test_any_picture_size(shape):
     student, teacher = pictures(*shape)
     check(student, teacher, None, 1)

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 import skt_components as skt
-from skt_components.models import AHDRNet, HDRTransformer, SCTNet, TMRNet, TMRNetPlus, export_onnx
+from skt_components.models import AHDRNet, HDRTransformer, SCTNet, TMRNet, TMRNetPlus, export_onnx, export_program
+from skt_components.models import export as export_module
 from skt_components.ops import mosaic, pack_raw
 
 WINDOWS = {"features": 12, "depths": (2, 2, 2), "num_heads": (2, 2, 2)}
@@ -204,8 +205,8 @@ def test_every_parameter_and_every_frame_takes_part(small, kind, frames, referen
             for kind, options in (
                 (HDRTransformer, {"depths": (2,), "num_heads": (2,)}),
                 (SCTNet, {"depths": (2,), "num_heads": (2,)}),
-                (TMRNet, {"num_frames": 3, "num_blocks": (1, 1, 1, 1)}),
-                (TMRNet, {"num_frames": 3, "num_blocks": (1, 1, 1, 1), "in_channels": 6, "out_channels": 3}),
+                (TMRNet, {"num_frames": 2, "num_blocks": (1, 1, 1, 1)}),
+                (TMRNet, {"num_frames": 2, "num_blocks": (1, 1, 1, 1), "in_channels": 6, "out_channels": 3}),
             )
         ),
     ],
@@ -243,20 +244,25 @@ def test_a_tile_with_overlap_equals_the_whole_picture_inside(name, overlap, tole
 # export
 
 
-@pytest.mark.slow  # AHDRNet's export is in test_export.py
+@pytest.mark.slow  # AHDRNet's export is in test_export.py; TMRNetPlus has every layer of TMRNet
 @pytest.mark.parametrize(
-    "network",
+    ("kind", "options", "multiple", "sizes"),
     [
-        HDRTransformer(features=8, depths=(2,), num_heads=(2,)),
-        SCTNet(features=12, depths=(2,), num_heads=(2,)),
-        TMRNet(2, features=8, num_blocks=(1, 0, 0, 0)),
-        TMRNetPlus(2, features=8, num_blocks=(0, 0, 0, 0)),
+        (HDRTransformer, {"depths": (2,), "num_heads": (2,)}, 8, ((1, 16, 40), (3, 24, 16))),
+        (SCTNet, {"depths": (2,), "num_heads": (2,)}, 8, ((1, 16, 40), (3, 24, 16))),
+        (TMRNetPlus, {"num_frames": 2, "num_blocks": (1, 1, 1, 1)}, 32, ((1, 64, 64), (2, 96, 160))),
     ],
-    ids=lambda network: type(network).__name__,
 )
-def test_it_exports_to_onnx(network, tmp_path):
+def test_it_exports_for_any_size_and_to_onnx(small, kind, options, multiple, sizes, tmp_path, monkeypatch):
+    network = small(kind, **options).eval()
+    assert network.size_multiple == multiple
+    program = export_program(network)
+    for batch, height, width in sizes:
+        bracket = torch.rand(batch, network.num_frames, network.in_channels, height, width)
+        torch.testing.assert_close(program.module()(bracket), network(bracket), atol=1e-5, rtol=1e-4)
     pytest.importorskip("onnxruntime")
-    assert export_onnx(network.eval(), tmp_path / "net.onnx") <= 1e-4
+    monkeypatch.setattr(export_module, "_trace", lambda *_: (program, multiple))  # not traced a second time
+    assert export_onnx(network, tmp_path / "net.onnx") <= 1e-4
 
 
 # files

@@ -508,10 +508,9 @@ def test_saved_and_read_again_it_is_the_same_network(small, tmp_path):
 # compiles, exports
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [TMRNet, TMRNetPlus])
-def test_an_exported_program_takes_other_sizes(small, kind):
-    net = small(kind, num_frames=2, num_blocks=(1, 1, 1, 1))
+@pytest.mark.slow  # TMRNetPlus's export is in test_networks.py
+def test_an_exported_program_takes_other_sizes(small):
+    net = small(TMRNet, num_frames=2, num_blocks=(1, 1, 1, 1))
     program = export_program(net).module()
     for size, batch in (((64, 64), 1), ((96, 160), 2)):
         bracket = bracket_of(net, *size, batch=batch)
