@@ -88,7 +88,7 @@ class SegmenterRegions(nn.Module):
         Example:
             >>> SegmenterRegions.from_pretrained("segformer-b0-ade")  # doctest: +SKIP
         """
-        transformers = import_package("transformers", "SegmenterRegions.from_pretrained needs it", "transformers")
+        transformers = import_package("transformers", "from_pretrained needs the package transformers", "transformers")
         processing = importlib.import_module("transformers.image_processing_utils")
         options: dict[str, Any] = {"local_files_only": not download, "trust_remote_code": False}
         try:
