@@ -51,7 +51,7 @@ HEAVY = {
         "pycvvdp",
     ),
     *("jinja2", "PIL", "rich", "safetensors", "skimage", "tifffile", "timm", "torchvision", "tqdm", "triton", "tyro"),
-    "ultralytics",
+    *("exifread", "transformers", "ultralytics"),
 }
 # What stands for a heavy package: only this file may import it at its top, and only functions may import the file.
 ENGINES = {"triton": "histogram/triton_engine.py", "numba": "histogram/numba_engine.py"}

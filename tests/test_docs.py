@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,17 @@ def test_times_of_hdr_vdp_2() -> None:
         case = stored[f"{'1' if 'one' in channels else '3'} {dtype} {'grad' if rest else 'value'}"]
         fields = ("seconds_median", "cpu_seconds_median", "ratio_to_octave", "peak_mib_above_inputs")
         assert not differences(cells, [case[field] for field in fields])
+
+
+def test_differences_of_metrics_to_their_originals() -> None:
+    stored = result("calibration--cpu-x86_64")["rows"]
+    rows = table("docs/calibration.md", "| comparison | original |")
+    assert sorted(rows) == sorted(stored)
+    for name, (*_, comparisons, largest) in rows.items():
+        assert int(comparisons) == stored[name]["comparisons"]
+        shown, value = float(largest.split()[0]), stored[name]["largest"]
+        digit = 10.0 ** math.floor(math.log10(shown)) if shown else 0.0
+        assert shown - digit <= value <= shown, name  # rounded up to one digit
 
 
 def test_speeds_of_reading_crops() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import inspect
 import json
 import os
 import re
@@ -107,7 +106,9 @@ def test_the_metadata_is_complete_and_names_no_address_that_does_not_exist(archi
 
 # the extras
 
-# For each extra what needs it: it works with this extra alone, and without it the error names the extra.
+# For each extra what needs it: it works with this extra alone, and without it the error names the extra. Nothing is
+# downloaded: an environment is a folder of links to the packages that the metadata require, in the versions installed
+# here. So the tests prove that an extra declares all packages it needs, and not that pip finds them or other versions.
 PROMISES = {
     "cpu": ["skt.soft_histogram(x, backend='numba')"],
     "data": [
@@ -127,6 +128,11 @@ PROMISES = {
     "lpips": ["skt.lpips(x, x, weights='random')"],
     "cvvdp": ["from skt_components.metrics import color_video_vdp; color_video_vdp(y, y)"],
     "photo": ["from skt_components.reconstruct.exposures import read_light; read_light(png)"],
+    "transformers": [
+        "from skt_components.banks import SegmenterRegions\n"
+        "try: SegmenterRegions.from_pretrained('nowhere')\n"
+        "except FileNotFoundError: pass",
+    ],
     "train": [
         "from skt_components.training import Engine, parse_options; Engine(parse_options([]))",
         "skt.data.save_contact_sheet('a.png', [skt.SyntheticScenes(1, 32)[0]])",
@@ -138,32 +144,34 @@ PLAIN = [  # needs no extra
     "from skt_components import commands; assert commands.main(['networks']) == 0",
     "from skt_components import commands; assert commands.main(['--help']) == 0",
 ]
+# One process imports torch where no extra is installed, which takes seconds. Its forks import the package and run the
+# statements of one extra each, where this extra is installed too.
 CHILD = """
-import json, sys
-blocked, statements = json.loads(sys.stdin.read())
-class Visible:
-    def __init__(self, finder):
-        self.finder = finder
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-    def find_spec(self, name, path=None, target=None):
-        return None if name.partition(".")[0] in blocked else self.finder.find_spec(name, path, target)
-sys.meta_path[:] = [Visible(finder) for finder in sys.meta_path]
-import torch
-import skt_components as skt
+import importlib, json, os, sys
+runs = json.loads(sys.stdin.read())
+sys.path.append(runs[0][0])
+import torch, torch._dynamo
 from pathlib import Path
-from skt_components.data.formats import write_tif
-torch.manual_seed(0)
-scope = {"skt": skt, "torch": torch, "Path": Path, "write_tif": write_tif}
-scope |= {"x": torch.rand(1, 3, 32, 32), "y": torch.rand(1, 3, 64, 64), "png": "given.png"}
-outcomes = []
-for statement in statements:
-    try:
-        exec(statement, scope)
-        outcomes.append("")
-    except Exception as error:
-        outcomes.append(f"{type(error).__name__}: {error}")
-print("\\n" + json.dumps(outcomes))
+for folder, statements in runs:
+    if os.fork():
+        os.wait()
+        continue
+    sys.path[-1] = folder
+    importlib.invalidate_caches()
+    import skt_components as skt
+    from skt_components.data.formats import write_tif
+    torch.manual_seed(0)
+    scope = {"skt": skt, "torch": torch, "Path": Path, "write_tif": write_tif, "png": "given.png"}
+    scope |= {"x": torch.rand(1, 3, 32, 32), "y": torch.rand(1, 3, 64, 64)}
+    outcomes = []
+    for statement in statements:
+        try:
+            exec(statement, scope)
+            outcomes.append("")
+        except Exception as error:
+            outcomes.append(f"{type(error).__name__}: {error}")
+    Path(folder, "outcomes.json").write_text(json.dumps(outcomes))
+    os._exit(0)
 """
 # A PNG file of one gray pixel.
 PNG = bytes.fromhex(
@@ -200,53 +208,58 @@ def installed_with(requirements: Iterable[str]) -> set[str]:
     return {name for name, _ in found}
 
 
-def modules_of(distribution: importlib.metadata.Distribution) -> set[str]:
-    """Names that a distribution puts into site-packages, compiled modules too."""
-    files = distribution.files or ()
-    names = {file.parts[0] if len(file.parts) > 1 else inspect.getmodulename(file.name) for file in files}
-    return {name for name in names if name and name.isidentifier()}
-
-
-def run_with(extra: str | None, statements: list[str], folder: Path) -> list[str]:
-    """Run statements where only what an extra brings can be imported; return the error of each, or nothing."""
+def install(extra: str | None, folder: Path) -> Path:
+    """Make a folder of links to the package and to what pip installs with it and an extra; nothing else is in it."""
+    folder.mkdir()
     visible = installed_with([f"skt-components[{extra}]" if extra else "skt-components"])
-    brought: dict[bool, set[str]] = {True: {"skt_components"}, False: set()}
     for distribution in importlib.metadata.distributions():
-        brought[canonicalize_name(distribution.name) in visible] |= modules_of(distribution)
-    blocked = sorted(brought[False] - brought[True])
-    assert "pytest" in blocked
-    (folder / "given.png").write_bytes(PNG)
+        if canonicalize_name(distribution.name) in visible:
+            for name in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__", "skt_components"}:
+                if not (folder / name).exists():
+                    (folder / name).symlink_to(distribution.locate_file(name))
+    (folder / "skt_components").symlink_to(ROOT / "skt_components")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str | None, list[str]]:
+    """For each extra the errors of the statements that need it; for None, without extras, of all statements."""
+    root = tmp_path_factory.mktemp("environments")
+    promised = [statement for statements in PROMISES.values() for statement in statements]
+    statements: dict[str | None, list[str]] = {None: PLAIN + promised, **PROMISES}
+    folders = {extra: install(extra, root / str(extra)) for extra in statements}
+    (root / "given.png").write_bytes(PNG)
     done = subprocess.run(
-        [sys.executable, "-c", CHILD],
-        input=json.dumps([blocked, statements]),
+        [sys.executable, "-I", "-S", "-c", CHILD],  # without any site-packages
+        input=json.dumps([[str(folders[extra]), lines] for extra, lines in statements.items()]),
         capture_output=True,
         text=True,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return {extra: json.loads((folder / "outcomes.json").read_text()) for extra, folder in folders.items()}
 
 
 def test_every_extra_promises_something():
     assert set(PROMISES) == set(EXTRAS) - {"all", "dev", "docs"}
 
 
-def test_without_extras_the_components_work_and_the_rest_names_its_extra(tmp_path):
-    assert run_with(None, PLAIN, tmp_path) == [""] * len(PLAIN)
+def test_without_extras_the_components_work_and_the_rest_names_its_extra(outcomes):
+    assert outcomes[None][: len(PLAIN)] == [""] * len(PLAIN)
     promised = [(extra, statement) for extra, statements in PROMISES.items() for statement in statements]
-    errors = run_with(None, [statement for _, statement in promised], tmp_path)
+    errors = outcomes[None][len(PLAIN) :]
     named = [re.search(r"skt-components\[(\w+)\]", error) for error in errors]
     extras = [match[1] if match else error or "no error" for match, error in zip(named, errors, strict=True)]
     assert [*zip(extras, (statement for _, statement in promised), strict=True)] == promised
 
 
 @pytest.mark.parametrize("extra", PROMISES)
-def test_an_extra_alone_brings_what_it_promises(extra, tmp_path):
+def test_an_extra_alone_brings_what_it_promises(extra, outcomes):
     missing = [r for r in EXTRAS[extra] if not _is_installed(Requirement(r))]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")
-    assert run_with(extra, PROMISES[extra], tmp_path) == [""] * len(PROMISES[extra])
+    assert outcomes[extra] == [""] * len(PROMISES[extra])
 
 
 def _is_installed(requirement: Requirement) -> bool:

@@ -26,8 +26,11 @@ from skt_components.files.weights import check_state_dict
 from skt_components.ops.checks import check_tensor, float_dtype
 
 _COLOR_REGIONS = ColorPositionKMeans(8)
-# Take HRNet's maps before its representation head; timm's default passes them through classification modules.
-_HRNET_OPTIONS = {"feature_location": ""}
+_FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
+    "hrnet_": {"feature_location": ""},  # maps before the representation head, not timm's classification modules
+    "swin_": {"strict_img_size": False},  # pictures of any size
+    "swinv2_": {"strict_img_size": False},
+}
 _HRNET_HEAD = ("incre_modules", "downsamp_modules", "final_layer")
 
 
@@ -36,15 +39,16 @@ class TimmFeatureExtractor(nn.Module):
 
     The network is stored in :class:`Frozen`. Nothing is downloaded unless ``weights="pretrained"``.
 
-    A backbone whose first stride is 4 (ConvNeXt, RepViT) gets the picture at twice its size, at four times the cost. An
-    HRNet gives its four branches and the stem, which are the inputs of the representation head. All maps of a vision
-    transformer (ViT, DINOv2, DINOv3, SAM's encoder) have one stride. The maps of four blocks are used, from a quarter
+    A backbone whose first stride is 4 (ConvNeXt, RepViT, and hierarchical transformers such as PVTv2, Twins and Swin)
+    gets the picture at twice its size, at four times the cost. An HRNet gives its four branches and the stem, which are
+    the inputs of the representation head. All maps of a vision transformer (ViT, DINOv2, DINOv3, SAM's encoder) have
+    one stride. The maps of four blocks are used, from a quarter
     of the depth to the end. The last block is the coarsest level, with patches of 16 pixels. The others are enlarged
     bilinearly to the finer strides.
 
     Args:
         name: a timm model that takes pictures of any size and has feature maps at every stride of ``reduction``, or at
-            twice every stride; or a vision transformer. Swin transformers are not supported.
+            twice every stride; or a vision transformer.
         weights: None: the pip package with weights of ``tf_efficientnet_lite0``, for this model only. A path: a
             ``.pth``, ``.pt`` or ``.safetensors`` state dict in timm's layout; the classifier, and the head of an
             HRNet, may be missing. ``"pretrained"``: timm's download, or without a connection an earlier download.
@@ -175,7 +179,8 @@ def _build_network(
     name: str, reduction: tuple[int, ...], state: dict[str, Tensor] | None, source: str
 ) -> tuple[Any, list[int], int, int]:
     """Return the feature network, the order of its outputs, the multiple of its input size, and the scale."""
-    options: dict[str, Any] = {"features_only": True, **(_HRNET_OPTIONS if name.startswith("hrnet_") else {})}
+    family = next((own for prefix, own in _FAMILY_OPTIONS.items() if name.startswith(prefix)), {})
+    options = {"features_only": True, **family}
     strides = create_timm_model(name, **options).feature_info.reduction()
     if is_transformer(strides):
         return TransformerLevels(name, reduction, state, source), [0, 1, 2, 3], reduction[0], 1

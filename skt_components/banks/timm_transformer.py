@@ -31,7 +31,7 @@ class TransformerLevels(nn.Module):
         source: source of the state, for messages.
 
     Raises:
-        ValueError: the strides do not divide the coarsest, or the state does not fit.
+        ValueError: the strides do not divide the coarsest, the state does not fit, or the layers differ from a ViT's.
     """
 
     def __init__(self, name: str, reduction: tuple[int, ...], state: dict[str, Tensor] | None, source: str) -> None:
@@ -39,6 +39,9 @@ class TransformerLevels(nn.Module):
         if any(reduction[0] % stride for stride in reduction):
             raise ValueError(f"reduction must be divisors of the coarsest stride for a transformer, got {reduction}")
         network = _create(name)
+        patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+        if not (hasattr(network, "blocks") and isinstance(patch, tuple)):
+            raise ValueError(f"{name!r} cannot be a bank: it must have the layers of a ViT, blocks and patch_embed")
         if state is not None:
             heads = tuple(f"{layer}." for layer in ("head", "fc_norm", "neck", "attn_pool"))
             own = {key: value for key, value in network.state_dict().items() if not key.startswith(heads)}
@@ -50,7 +53,7 @@ class TransformerLevels(nn.Module):
         network.prune_intermediate_layers(self.blocks, prune_norm=False, prune_head=True)
         self.network, self.reduction = network, reduction
         self.normalized = isinstance(getattr(network, "norm", None), nn.Module)
-        self.patch = int(network.patch_embed.patch_size[0])
+        self.patch = int(patch[0])
         self.channels = (int(network.embed_dim if hasattr(network, "embed_dim") else network.num_features),) * LEVELS
 
     def forward(self, images: Tensor) -> list[Tensor]:

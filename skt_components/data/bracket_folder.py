@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skt_components.data.exif import read_exposure_settings
 from skt_components.data.formats import decode_png_or_jpeg, decode_tif
 from skt_components.data.io import SUPPORTED_SUFFIXES, read_image
 from skt_components.data.kalantari import exposure_faults, read_exposure_values, to_stops
@@ -28,7 +29,7 @@ from skt_components.ops.checks import check_choice
 from skt_components.ops.transfer import DISPLAY_GAMMA, TRANSFERS, linearize
 
 _TIFF, _PICTURES = (".tif", ".tiff"), (".png", ".jpg", ".jpeg")
-_SCENE = "{scene}"
+_SCENE, _EXIF = "{scene}", "exif"
 
 
 class DescribedLayout(SceneLayout):
@@ -53,8 +54,11 @@ class DescribedLayout(SceneLayout):
         self._frames = [self._take("frames", str)] if self._wildcard else self._take("frames", list)
         self._label = self._take("label", str)
         exposures = self._table.get("exposures")
-        constant = isinstance(exposures, list)
-        self._exposures = None if constant else self._take("exposures", str)
+        constant, self._from_exif = isinstance(exposures, list), exposures == _EXIF
+        if self._from_exif and "exposure_unit" in self._table:
+            raise ValueError(f"{path}: exposure_unit must not be given with exposures = {_EXIF!r}")
+        given = None if constant else self._take("exposures", str)
+        self._exposures = None if self._from_exif else given  # pattern of a file
         count = self._take("num_frames", int) if self._wildcard else len(self._frames)
         self.frames_shape, self.info_shapes = (count, 3), {"ev": (count,)}
         self._unit = self._take("exposure_unit", str, "stops")
@@ -68,7 +72,9 @@ class DescribedLayout(SceneLayout):
             raise ValueError(f"{path}: {next(iter(self._table))} is not a key of a description of a data set")
         self.picture_size = None if size is None else (int(size[0]), int(size[1]))
         self.order_rule = f"the exposures must go from short to long, as {self.path.name} lists them"
-        if self._wildcard:
+        if self._from_exif:
+            self.order_rule = "the exposure values are the EXIF data of the exposures"
+        elif self._wildcard:
             self.order_rule = f"the exposures are the files {self._frames[0]} sorted by name as text: 10 comes before 8"
         self._check()
 
@@ -95,7 +101,9 @@ class DescribedLayout(SceneLayout):
             parts = PurePosixPath(pattern).parts if isinstance(pattern, str) else ()
             if not parts or _SCENE not in pattern or pattern.startswith("/") or ".." in parts:
                 wanted = f"a path below the folder of a split with {_SCENE} in it"
-                raise ValueError(f"{self.path}: frames, label and exposures must be {wanted}, got {pattern!r}")
+                if pattern == self._exposures:
+                    raise ValueError(f'{self.path}: exposures must be {wanted}, a list or "exif", got {pattern!r}')
+                raise ValueError(f"{self.path}: frames and label must be {wanted}, got {pattern!r}")
             if "*" in pattern and (pattern in self._named or "*" in str(PurePosixPath(pattern).parent)):
                 raise ValueError(
                     f"{self.path}: * may stand in the file name of one pattern for frames, got {pattern!r}"
@@ -115,7 +123,7 @@ class DescribedLayout(SceneLayout):
                 raise ValueError(f"{self.path}: {key} must be above 0, got {number}")
         if not set(self.scene_counts) <= set(SPLITS) or not all(isinstance(n, int) for n in self.scene_counts.values()):
             raise ValueError(f"{self.path}: scenes must be like {{ train = 74, test = 15 }}, got {self.scene_counts}")
-        self._constant_stops = None if self._exposures else self._read_constants()
+        self._constant_stops = None if self._exposures or self._from_exif else self._read_constants()
 
     def _read_constants(self) -> list[float]:
         try:
@@ -174,18 +182,44 @@ class DescribedLayout(SceneLayout):
         """Read a label as :func:`read_image` does."""
         return read_image(path).permute(1, 2, 0).numpy()
 
-    def read_info(self, path: Path) -> Info:
+    def read_info(self, files: SceneFiles) -> Info:
         """Return the exposure values in stops."""
+        if self._from_exif:
+            return {"ev": _read_exif_stops([path for path in files.frames if path.is_file()])}
         stops = self._constant_stops
-        return {"ev": read_exposure_values(path, self.frames_shape[0], self._unit) if stops is None else stops}
+        return {"ev": read_exposure_values(files.info, self.frames_shape[0], self._unit) if stops is None else stops}
+
+    def read_scene(self, folder: Path) -> StoredScene:
+        """Read a whole scene; sort its exposures if their EXIF data have the exposure values."""
+        scene = super().read_scene(folder)
+        if not self._from_exif:
+            return scene
+        ev: list[float] = scene.info["ev"]
+        frames: list[Any] = list(scene.frames)
+        order = sorted(range(len(ev)), key=ev.__getitem__)
+        names = [scene.frame_names[i] for i in order]
+        return scene._replace(frames=[frames[i] for i in order], frame_names=names, info={"ev": sorted(ev)})
 
     def info_faults(self, info: Info) -> Iterator[str]:
-        """Yield a message if the exposure values do not rise."""
-        yield from exposure_faults(info)
+        """Yield a message if the exposure values do not rise; exposures with EXIF data may be in any order."""
+        yield from () if self._from_exif else exposure_faults(info)
 
     def exposure_values(self, info: Info) -> list[float]:
         """Return the exposure values in stops."""
         return list(info["ev"])
+
+
+def _read_exif_stops(paths: Sequence[Path]) -> list[float]:
+    """Return the exposures of pictures in stops, by their EXIF data."""
+    found: dict[float, Path] = {}
+    for path in paths:
+        light = read_exposure_settings(path).light
+        if light is None:
+            raise ValueError(f"{path}: has no exposure time in its EXIF data")
+        if light in found:
+            raise ValueError(f"{path}: has the same exposure as {found[light].name} in its EXIF data, {light:g}")
+        found[light] = path
+    return [math.log2(light) for light in found]
 
 
 def _find(folder: Path, parts: Sequence[str], scene: str | None = None) -> Iterator[tuple[Path, str]]:
@@ -236,13 +270,15 @@ class BracketFolder(SceneDataset):
         frames = "{scene}/shot_*.jpg"     # sorted by name as text, from short to long; or a list of single files
         num_frames = 3                    # needed with *
         label = "{scene}/merged.exr"      # .hdr, .exr, .tif or .npy
-        exposures = [0.01, 0.04, 0.16]    # or a text file with one number a line: "{scene}/exposure.txt"
+        exposures = [0.01, 0.04, 0.16]    # or a text file, "{scene}/exposure.txt", or "exif"
         exposure_unit = "times"           # or "stops", the default
         transfer = "srgb"                 # of the exposures; or "gamma2.2", the default, or "linear"
 
     Paths are below the folder of the split. ``{scene}`` is the part of a path that differs between scenes. It may be a
     part of the name of a folder or file, such as ``"{scene}_1/ldr.tif"``. Exposures are ``.tif``, ``.png`` or ``.jpg``
-    with 8 or 16 bits. Optional keys:
+    with 8 or 16 bits. A text file of exposures has one number a line. With ``exposures = "exif"`` the exposure is the
+    time in the EXIF data times ISO / 100 over the f-number squared. Then the exposures are sorted by it, and
+    ``exposure_unit`` must be missing. Optional keys:
 
     - ``white``: the number of an exposure that means white (by default the largest of its type, 255 or 65535);
     - ``label_white``: the radiance at which the shortest exposure saturates (1 by default). Labels are divided by it;

@@ -64,9 +64,9 @@ class BracketIRELayout(SceneLayout):
         """Map the label."""
         return map_array(path, channels=4, kinds="f")
 
-    def read_info(self, path: Path) -> Info:
+    def read_info(self, files: SceneFiles) -> Info:
         """Read white balance and color matrix."""
-        return _read_colors(path)
+        return _read_colors(files.info)
 
 
 def _read_colors(path: Path) -> dict[str, list[float] | list[list[float]]]:

@@ -77,9 +77,9 @@ class KalantariLayout(SceneLayout):
         with open_file(path):
             return read_hdr(path)
 
-    def read_info(self, path: Path) -> Info:
+    def read_info(self, files: SceneFiles) -> Info:
         """Read the exposure file."""
-        return {"ev": read_exposure_values(path)}
+        return {"ev": read_exposure_values(files.info)}
 
     def info_faults(self, info: Info) -> Iterator[str]:
         """Yield a message if the exposure values do not rise."""

@@ -138,7 +138,8 @@ def open_scene(layout: SceneLayout, folder: Path) -> StoredScene:
     channels = 4 if kind == "rgbe" else layout.frames_shape[1]
     frames = open_strips(folder / _FRAMES, layout.frames_shape, width, "u")
     label = open_strips(folder / _LABEL, (channels,), layout.scale * width, "u" if kind == "rgbe" else "f")
-    return StoredScene(folder, frames, label, folder / _LABEL, info)
+    names = [str(number + 1) for number in range(layout.frames_shape[0])]
+    return StoredScene(folder, frames, label, folder / _LABEL, info, names)
 
 
 def scene_faults(layout: SceneLayout, folder: Path) -> tuple[list[str], int]:

@@ -45,6 +45,7 @@ class StoredScene(NamedTuple):
     label: Array | StripFile  # (C, H, W) floats, or a file of floats or of (4, H, W) uint8 RGBE
     label_file: Path  # for messages
     info: Info  # plain numbers and lists that describe it
+    frame_names: Sequence[str]  # for messages
 
     @property
     def frame_shapes(self) -> list[tuple[int, ...]]:
@@ -119,8 +120,8 @@ class SceneLayout(abc.ABC):
         """Read or map the label (H, W, C) of a scene."""
 
     @abc.abstractmethod
-    def read_info(self, path: Path) -> Info:
-        """Read the plain numbers that describe a scene."""
+    def read_info(self, files: SceneFiles) -> Info:
+        """Read the plain numbers that describe a scene with these files."""
 
     def info_faults(self, info: Info) -> Iterator[str]:
         """Yield what is wrong with a scene's description."""
@@ -133,8 +134,7 @@ class SceneLayout(abc.ABC):
     def order_faults(self, scene: StoredScene) -> Iterator[str]:
         """Yield a message for each exposure that is darker than the one with the next smaller exposure value."""
         values, rows = self.exposure_values(scene.info), scene.some_rows()
-        files = [] if isinstance(scene.frames, StripFile) else self.files(scene.folder).frames
-        names = [path.name for path in files] or [str(number) for number in range(1, len(rows) + 1)]
+        names = scene.frame_names
         order = sorted(range(len(values)), key=values.__getitem__)
         for shorter, longer in itertools.pairwise(order):
             darker = float((rows[longer] < _DARKER * rows[shorter]).mean())
@@ -169,7 +169,8 @@ class SceneLayout(abc.ABC):
         files = self.files(folder)
         pictures = [*map(self.read_frame, files.frames), self.read_label(files.label)]
         *frames, label = (np.moveaxis(picture, -1, 0) for picture in pictures)
-        return StoredScene(folder, frames, label, files.label, self.read_info(files.info))
+        names = [path.name for path in files.frames]
+        return StoredScene(folder, frames, label, files.label, self.read_info(files), names)
 
     def check(self, scene: StoredScene) -> None:
         """Raise ValueError unless a scene's arrays and numbers fit together."""

@@ -126,10 +126,10 @@ def _scene_faults(
 
     The label's size is added to ``sizes``.
     """
-    exposures, label, info = layout.files(folder)
+    exposures, label, info = files = layout.files(folder)
     faults, read = layout.missing_files(folder), 0
     readers: dict[Path, Callable[[Path], Any]] = {label: layout.read_label}
-    readers |= dict.fromkeys(exposures, layout.read_frame) | {info: layout.read_info}
+    readers |= dict.fromkeys(exposures, layout.read_frame) | {info: lambda _: layout.read_info(files)}
     contents: dict[Path, Any] = {}
     for path, reader in readers.items():
         if not path.is_file():
@@ -153,7 +153,8 @@ def _scene_faults(
     complete = len(contents) == layout.frames_shape[0] + 2
     if complete and len(shapes) == 1:
         pictures = [np.moveaxis(contents[path], -1, 0) for path in (*exposures, label)]
-        faults += layout.order_faults(StoredScene(folder, pictures[:-1], pictures[-1], label, contents[info]))
+        names = [path.name for path in exposures]
+        faults += layout.order_faults(StoredScene(folder, pictures[:-1], pictures[-1], label, contents[info], names))
     return faults, read
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import os
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from skt_components.data import make_bracket, read_image
+from skt_components.data.exif import ExposureSettings, read_exposure_settings
 from skt_components.data.formats import decode_png_or_jpeg, to_float
 from skt_components.data.sample import RAW_PEAK
 from skt_components.files.packages import import_package
@@ -140,31 +140,16 @@ def read_light(path: str | os.PathLike[str]) -> float | None:
     ISO and f-number count as constant where they are missing; None without an exposure time.
 
     Raises:
+        ValueError: the EXIF data are damaged.
         ImportError: exifread is not installed.
     """
-    exifread = import_package("exifread", "reading exposure times needs ExifRead", "photo")
-    logging.getLogger("exifread").setLevel(logging.ERROR)  # a file without EXIF data is no fault
-    with open(path, "rb") as file:
-        tags = exifread.process_file(file, details=False)
-
-    def number(name: str) -> float | None:
-        value = getattr(tags.get(f"EXIF {name}", tags.get(f"Image {name}")), "values", None)
-        while isinstance(value, (list, tuple)):
-            value = value[0] if value else None
-        try:
-            found = float(value.num) / float(value.den) if hasattr(value, "num") else float(value)  # type: ignore[union-attr, arg-type]
-        except (TypeError, ValueError, ZeroDivisionError):
-            return None
-        return found if 0 < found < math.inf else None
-
-    time, iso, aperture = (number(name) for name in ("ExposureTime", "ISOSpeedRatings", "FNumber"))
-    if time is None and Path(path).suffix.lower() in RAW_SUFFIXES:  # RAW files that are no TIFF files inside
+    settings = read_exposure_settings(path)
+    if settings.time is None and Path(path).suffix.lower() in RAW_SUFFIXES:  # RAW files that are no TIFF files inside
         with _open_raw(Path(path)) as raw:
             found = raw.other
-            time, iso, aperture = found.shutter or None, found.iso_speed or None, found.aperture or None
-    if time is None:
-        return None
-    return time * (iso or 100.0) / 100.0 / (aperture or 1.0) ** 2
+            numbers = (found.shutter, found.iso_speed, found.aperture)
+            settings = ExposureSettings(*(number or None for number in numbers))
+    return settings.light
 
 
 def check_exposures(names: Sequence[str], sizes: Sequence[Sequence[int]], light: Sequence[float | None]) -> list[float]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -81,17 +84,89 @@ class _Dict(nn.Module):
         return {"scores": images}
 
 
-def test_a_segformer_of_transformers_gives_its_classes():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.SegformerConfig(
-        depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8, num_labels=7
-    )
-    network = transformers.SegformerForSemanticSegmentation(config)
-    regions = SegmenterRegions(network, network.config.num_labels)
-    pictures = torch.rand(1, 3, 64, 96)
-    mean, std = (value[:, None, None] for value in (regions.normalize.mean[:, 0, 0], regions.normalize.std[:, 0, 0]))
+def tiny_network(kind: str) -> nn.Module:
+    """Return a small random network of transformers with seven classes."""
+    import transformers as t
+
+    stages = {"out_features": ["stage1", "stage2", "stage3", "stage4"], "depths": [1] * 4}
+    if kind == "segformer":
+        options = {"hidden_sizes": [8] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 8}
+        return t.SegformerForSemanticSegmentation(t.SegformerConfig(depths=[1] * 4, num_labels=7, **options))
+    if kind == "upernet":
+        backbone = t.ConvNextConfig(hidden_sizes=[8] * 4, **stages)
+        options = {"hidden_size": 8, "use_auxiliary_head": False}
+        return t.UperNetForSemanticSegmentation(t.UperNetConfig(backbone_config=backbone, num_labels=7, **options))
+    if kind == "mobilevit":
+        options = {"hidden_sizes": [16] * 3, "neck_hidden_sizes": [8] * 7, "num_attention_heads": 2}
+        return t.MobileViTForSemanticSegmentation(t.MobileViTConfig(aspp_out_channels=8, num_labels=7, **options))
+    if kind == "dpt":
+        options = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+        options |= {"neck_hidden_sizes": [8] * 4, "fusion_hidden_size": 8, "backbone_out_indices": [0, 1, 2, 3]}
+        return t.DPTForSemanticSegmentation(t.DPTConfig(image_size=64, num_labels=7, **options))
+    backbone = t.SwinConfig(embed_dim=8, num_heads=[1, 2, 2, 2], window_size=4, **stages)
+    options = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "num_attention_heads": 2}
+    options |= {"encoder_feedforward_dim": 32, "dim_feedforward": 32, "encoder_layers": 1, "decoder_layers": 2}
+    config = t.Mask2FormerConfig(backbone_config=backbone, num_queries=5, num_labels=7, **options)
+    return t.Mask2FormerForUniversalSegmentation(config)
+
+
+def save(kind: str, folder: Path, **preprocessing: object) -> nn.Module:
+    """Save a small network as the Hugging Face hub has it; return it."""
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    network = tiny_network(kind).eval()
+    network.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    return network
+
+
+@pytest.mark.parametrize("kind", ["segformer", "upernet", "mask2former"])
+def test_a_network_of_transformers_gives_its_classes_with_its_normalization(kind, tmp_path):
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+    network = save(kind, tmp_path, do_normalize=True, image_mean=mean, image_std=std)
+    regions = SegmenterRegions.from_pretrained(tmp_path)
+    assert regions.num_regions == 7
+    pictures = torch.rand(2, 3, 64, 96)
+    inputs = (pictures - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     with torch.no_grad():
-        logits = network(pixel_values=(pictures - mean) / std).logits
-    wanted = F.interpolate(logits, (64, 96), mode="bilinear").argmax(1)
-    assert torch.equal(regions(pictures), wanted)
+        output = network(pixel_values=inputs)
+    if kind == "mask2former":
+        classes = output.class_queries_logits.softmax(-1)[:, :, :7]
+        masks = output.masks_queries_logits.sigmoid()
+        scores = (classes[..., None, None] * masks[:, :, None]).sum(1)
+    else:
+        scores = output.logits
+    wanted = F.interpolate(scores, (64, 96), mode="bilinear").argmax(1)
+    assert (regions(pictures) == wanted).float().mean() > 0.999  # ties of rounded scores
     assert len(wanted.unique()) > 1
+    assert regions(torch.rand(1, 3, 50, 37)).shape == (1, 50, 37)
+
+
+def test_a_network_of_transformers_gets_blue_first_if_its_preprocessing_says_so(tmp_path):
+    network = save("mobilevit", tmp_path, do_flip_channel_order=True)  # and does not normalize
+    pictures = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        scores = network(pixel_values=pictures.flip(1)).logits
+    regions = SegmenterRegions.from_pretrained(tmp_path)
+    assert torch.equal(regions(pictures), F.interpolate(scores, (64, 96), mode="bilinear").argmax(1))
+    assert describe_region_source(regions) != describe_region_source(SegmenterRegions(network, 7, **PLAIN))
+
+
+def test_networks_of_transformers_that_give_no_regions_are_rejected(tmp_path):
+    save("dpt", tmp_path / "dpt", do_normalize=False)
+    with pytest.raises(ValueError, match="dpt cannot give regions: it must take pictures of any size, but 64x96"):
+        SegmenterRegions.from_pretrained(tmp_path / "dpt")
+    transformers = pytest.importorskip("transformers")
+    transformers.ResNetConfig().save_pretrained(tmp_path / "classes")
+    with pytest.raises(ValueError, match="classes must segment pictures into classes, got a resnet"):
+        SegmenterRegions.from_pretrained(tmp_path / "classes")
+    with pytest.raises(FileNotFoundError, match=r"no segmentation network of transformers at .*nowhere"):
+        SegmenterRegions.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no segmentation network of transformers at some/name"):
+        SegmenterRegions.from_pretrained("some/name")  # not downloaded
+
+
+def test_a_missing_transformers_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"skt-components\[transformers\]"):
+        SegmenterRegions.from_pretrained("folder")

@@ -97,6 +97,36 @@ def test_a_file_fills_every_family_of_backbone(tmp_path: Path, pictures: Tensor,
         assert any(m.shape == feature.shape and torch.allclose(m, feature, atol=1e-5) for m in wanted)
 
 
+SMALL = {
+    "pvt_v2_b0": {"depths": (1, 1, 1, 1)},
+    "twins_svt_small": {"depths": (1, 1, 2, 1), "embed_dims": (16, 32, 32, 64), "num_heads": (2, 2, 2, 2)},
+    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 2, 1), "embed_dim": 12, "strict_img_size": False},
+    "swinv2_tiny_window8_256": {"depths": (1, 1, 2, 1), "embed_dim": 12, "strict_img_size": False},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_hierarchical_transformer_gives_its_four_stages(
+    tmp_path: Path, pictures: Tensor, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: make(name, **{**SMALL[name], **options}))
+    full = timm.create_model(name)
+    torch.save(full.state_dict(), tmp_path / "weights.pth")
+    bank = TimmFeatureExtractor(name, weights=tmp_path / "weights.pth")
+    assert (bank.scale, bank.reduction) == (2, (16, 8, 4, 2))
+    pictures = pictures[..., :80]  # not a multiple of the window
+    doubled = F.interpolate(pictures, scale_factor=2, mode="bilinear", align_corners=False)
+    for feature, wanted in zip(bank(pictures).features, reversed(intermediates(full, doubled)), strict=True):
+        torch.testing.assert_close(feature, wanted, rtol=1e-4, atol=1e-5)
+    assert [f.shape[-1] for f in bank(torch.rand(1, 3, 50, 33)).features] == [3, 5, 9, 17]
+
+
+def test_a_transformer_of_another_build_is_rejected() -> None:
+    with pytest.raises(ValueError, match="'volo_d1_224' cannot be a bank: it must have the layers of a ViT"):
+        TimmFeatureExtractor("volo_d1_224", weights="random")
+
+
 def hrnet_branches(full: nn.Module, pictures: Tensor) -> list[Tensor]:
     """The stem and the four branches before the head, from timm's whole network, coarse to fine."""
     config: Any = full.pretrained_cfg
@@ -171,7 +201,7 @@ def test_other_families(name: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "maxvit_tiny_tf_224"])
+@pytest.mark.parametrize("name", ["coat_lite_tiny", "maxvit_tiny_tf_224"])
 def test_networks_of_one_picture_size_are_rejected(name: str) -> None:
     with pytest.raises(ValueError, match=rf"'{name}' cannot be a bank: it must take pictures of any size"):
         TimmFeatureExtractor(name, weights="random")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -10,10 +12,13 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from camera_files import write_jpeg
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from skt_components.commands import main
 from skt_components.data import PUBLISHED, BracketFolder, Kalantari17, find_dataset, prepare, verify, write_image
+from skt_components.data.exif import read_exposure_settings
 from skt_components.ops.transfer import srgb_decode
 
 from .conftest import random_rgbe, write_kalantari_scene, write_rgbe
@@ -191,6 +196,90 @@ def test_swapped_exposures_and_mixed_bit_depths_are_noticed(lab, tmp_path):
         _ = BracketFolder(lab, tmp_path / "lab.toml")[0]
 
 
+# exposures from EXIF data
+
+AS_SHOT = {"1": Fraction(1, 60), "2": Fraction(1, 250), "3": Fraction(1, 15)}  # a camera begins with the middle one
+EXIF = {"frames": '"{scene}/shot_*.jpg"', "num_frames": "3", "exposures": '"exif"', "exposure_unit": None}
+
+
+@pytest.fixture
+def shot(tmp_path) -> Path:
+    """Two scenes as a camera brackets them, in JPEG files with EXIF data, one of them with a higher ISO number."""
+    pytest.importorskip("exifread")
+    light = 0.2 + 0.05 * torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(0))
+    for scene in ("a", "b"):
+        folder = tmp_path / "root" / "photos" / scene
+        folder.mkdir(parents=True)
+        for name, time in AS_SHOT.items():
+            iso = 200 if name == "3" else 100
+            write_jpeg(folder / f"shot_{name}.jpg", light * 60 * float(time) * iso / 400, time, iso=iso, f=(56, 10))
+        write_image(folder / "merged.exr", light)
+    return tmp_path / "root"
+
+
+def test_exposures_are_sorted_by_their_exif_data(shot, tmp_path):
+    data = BracketFolder(shot, describe(tmp_path, **EXIF))
+    sample = data[1]
+    torch.testing.assert_close(sample.exposure_times, torch.tensor([1.0, 250 / 60, 2 * 250 / 15]))
+    listed = '["{scene}/shot_2.jpg", "{scene}/shot_1.jpg", "{scene}/shot_3.jpg"]'
+    times = {"frames": listed, "num_frames": None, "exposures": '["1/250", "1/60", "2/15"]'}
+    assert torch.equal(sample.bracket, BracketFolder(shot, describe(tmp_path, **times))[1].bracket)
+
+
+def test_commands_take_exposures_from_exif_data(shot, tmp_path, capsys):
+    description, out = str(describe(tmp_path, **EXIF)), str(tmp_path / "out")
+    assert main(["data", "verify", description, str(shot)]) == 0
+    assert "2 train scenes, 10 files read, no problems" in capsys.readouterr().out
+    assert main(["data", "prepare", description, str(shot), out]) == 0
+    original, copy = (find_dataset(description)(root)[0] for root in (shot, out))
+    assert torch.equal(original.bracket, copy.bracket)
+    assert torch.equal(original.exposure_times, copy.exposure_times)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_other_formats_have_exif_data_too(shot, tmp_path, suffix):
+    exif = {**EXIF, "frames": f'"{{scene}}/shot_*.{suffix}"'}
+    for path in shot.rglob("*.jpg"):
+        with Image.open(path) as picture:
+            picture.save(path.with_suffix(f".{suffix}"), exif=picture.getexif())
+    sample = BracketFolder(shot, describe(tmp_path, **exif))[0]
+    torch.testing.assert_close(sample.exposure_times, torch.tensor([1.0, 250 / 60, 2 * 250 / 15]))
+
+
+def test_pictures_without_or_with_equal_exif_exposures_are_named(shot, tmp_path):
+    picture = torch.rand(3, *SIZE)
+    write_jpeg(shot / "photos/a/shot_2.jpg", picture)
+    write_jpeg(shot / "photos/b/shot_2.jpg", picture, Fraction(1, 60), iso=100, f=(56, 10))
+    description = describe(tmp_path, **EXIF)
+    problems = verify(str(description), shot, progress=False).problems
+    assert [problem.partition("photos/")[2] for problem in problems] == [
+        "a/shot_2.jpg: has no exposure time in its EXIF data",
+        "b/shot_2.jpg: has the same exposure as shot_1.jpg in its EXIF data, 0.000531463",
+    ]
+    with pytest.raises(ValueError, match=r"a/shot_2\.jpg: has no exposure time"):
+        _ = BracketFolder(shot, description)[0]
+    whole = write_jpeg(shot / "photos/a/shot_2.jpg", picture, Fraction(1, 250)).read_bytes()
+    (shot / "photos/a/shot_2.jpg").write_bytes(whole[:20])
+    with pytest.raises(ValueError, match=r"a/shot_2\.jpg: the EXIF data are damaged"):
+        read_exposure_settings(shot / "photos/a/shot_2.jpg")
+    (shot / "photos/a/shot_2.jpg").unlink()
+    (problem, _) = verify(str(description), shot, progress=False).problems
+    assert "photos/a: must have 3 exposures like {scene}/shot_*.jpg, has 2" in problem
+
+
+def test_exif_data_that_do_not_fit_the_pictures_are_noticed(shot, tmp_path):
+    picture = torch.full((3, *SIZE), 0.01)
+    write_jpeg(shot / "photos/a/shot_3.jpg", picture, Fraction(1, 15), iso=200, f=(56, 10))
+    with pytest.warns(UserWarning, match=r"shot_3.jpg is darker than exposure shot_1.jpg.*are the EXIF data"):
+        _ = BracketFolder(shot, describe(tmp_path, **EXIF))[0]
+
+
+def test_a_missing_exifread_names_its_extra(shot, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "exifread", None)
+    with pytest.raises(ImportError, match=r"skt-components\[photo\]"):
+        _ = BracketFolder(shot, describe(tmp_path, **EXIF))[0]
+
+
 # a description that is wrong
 
 
@@ -203,6 +292,8 @@ def test_swapped_exposures_and_mixed_bit_depths_are_noticed(lab, tmp_path):
         ({"num_frames": '"two"'}, "num_frames must be a whole number, got 'two'"),
         ({"exposures": "[1, 4, 16]"}, "exposures must be 2 numbers in times, one for each frame"),
         ({"exposures": "[0, 4]"}, "exposures must be 2 numbers in times"),
+        ({"exposures": '"exif"'}, "exposure_unit must not be given with exposures = 'exif'"),
+        ({"exposures": '"exposures.txt"'}, r'exposures must be a path .*with {scene} in it, a list or "exif"'),
         ({"exposure_unit": '"seconds"'}, "exposure_unit must be one of"),
         ({"transfer": '"rec709"'}, "transfer must be one of"),
         ({"frames": '"shot_*.png"'}, "must be a path below the folder of a split with {scene} in it, got 'shot_"),

@@ -18,14 +18,14 @@ def pair():
     return (target + 0.1 * torch.randn(target.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1), target
 
 
-def test_equals_the_package_called_by_hand():
+def test_equals_the_package_called_by_hand(agrees_with_original):
     pycvvdp = pytest.importorskip("pycvvdp")
     prediction, target = pair()
     jods = color_video_vdp(prediction, target, luminance=200.0)
     metric = pycvvdp.cvvdp(display_name="standard_hdr_linear", device=torch.device("cpu"))
     for jod, test, reference in zip(jods, prediction, target, strict=True):
         expected, _ = metric.predict(200 * test.permute(1, 2, 0), 200 * reference.permute(1, 2, 0), dim_order="HWC")
-        assert jod.item() == pytest.approx(float(expected), abs=1e-5)
+        agrees_with_original("ColorVideoVDP", jod.item(), float(expected), abs=1e-5)
     assert jods.dtype == torch.float64
     assert (jods < 9.5).all()
 

@@ -42,13 +42,13 @@ def skimage_ssim(prediction: np.ndarray, target: np.ndarray, peak: float, sample
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("peak", [1.0, 16.0, 255.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_ssim_matches_skimage_per_picture(size, channels, peak, dtype):
+def test_ssim_matches_skimage_per_picture(size, channels, peak, dtype, agrees_with_original):
     prediction, target = (x.to(dtype) * peak for x in pictures(size=size, channels=channels))
     values = ssim(prediction, target, peak=peak)
     assert values.shape == (3,)
     assert values.dtype == torch.float64
     for value, p, t in zip(values, prediction.numpy(), target.numpy(), strict=True):
-        assert value.item() == pytest.approx(skimage_ssim(p, t, peak), abs=1e-9)
+        agrees_with_original("SSIM", value.item(), skimage_ssim(p, t, peak), abs=1e-9)
 
 
 def test_ssim_matches_kornia_per_picture():
@@ -69,27 +69,27 @@ def test_ssim_mu_is_ssim_of_the_tone_mapped_pictures():
     torch.testing.assert_close(ssim_mu(prediction, target, mu=500.0), expected)
 
 
-def test_clip_is_the_protocol_that_scales_to_255_and_clips():
+def test_clip_is_the_protocol_that_scales_to_255_and_clips(agrees_with_original):
     prediction, target = pictures()
     values = ssim(prediction, target, peak=1.0, clip=True)
     for value, p, t in zip(values, prediction.numpy(), target.numpy(), strict=True):
         clipped = [np.clip(x * 255.0, 0, 255) for x in (p, t)]
-        assert value.item() == pytest.approx(skimage_ssim(*clipped, 255.0), abs=1e-6)
+        agrees_with_original("SSIM, clipped", value.item(), skimage_ssim(*clipped, 255.0), abs=1e-6)
     assert (values - ssim(prediction, target, peak=1.0)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("size", [(11, 11), (19, 27)])
-def test_sample_covariance_matches_skimage(size):
+def test_sample_covariance_matches_skimage(size, agrees_with_original):
     prediction, target = (x.double() for x in pictures(size=size))
     values = ssim(prediction, target, peak=1.0, sample_covariance=True)
     for value, p, t in zip(values, prediction.numpy(), target.numpy(), strict=True):
-        assert value.item() == pytest.approx(skimage_ssim(p, t, 1.0, sample=True), abs=1e-9)
+        agrees_with_original("SSIM, sample covariance", value.item(), skimage_ssim(p, t, 1.0, sample=True), abs=1e-9)
     assert (values - ssim(prediction, target, peak=1.0)).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("border", ["replicate", "volume"])
 @pytest.mark.parametrize("size", [(5, 8), (19, 27)])
-def test_matlab_forms_match_scipy(border, size):
+def test_matlab_forms_match_scipy(border, size, agrees_with_original):
     # MATLAB's documentation: Gaussian, sigma 1.5, radius ceil(3 sigma), in as many dimensions as the array has, the
     # border replicated, the population's variances, mean of the whole map.
     prediction, target = (x.double() for x in pictures(size=size))
@@ -105,10 +105,10 @@ def test_matlab_forms_match_scipy(border, size):
         covariance = blur(p * t) - mean_p * mean_t
         luminance = (2 * mean_p * mean_t + 1e-4) / (mean_p**2 + mean_t**2 + 1e-4)
         expected = (luminance * (2 * covariance + 9e-4) / (variances + 9e-4)).mean()
-        assert value.item() == pytest.approx(expected, abs=1e-9)
+        agrees_with_original("SSIM, MATLAB's forms", value.item(), expected, abs=1e-9)
 
 
-def test_bracketire_form_is_skimage_on_truncated_16_bit_pictures_without_their_border():
+def test_bracketire_form_is_skimage_on_truncated_16_bit_pictures_without_their_border(agrees_with_original):
     prediction, target = (16 * x for x in pictures(size=(31, 40)))
     values = ssim_mu(prediction, target, peak=16.0, bits=16, sample_covariance=True, crop=10)
     for value, p, t in zip(values, prediction.numpy(), target.numpy(), strict=True):
@@ -117,7 +117,7 @@ def test_bracketire_form_is_skimage_on_truncated_16_bit_pictures_without_their_b
             for x in (p, t)
         ]
         cropped = [x[:, 10:-10, 10:-10] for x in stored]
-        assert value.item() == pytest.approx(skimage_ssim(*cropped, 65535.0, sample=True), abs=1e-9)
+        agrees_with_original("SSIM-mu, 16 bits", value.item(), skimage_ssim(*cropped, 65535.0, sample=True), abs=1e-9)
 
 
 def test_options_of_ssim_l_and_ssim_mu_are_those_of_ssim():
