@@ -23,7 +23,7 @@ from skt_components.files.toml import read_toml
 from skt_components.framework.loss_weights import LossWeights
 from skt_components.training.option_help import flag, format_options
 
-_LEARNING_RATES = {"ahdrnet": 4e-3, "sctnet": 2e-4}  # the best found; others 1e-3
+_LEARNING_RATES = {"ahdrnet": 4e-3, "sctnet": 5e-4}  # the best found; others 1e-3
 _AT_LEAST = {
     **dict.fromkeys(("steps", "batch_size", "accumulate", "log_every", "validate_every", "checkpoint_every"), 1),
     **dict.fromkeys(("keep", "regions", "seeds", "val_samples", "teacher_stride"), 1),
@@ -138,7 +138,7 @@ class TrainConfig:
     crop: int = 64
     """Side of the training crops in pixels. For RAW in packed pixels, which are blocks of 2 x 2."""
     lr: float | None = None
-    """Learning rate. Default: 4e-3 for AHDRNet, 2e-4 for SCTNet, 1e-3 for other networks."""
+    """Learning rate. Default: 4e-3 for AHDRNet, 5e-4 for SCTNet, 1e-3 for other networks."""
     final_lr: float | None = None
     """Learning rate at the end. Default: a fiftieth of the first."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
+from skt_components.losses import mu_l1_loss
 from skt_components.metrics import psnr_mu
 from skt_components.models import NETWORKS, bracket_options, fit_last_layer, initialize_from_samples
 from skt_components.models.network import ReconstructionNetwork
@@ -94,3 +95,21 @@ def test_rejects_a_target_of_another_size() -> None:
     network = nn.Sequential(nn.Flatten(1, 2), nn.Conv2d(18, 3, 1))
     with pytest.raises(ValueError, match=r"layer must make the picture \(1, 3, 9, 8\), got \(1, 3, 8, 8\) from '1'"):
         fit_last_layer(network, torch.rand(1, 3, 6, 8, 8), torch.rand(1, 3, 9, 8), layer="1")
+
+
+def test_the_first_steps_of_adam_destroy_less_of_sctnet_where_its_layers_are_rescaled() -> None:
+    sample, losses = samples(), {}
+    for rescaled in (True, False):
+        torch.manual_seed(0)
+        network = NETWORKS["sctnet-small"](**bracket_options("srgb")).eval()
+        assert isinstance(network, ReconstructionNetwork)
+        if rescaled:
+            network.rescale_layers()
+        fit_last_layer(network, sample.bracket, sample.target, layer=network.last_layer)
+        optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)
+        for _ in range(4):
+            losses[rescaled] = mu_l1_loss(network(sample.bracket), sample.target)
+            optimizer.zero_grad()
+            losses[rescaled].backward()
+            optimizer.step()
+    assert losses[True] < 0.2 < 0.4 < losses[False]
