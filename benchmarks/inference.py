@@ -144,8 +144,8 @@ def main(options: Options) -> None:
         measure_one(options)
         return
     rows: dict[str, dict[str, object]] = {}
-    result = {"command": " ".join(["python benchmarks/inference.py", *sys.argv[1:]])}
-    result |= {**environment(torch.device("cpu")), "size": options.size, "tile": options.tile, "networks": rows}
+    written: dict[str, object] = {"command": " ".join(["python benchmarks/inference.py", *sys.argv[1:]])}
+    written |= {**environment(torch.device("cpu")), "size": options.size, "tile": options.tile, "networks": rows}
     for name in options.networks:
         rows[name] = {"gmacs": round(gmacs(name, options.size), 1), "matrix_gflops": round(matrix_speed())}
         first: dict[str, float] = {}
@@ -175,7 +175,7 @@ def main(options: Options) -> None:
                 row["largest_difference"] = float((result - expected).abs().max())
                 rows[name][way] = row
                 print(f"{name}, {way}: {row}", flush=True)
-                write_result(options.out, "inference", result)  # each row, so that a stopped run has its results
+                write_result(options.out, "inference", written)  # each row, so that a stopped run has its results
 
 
 if __name__ == "__main__":
