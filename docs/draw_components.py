@@ -21,8 +21,9 @@ from torch.nn import functional as F
 
 import skt_components as skt
 from skt_components.data import show_exposures
+from skt_components.evaluation.figures import principal_colors
 from skt_components.histogram import soft_histogram
-from skt_components.ops import complementary_masks, mix_features, tone_map
+from skt_components.ops import complementary_masks, mix_features, mosaic, tone_map
 
 FOLDER = Path(__file__).parent / "_static" / "components"
 SIZE, LARGE = (160, 240), (448, 672)
@@ -56,15 +57,6 @@ def colored(values: Tensor, colors: str = "inferno") -> Tensor:
 def regions_of(labels: Tensor) -> Tensor:
     """Return a color for each region of a label map (H, W)."""
     return colored((labels * 7 % 20).float(), "tab20")
-
-
-def principal(features: Tensor) -> Tensor:
-    """Return the first three principal components of (C, H, W) as a picture."""
-    flat = features.flatten(1).T
-    flat = flat - flat.mean(0)
-    components = flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:3].T
-    low, high = components.quantile(torch.tensor([0.02, 0.98])[:, None, None].flatten(), dim=0)
-    return ((components - low) / (high - low)).clamp(0, 1).T.unflatten(1, features.shape[1:])
 
 
 def color_loss(picture: Tensor, labels: Tensor) -> Tensor:
@@ -131,12 +123,10 @@ def main(photographs: Path) -> None:
         priors = bank(picture[None])
         network = skt.load_pretrained("ahdrnet-small")(bracket)[0]
     labels = priors.labels[0]
-    mosaic = torch.zeros(3, *SIZE)
-    mosaic[0, ::2, ::2], mosaic[2, 1::2, 1::2] = picture[0, ::2, ::2], picture[2, 1::2, 1::2]
-    mosaic[1, ::2, 1::2], mosaic[1, 1::2, ::2] = picture[1, ::2, 1::2], picture[1, 1::2, ::2]
+    filters = mosaic(torch.eye(3)[:, :, None, None].expand(3, 3, *SIZE))[:, 0]  # 1 where the sensor sees this color
     window = (..., slice(60, 100), slice(90, 150))
-    bayer = F.interpolate(mosaic[window][None], SIZE)[0]
-    color = F.interpolate(skt.demosaic(mosaic.sum(0)[None, None])[0][window][None], SIZE)[0]
+    bayer = F.interpolate((picture * filters)[window][None], SIZE)[0]
+    color = F.interpolate(skt.demosaic(mosaic(picture[None]))[window], SIZE)[0]
     merged = skt.merge_exposures(bracket, small.exposure_times)[0]
     error = (skt.mu_law(network) - skt.mu_law(target)).abs().mean(0)
     drawn = {
@@ -144,12 +134,12 @@ def main(photographs: Path) -> None:
         "histogram": histogram(picture),
         "prior-fusion": fusion(priors.features[-1][0]),
         "skam": alignment(picture.mean(0), target.mean(0)),
-        "pyramid": grid([principal(feature[0]) for feature in priors.features]),
+        "pyramid": grid([principal_colors(feature[0]) for feature in priors.features]),
         "domain-transfer": beside(target.clamp(0, 1), skt.mu_law(target).clamp(0, 1)),
         "demosaic": beside(bayer, color.clamp(0, 1)),
         "merge": beside(*(tone_map(p[None], like=like)[0] for p in (skt.reference_exposure(bracket)[0], merged))),
         "networks": beside(*(tone_map(p[None], like=like)[0] for p in (skt.reference_exposure(bracket)[0], network))),
-        "banks": beside(picture, F.interpolate(principal(priors.features[-1][0])[None], SIZE)[0]),
+        "banks": beside(picture, F.interpolate(principal_colors(priors.features[-1][0])[None], SIZE)[0]),
         "regions": beside(picture, regions_of(labels)),
         "simulation": beside(*shown),
         "metrics": beside(picture, colored(error.clamp_max(0.1))),

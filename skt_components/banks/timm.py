@@ -42,9 +42,8 @@ class TimmFeatureExtractor(nn.Module):
     A backbone whose first stride is 4 (ConvNeXt, RepViT, and hierarchical transformers such as PVTv2, Twins and Swin)
     gets the picture at twice its size, at four times the cost. An HRNet gives its four branches and the stem, which are
     the inputs of the representation head. All maps of a vision transformer (ViT, DINOv2, DINOv3, SAM's encoder) have
-    one stride. The maps of four blocks are used, from a quarter
-    of the depth to the end. The last block is the coarsest level, with patches of 16 pixels. The others are enlarged
-    bilinearly to the finer strides.
+    one stride. The maps of four blocks are used, from a quarter of the depth to the end. The last block is the coarsest
+    level, with patches of 16 pixels. The others are enlarged bilinearly to the finer strides.
 
     Args:
         name: a timm model that takes pictures of any size and has feature maps at every stride of ``reduction``, or at

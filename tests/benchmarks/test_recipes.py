@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iterator[Callable[..., str]]:
-    """Run a script in this process: ``run(script, *arguments)`` returns what it printed."""
+    """Return a function ``run(script, *arguments)``. It runs the script in this process and returns its output."""
 
     def call(script: ModuleType, *arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])

@@ -180,7 +180,7 @@ SERVER = (
     + """
 from skt_components import soft_histogram, training
 torch.set_num_threads(1)  # everything is imported once; every run is a fork of this process
-soft_histogram(torch.zeros(1, 1, 2, 2))  # numba, with what it has compiled
+soft_histogram(torch.zeros(1, 1, 2, 2))  # loads numba and its compiled functions before the forks
 gc.collect()
 gc.freeze()  # which the runs would otherwise look through at their end
 for line in sys.stdin:
